@@ -1,0 +1,10 @@
+"""BrainScale's online learning as pure functions of explicit pytrees, with interchangeable batching strategies."""
+
+from ._algorithms.base import Algorithm as Algorithm
+from ._algorithms.es_d_rtrl import ES_D_RTRL as ES_D_RTRL
+from ._errors import PureBatchingError as PureBatchingError
+from ._learner import Carry as Carry, Learner as Learner, capture as capture
+from ._sequence import Aux as Aux, sequence_grad as sequence_grad
+from ._strategies.loop import loop as loop
+from ._strategies.manual import manual as manual
+from ._strategies.vmap import vmap as vmap

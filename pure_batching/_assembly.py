@@ -1,0 +1,224 @@
+"""What BrainScale's compiler found, in plain data, and the Program that is built from it."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var, jaxpr_as_fun
+
+from ._jaxpr import Piece, cut_piece, order_of, reachable, tainted_by
+from ._program import Group, Link, Relation, States, WeightInput
+from ._tree import Tree
+
+
+class FoundGroup(NamedTuple):
+    """A hidden group: states, and the equations from the old ones to the new ones."""
+
+    paths: tuple[str, ...]
+    widths: tuple[int, ...]
+    invars: tuple[Var, ...]
+    outvars: tuple[Var, ...]
+    eqns: tuple[JaxprEqn, ...]
+
+    @property
+    def name(self) -> str:
+        return ", ".join(self.paths)
+
+
+class FoundRelation(NamedTuple):
+    """One use of a weight: the equation that uses it, and the equations from its result to each hidden group."""
+
+    weight: str
+    weight_vars: tuple[Var, ...]
+    x: Var | None
+    y: Var
+    operation: JaxprEqn
+    links: tuple[tuple[str, tuple[JaxprEqn, ...]], ...]
+
+
+class Compiled(NamedTuple):
+    """A compiled step.
+
+    Attributes:
+      closed: inputs, states and perturbations -> outputs, states, and what follows.
+      output: the specification of the step's result.
+      order: the states in the jaxpr's order.
+      specs: the specification of each state.
+      kinds: "param", "hidden", "key" or "other" for each state.
+      perturbations: the variable that is added to each hidden state.
+      direct: the weights with an ordinary within-step gradient.
+      is_blocked: the equations that no eligibility trace follows.
+    """
+
+    closed: ClosedJaxpr
+    num_inputs: int
+    output: Tree
+    order: tuple[str, ...]
+    specs: dict[str, Tree]
+    kinds: dict[str, str]
+    perturbations: dict[str, Var]
+    groups: tuple[FoundGroup, ...]
+    relations: tuple[FoundRelation, ...]
+    direct: tuple[str, ...]
+    is_blocked: Callable[[JaxprEqn], bool]
+
+    @property
+    def num_outputs(self) -> int:
+        """How many arrays the step's result holds."""
+        return len(jax.tree.leaves(self.output))
+
+    def state_vars(self) -> tuple[dict[str, list[Var]], dict[str, list[Var]]]:
+        """The variables of each state before and after the step."""
+        before, after = self.closed.jaxpr.invars[self.num_inputs :], self.closed.jaxpr.outvars[self.num_outputs :]
+        ins, outs, start = {}, {}, 0
+        for path in self.order:
+            stop = start + len(jax.tree.leaves(self.specs[path]))
+            ins[path], outs[path] = list(before[start:stop]), list(after[start:stop])
+            start = stop
+        return ins, outs
+
+
+def split_states(compiled: Compiled) -> States:
+    """The carried states by duty; `shared` are those that nothing of a sample can reach."""
+    ins, outs = compiled.state_vars()
+    by_kind = {
+        kind: sorted(p for p in compiled.order if compiled.kinds[p] == kind) for kind in ("hidden", "key", "other")
+    }
+    sources = [*compiled.closed.jaxpr.invars[: compiled.num_inputs]]
+    sources += [var for kind in ("hidden", "key") for path in by_kind[kind] for var in ins[path]]
+    own: set[str] = set()
+    while True:
+        tainted = tainted_by(compiled.closed.jaxpr, sources + [var for path in own for var in ins[path]])
+        reached = {path for path in by_kind["other"] if any(var in tainted for var in outs[path])} | own
+        if reached == own:
+            break
+        own = reached
+
+    def pick(paths: Sequence[str]) -> dict[str, Tree]:
+        return {path: compiled.specs[path] for path in paths}
+
+    shared = [path for path in by_kind["other"] if path not in own]
+    return States(pick(by_kind["hidden"]), pick(sorted(own)), pick(by_kind["key"]), pick(shared))
+
+
+class Assembly:
+    """Puts what was found into an order that is the same in every process, and cuts it out of the step."""
+
+    def __init__(self, compiled: Compiled) -> None:
+        self.compiled = compiled
+        self.order = order_of(compiled.closed.jaxpr)
+        self.groups = sorted(compiled.groups, key=lambda group: group.name)
+        self.found = sorted(compiled.relations, key=lambda relation: self.order[relation.y])
+        self.names = _names([relation.weight for relation in self.found])
+        self.transitions = [self._transition(group) for group in self.groups]
+        self.withins = [self._within(group) for group in self.groups]
+        self.links = [[(self._position(name), self._link(r, name, eqns)) for name, eqns in r.links] for r in self.found]
+        self.temporaries = self._temporaries()
+
+    def program_groups(self) -> tuple[Group, ...]:
+        return tuple(
+            Group(
+                name=found.name,
+                paths=found.paths,
+                widths=found.widths,
+                varshape=_varshape(found),
+                dtype=found.outvars[0].aval.dtype,
+                transition=transition.bind(self.temporaries),
+                within=None if within is None else within.bind(self.temporaries),
+            )
+            for found, transition, within in zip(self.groups, self.transitions, self.withins, strict=True)
+        )
+
+    def program_relations(self, groups: tuple[Group, ...]) -> tuple[Relation, ...]:
+        return tuple(self._relation(i, groups) for i in range(len(self.found)))
+
+    def step(self) -> Callable[..., list[jax.Array]]:
+        """Inputs, states, perturbations by sorted path -> outputs, states, temporaries."""
+        jaxpr = self.compiled.closed.jaxpr
+        kept = len(jaxpr.invars) - len(self.compiled.perturbations)
+        perturbations = [self.compiled.perturbations[path] for path in sorted(self.compiled.perturbations)]
+        results = jaxpr.outvars[: self.compiled.num_outputs + self._num_state_leaves()]
+        whole = Jaxpr(
+            jaxpr.constvars,
+            [*jaxpr.invars[:kept], *perturbations],
+            [*results, *self.temporaries],
+            jaxpr.eqns,
+            jaxpr.effects,
+        )
+        return jaxpr_as_fun(ClosedJaxpr(whole, self.compiled.closed.consts))
+
+    def _num_state_leaves(self) -> int:
+        return sum(len(jax.tree.leaves(self.compiled.specs[path])) for path in self.compiled.order)
+
+    def _transition(self, group: FoundGroup) -> Piece:
+        return cut_piece(group.eqns, group.invars, group.outvars, self.order)
+
+    def _link(self, relation: FoundRelation, name: str, eqns: tuple[JaxprEqn, ...]) -> Piece:
+        return cut_piece(eqns, [relation.y], self.groups[self._position(name)].outvars, self.order)
+
+    def _within(self, group: FoundGroup) -> Piece | None:
+        """From the perturbations of a group to its new states; None where each reaches its own state only."""
+        cut = [self.compiled.perturbations[path] for path in group.paths]
+        eqns = reachable(self.compiled.closed.jaxpr.eqns, cut, self.compiled.is_blocked)
+        piece = cut_piece(eqns, cut, group.outvars, self.order)
+        return piece if len(piece.jaxpr.eqns) > len(group.paths) else None
+
+    def _position(self, name: str) -> int:
+        return [group.name for group in self.groups].index(name)
+
+    def _temporaries(self) -> list[Var]:
+        pieces = [*self.transitions, *(piece for links in self.links for _, piece in links)]
+        pieces += [within for within in self.withins if within is not None]
+        wanted = {var for piece in pieces for var in (*piece.free, *piece.cut)}
+        wanted |= {relation.x for relation in self.found if relation.x is not None}
+        return sorted(wanted, key=self.order.__getitem__)
+
+    def _relation(self, i: int, groups: tuple[Group, ...]) -> Relation:
+        found, links = self.found[i], sorted(self.links[i], key=lambda link: link[0])
+        return Relation(
+            name=self.names[i],
+            weight=found.weight,
+            x=self._weight_input(found),
+            y=jax.ShapeDtypeStruct(found.y.aval.shape, found.y.aval.dtype),
+            op=_operation(found),
+            links=tuple(
+                Link(f"{self.names[i]} -> {groups[position].name}", groups[position], piece.bind(self.temporaries))
+                for position, piece in links
+            ),
+        )
+
+    def _weight_input(self, found: FoundRelation) -> WeightInput | None:
+        if found.x is None:
+            return None
+        first = next(i for i, other in enumerate(self.found) if other.x is found.x)
+        return WeightInput(self.names[first], _trace_spec(found.x, found.y), self.temporaries.index(found.x))
+
+
+def _operation(found: FoundRelation) -> Callable[..., jax.Array]:
+    """`(x, *mantissas of w) -> y`, from the equation that used the weight."""
+    evaluate = jaxpr_as_fun(found.operation.params["jaxpr"])
+    places = {var: i + 1 for i, var in enumerate(found.weight_vars)}
+    arguments = [places.get(var, 0) for var in found.operation.invars]
+    return lambda *values: evaluate(*(values[i] for i in arguments))[0]
+
+
+def _trace_spec(x: Var, y: Var) -> jax.ShapeDtypeStruct:
+    """The trace of a bool or integer input is kept in the dtype of the weight's output."""
+    dtype = x.aval.dtype if jnp.issubdtype(x.aval.dtype, jnp.inexact) else y.aval.dtype
+    return jax.ShapeDtypeStruct(x.aval.shape, dtype)
+
+
+def _varshape(group: FoundGroup) -> tuple[int, ...]:
+    shape = tuple(group.outvars[0].aval.shape)
+    return shape[:-1] if group.widths[0] else shape
+
+
+def _names(weights: list[str]) -> list[str]:
+    """A weight used once gives its path as the name; used more often, the path and the number of the use."""
+    total, seen, names = Counter(weights), Counter[str](), []
+    for weight in weights:
+        names.append(weight if total[weight] == 1 else f"{weight}#{seen[weight]}")
+        seen[weight] += 1
+    return names

@@ -1,0 +1,151 @@
+"""A private copy of a module, so that nothing that happens to the caller's module can reach a learner, nor the reverse."""
+
+import copy
+import types
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import brainstate
+import jax
+from jax.extend.core import jaxpr_as_fun
+
+from ._errors import CaptureError
+from ._program import Params
+from ._tree import Tree, like, path_name, spec_of
+
+# What cannot be set inside a context, because it belongs to the process.
+_OF_THE_PROCESS = ("platform", "host_device_count")
+
+
+def copy_module(module: brainstate.nn.Module) -> brainstate.nn.Module:
+    """A module with its own modules, states, containers and closures; arrays and operators are shared."""
+    return _copy(module, {id(brainstate.random.DEFAULT): brainstate.random.DEFAULT})
+
+
+def _copy(value: Any, memo: dict[int, Any]) -> Any:
+    if id(value) in memo:
+        return memo[id(value)]
+    if isinstance(value, (brainstate.graph.Node, brainstate.State)):
+        return _copy_object(value, memo)
+    if isinstance(value, types.FunctionType) and value.__closure__:
+        return _copy_closure(value, memo)
+    if isinstance(value, types.MethodType):
+        return types.MethodType(value.__func__, _copy(value.__self__, memo))
+    if type(value) in (list, tuple, set):
+        return type(value)(_copy(item, memo) for item in value)
+    if isinstance(value, dict):
+        return _copy_dict(value, memo)
+    return value
+
+
+def _copy_object(value: Any, memo: dict[int, Any]) -> Any:
+    new = memo[id(value)] = object.__new__(type(value))
+    for name, attribute in vars(value).items():
+        object.__setattr__(new, name, _copy(attribute, memo))
+    return new
+
+
+def _copy_dict(value: dict[Any, Any], memo: dict[int, Any]) -> dict[Any, Any]:
+    new = memo[id(value)] = copy.copy(value)
+    for key, item in value.items():
+        new[key] = _copy(item, memo)
+    return new
+
+
+def _copy_closure(function: types.FunctionType, memo: dict[int, Any]) -> types.FunctionType:
+    """A function whose closed-over modules and states are the copies."""
+    cells = tuple(types.CellType() for _ in function.__closure__ or ())
+    new = types.FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, cells)
+    new.__kwdefaults__ = function.__kwdefaults__
+    new.__dict__.update(function.__dict__)
+    memo[id(function)] = new
+    for cell, old in zip(cells, function.__closure__ or (), strict=True):
+        try:
+            cell.cell_contents = _copy(old.cell_contents, memo)
+        except ValueError:  # an empty cell stays empty
+            continue
+    return new
+
+
+class Blueprint:
+    """A module that is never run: every use of it works on a fresh copy, under the environment read at capture."""
+
+    def __init__(self, module: Any, environ: dict[str, Any] | None) -> None:
+        if not isinstance(module, brainstate.nn.Module):
+            raise CaptureError(
+                "net",
+                got=type(module).__name__,
+                expected="a brainstate.nn.Module",
+                repair="Wrap the step function in a Module whose update() is one step.",
+            )
+        self.name = type(module).__name__
+        self._module = copy_module(module)
+        settings = {**brainstate.environ.all(), **(environ or {})}
+        self._environ = {key: value for key, value in settings.items() if key not in _OF_THE_PROCESS}
+
+    def environment(self) -> AbstractContextManager[Any]:
+        """The settings that were in force at capture."""
+        return brainstate.environ.context(**self._environ)
+
+    def build(self) -> brainstate.nn.Module:
+        """A copy, its states freshly initialised for one sample."""
+        module = copy_module(self._module)
+        brainstate.nn.init_all_states(module)
+        return module
+
+    def params(self) -> Params:
+        """The trainable values by path, sorted."""
+        states = brainstate.graph.states(self._module, brainstate.ParamState)
+        return dict(sorted((path_name(path), state.value) for path, state in states.items()))
+
+    def initial_values(self, batch_size: int | None = None) -> "PureFunction":
+        """`key -> {path: value}` of all states that are not trainable, freshly initialised.
+
+        Raises what the module's own `init_state` raises where it does not know a batch size.
+        """
+        sizes = {} if batch_size is None else {"batch_size": batch_size}
+
+        def build() -> dict[str, Tree]:
+            module = copy_module(self._module)
+            brainstate.nn.init_all_states(module, **sizes)
+            states = brainstate.graph.states(module)
+            kept = {path: state for path, state in states.items() if not isinstance(state, brainstate.ParamState)}
+            return {path_name(path): kept[path].value for path in sorted(kept, key=path_name)}
+
+        with self.environment():
+            return PureFunction.of(build)
+
+
+class PureFunction(NamedTuple):
+    """A stateful function of no arguments as a pure function of one random key.
+
+    Attributes:
+      output: the specification of what it returns.
+      run: `key -> (value, the key that is left)`, for keys in the form that BrainState keeps them in.
+    """
+
+    output: Tree
+    run: Callable[[jax.Array], tuple[Tree, jax.Array]]
+
+    @classmethod
+    def of(cls, function: Callable[[], Tree]) -> "PureFunction":
+        """Trace `function` once; every state that it reads, but the random generator, keeps the value it has now."""
+        stateful = brainstate.transform.StatefulFunction(function)
+        stateful.make_jaxpr()
+        cache = stateful.get_arg_cache_key()
+        spec, _ = stateful.get_out_shapes_by_cache(cache)
+        states = stateful.get_states_by_cache(cache)
+        values = [state.value for state in states]
+        evaluate = jaxpr_as_fun(stateful.get_jaxpr_by_cache(cache))
+        random = [state is brainstate.random.DEFAULT for state in states]
+
+        def run(key: jax.Array) -> tuple[Tree, jax.Array]:
+            given = [key if is_random else value for is_random, value in zip(random, values, strict=True)]
+            leaves = evaluate(*jax.tree.leaves(given))
+            count = len(jax.tree.leaves(spec))
+            after = jax.tree.unflatten(jax.tree.structure(values), leaves[count:])
+            left = [value for is_random, value in zip(random, after, strict=True) if is_random]
+            return like(spec, leaves[:count]), left[0] if left else key
+
+        return cls(spec_of(spec), run)

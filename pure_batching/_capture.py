@@ -1,0 +1,277 @@
+"""BrainScale module -> Program; the only reader of BrainScale's compiler.
+
+BrainScale decides what is a hidden group, what is a relation, and which equations lead from one to the other; here its
+answer becomes plain data.
+"""
+
+import contextlib
+import io
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import brainscale
+import brainstate
+import jax
+import jax.numpy as jnp
+from jax.extend.core import JaxprEqn
+
+from ._assembly import Assembly, Compiled, FoundGroup, FoundRelation, split_states
+from ._blueprint import Blueprint
+from ._errors import CaptureError, PureBatchingError, StrategyError
+from ._program import Params, Program, States
+from ._tree import Tree, named_leaves, path_name, spec_of, strong, with_lead, zeros_of
+
+RANDOM = "random"
+
+# The name of a weight operation in a jaxpr, and of one whose output BrainScale follows through further operations.
+_WEIGHT_OPERATION = "_etrace_operator_call"
+_FOLLOWED = "_etrace_operator_call_enable_grad"
+
+Result = TypeVar("Result")
+
+
+def capture_program(net: Any, examples: tuple[Tree, ...], environ: dict[str, Any] | None) -> tuple[Program, Params]:
+    """A module as a pure program of one sample, and its trainable values.
+
+    Args:
+      net: the module; it is read and left as it was.
+      examples: the arguments of one step of one sample.
+      environ: settings (`dt`, `fit`) on top of those that are in force.
+
+    Raises:
+      CaptureError: the module cannot be traced, or BrainScale's compiler refuses it.
+    """
+    blueprint = Blueprint(net, environ)
+    params = jax.tree.map(jnp.asarray, blueprint.params())
+    tracer = _Tracer(blueprint, spec_of(examples), spec_of(params))
+    return tracer.single(), strong(params, tracer.params)
+
+
+class _Tracer:
+    """Traces a blueprint, for one sample or with a batch axis."""
+
+    def __init__(self, blueprint: Blueprint, inputs: tuple[Tree, ...], params: Params) -> None:
+        self.blueprint, self.inputs, self.params = blueprint, inputs, params
+        self.fresh = self._explained(blueprint.initial_values)
+
+    def single(self) -> Program:
+        """The program of one sample."""
+        with self.blueprint.environment():
+            compiled = self._explained(lambda: compile_module(self.blueprint.build(), self.inputs))
+        _check_unchanged(compiled, self.blueprint.name)
+        return self._program(compiled, split_states(compiled), {})
+
+    def batched(self, batch_size: int, single: Program) -> Program:
+        """The module's own arithmetic on arrays with a batch axis."""
+        axes = self._axes(single.states)
+        inputs = with_lead(self.inputs, (batch_size,))
+        with self.blueprint.environment():
+            module = self.blueprint.build()
+            _add_batch(module, axes, batch_size)
+            compiled = self._mapped(lambda: compile_module(module, inputs))
+        _check_batched(compiled, single, batch_size, self.blueprint.name)
+        states = States(*({path: compiled.specs[path] for path in field} for field in single.states))
+        return self._program(compiled, states, axes)
+
+    def _program(self, compiled: Compiled, states: States, axes: dict[str, Tree]) -> Program:
+        assembly = Assembly(compiled)
+        groups = assembly.program_groups()
+        return Program(
+            inputs=self.inputs,
+            output=compiled.output,
+            params=self.params,
+            states=states,
+            direct=compiled.direct,
+            groups=groups,
+            relations=assembly.program_relations(groups),
+            initial=lambda key: self._initial(key, states),
+            retrace=self.batched,
+            axes=axes,
+            step=assembly.step(),
+            order=compiled.order,
+        )
+
+    def _initial(self, key: jax.Array, states: States) -> States:
+        values, left = self.fresh.run(_native_key(key))
+        known = {**values, RANDOM: left}
+        fresh = States(*({path: known[path] for path in field} for field in states))
+        return States(*(strong(field, spec) for field, spec in zip(fresh, states, strict=True)))
+
+    def _axes(self, states: States) -> dict[str, Tree]:
+        """Where the module keeps the batch axis of each state: the axis that differs between two batch sizes."""
+        try:
+            two, three = (self.blueprint.initial_values(size).output for size in (2, 3))
+        except Exception:  # noqa: BLE001 - an init_state without batch sizes; its states get the axis in front
+            two = three = {}
+        per_sample = {**states.hidden, **states.other}
+        return {
+            path: jax.tree.map(_differing_axis, two.get(path, spec), three.get(path, spec))
+            for path, spec in per_sample.items()
+        }
+
+    def _explained(self, trace: Callable[[], Result]) -> Result:
+        try:
+            return trace()
+        except PureBatchingError:
+            raise
+        except Exception as reason:
+            raise CaptureError(
+                self.blueprint.name,
+                got=f"{type(reason).__name__}: {_first_lines(reason)}",
+                expected="a module whose update() is one step of one sample that BrainScale can compile",
+                repair="Change what the message names; settings such as dt go into capture(..., environ={...}).",
+            ) from reason
+
+    def _mapped(self, trace: Callable[[], Result]) -> Result:
+        try:
+            return trace()
+        except Exception as reason:
+            raise StrategyError(
+                self.blueprint.name,
+                got=f"{type(reason).__name__} with a batch axis: {_first_lines(reason)}",
+                expected="a module whose own code carries a batch axis",
+                repair="Use pb.vmap, which needs the step of one sample only.",
+            ) from reason
+
+
+def compile_module(module: brainstate.nn.Module, inputs: tuple[Tree, ...]) -> Compiled:
+    """What BrainScale's compiler finds in a module, which it marks and which must therefore be a copy."""
+    with _quiet():
+        graph = brainscale.compile_etrace_graph(module, *zeros_of(inputs))
+    info, perturb = graph.module_info, graph.hidden_perturb
+    states = {_state_name(info.state_id_to_path[id(state)], state): state for state in info.compiled_model_states}
+    cache = info.stateful_model.get_arg_cache_key(*zeros_of(inputs))
+    output, _ = info.stateful_model.get_out_shapes_by_cache(cache)
+    return Compiled(
+        closed=perturb.perturb_jaxpr,
+        num_inputs=len(jax.tree.leaves(inputs)),
+        output=spec_of(output),
+        order=tuple(states),
+        specs={path: spec_of(state.value) for path, state in states.items()},
+        kinds={path: _kind(state) for path, state in states.items()},
+        perturbations={
+            path_name(path): var for path, var in zip(perturb.perturb_hidden_paths, perturb.perturb_vars, strict=True)
+        },
+        groups=tuple(_found_group(group) for group in graph.hidden_groups),
+        relations=tuple(_found_relation(relation, graph) for relation in graph.hidden_param_op_relations),
+        direct=tuple(sorted(path for path, state in states.items() if _is_direct(state))),
+        is_blocked=_is_blocked,
+    )
+
+
+def _found_group(group: Any) -> FoundGroup:
+    members = zip(group.hidden_paths, group.hidden_states, group.hidden_invars, group.hidden_outvars, strict=True)
+    ordered = sorted((path_name(path), _width(state), before, after) for path, state, before, after in members)
+    paths, widths, invars, outvars = zip(*ordered, strict=True)
+    return FoundGroup(paths, widths, invars, outvars, tuple(group.transition_jaxpr.eqns))
+
+
+def _found_relation(relation: Any, graph: Any) -> FoundRelation:
+    links = zip(relation.hidden_groups, relation.y_to_hidden_group_jaxprs, strict=True)
+    (operation,) = (eqn for eqn in graph.module_info.jaxpr.eqns if relation.y in eqn.outvars)
+    return FoundRelation(
+        weight=path_name(relation.path),
+        weight_vars=tuple(graph.module_info.weight_path_to_invars[relation.path]),
+        x=relation.x,
+        y=relation.y,
+        operation=operation,
+        links=tuple((_found_group(group).name, tuple(jaxpr.eqns)) for group, jaxpr in links),
+    )
+
+
+def _state_name(path: tuple[Any, ...], state: brainstate.State) -> str:
+    return RANDOM if state is brainstate.random.DEFAULT else path_name(path)
+
+
+def _kind(state: brainstate.State) -> str:
+    if isinstance(state, brainstate.ParamState):
+        return "param"
+    if isinstance(state, brainstate.HiddenState):
+        return "hidden"
+    return "key" if isinstance(state, brainstate.random.RandomState) else "other"
+
+
+def _width(state: brainstate.HiddenState) -> int:
+    return state.num_state if isinstance(state, brainstate.HiddenGroupState) else 0
+
+
+def _is_direct(state: brainstate.State) -> bool:
+    """BrainScale trains a weight by its trace unless one of its uses reaches no hidden state."""
+    is_traced = isinstance(state, brainscale.ETraceParam) and state.is_etrace
+    return isinstance(state, brainstate.ParamState) and not is_traced
+
+
+def _is_blocked(eqn: JaxprEqn) -> bool:
+    name = str(eqn.params.get("name", ""))
+    is_weight = name.startswith(_WEIGHT_OPERATION) and not name.startswith(_FOLLOWED)
+    return is_weight or eqn.primitive.name == "stop_gradient"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what BrainScale prints and warns of states and weights that take no part; `Program` lists them."""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="(?s).*does not found the associated hidden states")
+        yield
+
+
+def _native_key(key: jax.Array) -> jax.Array:
+    """A key in the form that BrainState keeps: typed or raw, as its version has it."""
+    is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    wants_typed = jnp.issubdtype(jnp.asarray(brainstate.random.DEFAULT.value).dtype, jax.dtypes.prng_key)
+    if is_typed == wants_typed:
+        return key
+    return jax.random.wrap_key_data(key) if wants_typed else jax.random.key_data(key)
+
+
+def _differing_axis(two: jax.ShapeDtypeStruct, three: jax.ShapeDtypeStruct) -> int:
+    differing = [axis for axis, (a, b) in enumerate(zip(two.shape, three.shape, strict=True)) if a != b]
+    return differing[0] if differing else 0
+
+
+def _add_batch(module: brainstate.nn.Module, axes: dict[str, Tree], batch_size: int) -> None:
+    def widen(leaf: jax.Array, axis: int) -> jax.Array:
+        shape = (*leaf.shape[:axis], batch_size, *leaf.shape[axis:])
+        return jnp.broadcast_to(jnp.expand_dims(leaf, axis), shape)
+
+    for path, state in brainstate.graph.states(module).items():
+        if path_name(path) in axes:
+            state.value = jax.tree.map(widen, state.value, axes[path_name(path)])
+
+
+def _check_unchanged(compiled: Compiled, module: str) -> None:
+    """A state must come out of a step as it went in, or no scan could carry it."""
+    _, outs = compiled.state_vars()
+    for path in compiled.order:
+        for (name, spec), var in zip(named_leaves(compiled.specs[path], path), outs[path], strict=True):
+            if tuple(var.aval.shape) != tuple(jax.tree.leaves(spec)[0].shape):
+                raise CaptureError(
+                    f"{module}: {name}",
+                    got=f"shape {tuple(var.aval.shape)} after one step",
+                    expected=f"{tuple(jax.tree.leaves(spec)[0].shape)}, the shape before",
+                    repair="Initialise the state for one sample with the shape that update() gives it.",
+                )
+
+
+def _check_batched(compiled: Compiled, single: Program, batch_size: int, module: str) -> None:
+    """Every output and state must come out with the batch axis where it is expected."""
+    _, outs = compiled.state_vars()
+    found = [(f"output{name}", tuple(spec.shape)) for name, spec in named_leaves(compiled.output, "")]
+    wanted = [(batch_size, *spec.shape) for spec in jax.tree.leaves(single.output)]
+    for path in compiled.order:
+        found += [(path, tuple(var.aval.shape)) for var in outs[path]]
+        wanted += [tuple(spec.shape) for spec in jax.tree.leaves(compiled.specs[path])]
+    for (name, got), want in zip(found, wanted, strict=True):
+        if got != want:
+            raise StrategyError(
+                f"{module}: {name}",
+                got=f"shape {got} when traced with {batch_size} samples",
+                expected=f"{want}",
+                repair="The module's own code does not carry a batch axis here; use pb.vmap.",
+            )
+
+
+def _first_lines(reason: Exception) -> str:
+    lines = [line.strip() for line in str(reason).splitlines() if line.strip()]
+    return " ".join(lines[:4])

@@ -1,0 +1,65 @@
+"""The exceptions, and how their texts are built.
+
+Every text names the place (a leaf's path, an argument, a source line), what was got, what was expected, and the
+repair. All of them are raised before anything runs and leave every argument as it was.
+"""
+
+
+class PureBatchingError(ValueError):
+    """The base of every error that this package raises on purpose."""
+
+    def __init__(self, where: str, *, got: object, expected: object, repair: str) -> None:
+        super().__init__(f"{where}: got {got}, expected {expected}. {repair}")
+        self.where = where
+
+
+class CaptureError(PureBatchingError):
+    """A module cannot be turned into a pure program."""
+
+
+class StructureError(PureBatchingError):
+    """A tree has other keys, or another number of leaves, than it must have."""
+
+
+class ShapeError(PureBatchingError):
+    """An array has the wrong shape."""
+
+
+class BatchSizeError(ShapeError):
+    """A batch has another size than the strategy that runs it."""
+
+
+class DtypeError(PureBatchingError):
+    """An array has a dtype that cannot be converted without loss."""
+
+
+class UnitError(PureBatchingError):
+    """A quantity has another physical dimension than it must have."""
+
+
+class CarryError(PureBatchingError):
+    """A carry belongs to another learner."""
+
+
+class LossError(PureBatchingError):
+    """A loss does not return one real number for one sample at one step."""
+
+
+class AlgorithmError(PureBatchingError):
+    """An algorithm's hyperparameter is out of range."""
+
+
+class OptionError(PureBatchingError):
+    """An option has a value that does not exist."""
+
+
+class StrategyError(PureBatchingError):
+    """A strategy cannot run this learner."""
+
+
+class RandomnessError(StrategyError):
+    """A module draws random numbers inside its step, which `manual` cannot give to each sample alone."""
+
+
+class NativeError(PureBatchingError):
+    """Native BrainScale states do not fit a learner."""

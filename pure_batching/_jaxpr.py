@@ -1,0 +1,96 @@
+"""Cutting pieces out of a jaxpr, in the order of its equations, so that every process cuts the same piece."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
+
+Arrays = Sequence[jax.Array]
+
+
+class Slice(NamedTuple):
+    """A part of a step as a function of the variables where it was cut off.
+
+    Attributes:
+      fun: `(*values of free, *values of cut) -> outputs`.
+      free: positions in the step's temporaries of what the part reads and does not compute.
+      cut: positions of the variables where it was cut off.
+    """
+
+    fun: Callable[..., list[jax.Array]]
+    free: tuple[int, ...]
+    cut: tuple[int, ...]
+
+    def at(self, temporaries: Arrays) -> tuple[Callable[..., list[jax.Array]], list[jax.Array]]:
+        """The part as a function of the cut, and the values that the cut had in the step."""
+        free = [temporaries[i] for i in self.free]
+        return lambda *cut: self.fun(*free, *cut), [temporaries[i] for i in self.cut]
+
+
+class Piece(NamedTuple):
+    """A slice before the step's temporaries are known: variables in place of positions."""
+
+    jaxpr: Jaxpr
+    free: tuple[Var, ...]
+    cut: tuple[Var, ...]
+
+    def bind(self, temporaries: Sequence[Var]) -> Slice:
+        """The slice that reads its variables from `temporaries`."""
+        position = {var: i for i, var in enumerate(temporaries)}
+        free, cut = (tuple(position[var] for var in part) for part in (self.free, self.cut))
+        return Slice(jaxpr_as_fun(ClosedJaxpr(self.jaxpr, ())), free, cut)
+
+
+def order_of(jaxpr: Jaxpr) -> dict[Var, int]:
+    """Where each variable is defined: first the constants and inputs, then the equations."""
+    defined = [*jaxpr.constvars, *jaxpr.invars, *(var for eqn in jaxpr.eqns for var in eqn.outvars)]
+    return {var: i for i, var in enumerate(defined)}
+
+
+def cut_piece(eqns: Iterable[JaxprEqn], cut: Sequence[Var], outputs: Sequence[Var], order: dict[Var, int]) -> Piece:
+    """What `eqns` compute from `cut` to `outputs`: each equation once, in order, and only those that are needed.
+
+    An output that no equation makes is read from outside, so that it does not depend on the cut.
+    """
+    makers = {var: eqn for eqn in eqns for var in eqn.outvars if var not in set(cut)}
+    needed: dict[int, JaxprEqn] = {}
+    free: set[Var] = set()
+    pending = list(outputs)
+    while pending:
+        var = pending.pop()
+        if var in cut:
+            continue
+        if var not in makers:
+            free.add(var)
+            continue
+        place = order[makers[var].outvars[0]]
+        if place not in needed:
+            needed[place] = makers[var]
+            pending.extend(v for v in makers[var].invars if isinstance(v, Var))
+    outside = tuple(sorted(free, key=order.__getitem__))
+    ordered = [needed[place] for place in sorted(needed)]
+    return Piece(Jaxpr((), [*outside, *cut], list(outputs), ordered), outside, tuple(cut))
+
+
+def reachable(eqns: Iterable[JaxprEqn], sources: Iterable[Var], blocked: Callable[[JaxprEqn], bool]) -> list[JaxprEqn]:
+    """The equations that depend on `sources` without passing a blocked one."""
+    tainted, found = set(sources), []
+    for eqn in eqns:
+        if not blocked(eqn) and reads(eqn, tainted):
+            tainted.update(eqn.outvars)
+            found.append(eqn)
+    return found
+
+
+def reads(eqn: JaxprEqn, variables: set[Var]) -> bool:
+    """Whether an equation reads one of the variables."""
+    return any(var in variables for var in eqn.invars if not isinstance(var, Literal))
+
+
+def tainted_by(jaxpr: Jaxpr, sources: Iterable[Var]) -> set[Any]:
+    """Every variable that depends on `sources`, and the sources."""
+    tainted = set(sources)
+    for eqn in reachable(jaxpr.eqns, tainted, lambda _: False):
+        tainted.update(eqn.outvars)
+    return tainted

@@ -1,0 +1,25 @@
+"""What every strategy checks before it adds a batch of samples."""
+
+import numbers
+
+from .._errors import BatchSizeError, StrategyError
+from .._learner import Learner
+
+
+def check_unbatched(learner: Learner, batch_size: object, name: str) -> int:
+    """The batch size as an int, or an error that says why this learner cannot get one."""
+    if learner.batch_size is not None:
+        raise StrategyError(
+            f"pb.{name}",
+            got=f"a learner batched by {learner.execution.name}",
+            expected="a learner of one sample",
+            repair="Apply one strategy to what pb.capture returned.",
+        )
+    if isinstance(batch_size, bool) or not isinstance(batch_size, numbers.Integral) or batch_size < 1:
+        raise BatchSizeError(
+            f"pb.{name}",
+            got=f"batch size {batch_size!r}",
+            expected="an integer >= 1",
+            repair="Give the number of samples.",
+        )
+    return int(batch_size)

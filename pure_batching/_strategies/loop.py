@@ -1,0 +1,48 @@
+"""`loop`: one sample after the other, the meaning of the other strategies."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from .._learner import Execution, Learner
+from .._program import Params, Perturbation, Program, States, Step
+from .._tree import Tree
+from .base import check_unbatched
+
+
+def loop(learner: Learner, batch_size: int) -> Learner:
+    """A batch by `jax.lax.map` over samples: slow, and the definition of `pb.manual` and `pb.vmap`.
+
+        def step(params, carries, inputs):
+            return [learner.step(params, carries[i], inputs[i]) for i in range(B)]
+
+    Args:
+      learner: a learner of one sample.
+      batch_size: `B`.
+
+    Raises:
+      StrategyError: the learner has a batch already.
+      BatchSizeError: not a positive integer.
+    """
+    size = check_unbatched(learner, batch_size, "loop")
+    return Learner(
+        learner.program, learner.algorithm, Execution("pb.loop", size, _execute_in_turn(learner.program), each_in_turn)
+    )
+
+
+def each_in_turn(fun: Callable[..., Any]) -> Callable[..., Any]:
+    """`fun(shared, *own)` of one sample as a function of all."""
+    return lambda shared, *own: jax.lax.map(lambda sample: fun(shared, *sample), own)
+
+
+def _execute_in_turn(program: Program) -> Callable[..., Step]:
+    def execute(params: Params, states: States, inputs: tuple[Tree, ...], perturbation: Perturbation) -> Step:
+        def one(_: None, own: States, args: tuple[Tree, ...], perturb: Perturbation) -> Step:
+            return program.execute(params, own._replace(shared=states.shared), args, perturb)
+
+        done = each_in_turn(one)(None, states._replace(shared={}), inputs, perturbation)
+        shared = jax.tree.map(lambda leaf: leaf[0], done.states.shared)  # the same for every sample
+        return done._replace(states=done.states._replace(shared=shared))
+
+    return execute

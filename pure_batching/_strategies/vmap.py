@@ -1,0 +1,44 @@
+"""`vmap`: the program of one sample, mapped."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from .._learner import Execution, Learner
+from .._program import States, Step
+from .base import check_unbatched
+
+_AXES: Any = (0, 0, 0, None)
+STATE_AXES = States(*_AXES)
+
+
+def vmap(learner: Learner, batch_size: int) -> Learner:
+    """A batch by `jax.vmap` of the single-sample program; its meaning is `pb.loop`.
+
+    Args:
+      learner: a learner of one sample.
+      batch_size: `B`.
+
+    Raises:
+      StrategyError: the learner has a batch already.
+      BatchSizeError: not a positive integer.
+    """
+    size = check_unbatched(learner, batch_size, "vmap")
+    execute = jax.vmap(
+        learner.program.execute,
+        in_axes=(None, STATE_AXES, 0, 0),
+        out_axes=_step_axes(),
+        axis_size=size,
+    )
+    return Learner(learner.program, learner.algorithm, Execution("pb.vmap", size, execute, each_by_vmap))
+
+
+def _step_axes() -> Step:
+    axes: Any = (0, STATE_AXES, 0)
+    return Step(*axes)
+
+
+def each_by_vmap(fun: Callable[..., Any]) -> Callable[..., Any]:
+    """`fun(shared, *own)` of one sample as a function of all."""
+    return lambda shared, *own: jax.vmap(lambda *sample: fun(shared, *sample))(*own)
