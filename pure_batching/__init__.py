@@ -4,6 +4,12 @@ from ._algorithms.base import Algorithm as Algorithm
 from ._algorithms.es_d_rtrl import ES_D_RTRL as ES_D_RTRL
 from ._errors import PureBatchingError as PureBatchingError
 from ._learner import Carry as Carry, Learner as Learner, capture as capture
+from ._native import (
+    from_native as from_native,
+    read_states as read_states,
+    to_native as to_native,
+    write_states as write_states,
+)
 from ._sequence import Aux as Aux, sequence_grad as sequence_grad
 from ._strategies.loop import loop as loop
 from ._strategies.manual import manual as manual

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var, jaxpr_as_fun
 
-from ._jaxpr import Piece, cut_piece, order_of, reachable, tainted_by
+from ._jaxpr import Piece, cut_piece, order_of, reachable, spec_of_var, tainted_by
 from ._program import Group, Link, Relation, States, WeightInput
 from ._tree import Tree
 
@@ -111,7 +111,7 @@ class Assembly:
         self.order = order_of(compiled.closed.jaxpr)
         self.groups = sorted(compiled.groups, key=lambda group: group.name)
         self.found = sorted(compiled.relations, key=lambda relation: self.order[relation.y])
-        self.names = _names([relation.weight for relation in self.found])
+        self.names = use_names([relation.weight for relation in self.found])
         self.transitions = [self._transition(group) for group in self.groups]
         self.withins = [self._within(group) for group in self.groups]
         self.links = [[(self._position(name), self._link(r, name, eqns)) for name, eqns in r.links] for r in self.found]
@@ -124,7 +124,7 @@ class Assembly:
                 paths=found.paths,
                 widths=found.widths,
                 varshape=_varshape(found),
-                dtype=found.outvars[0].aval.dtype,
+                dtype=spec_of_var(found.outvars[0]).dtype,
                 transition=transition.bind(self.temporaries),
                 within=None if within is None else within.bind(self.temporaries),
             )
@@ -181,7 +181,7 @@ class Assembly:
             name=self.names[i],
             weight=found.weight,
             x=self._weight_input(found),
-            y=jax.ShapeDtypeStruct(found.y.aval.shape, found.y.aval.dtype),
+            y=spec_of_var(found.y),
             op=_operation(found),
             links=tuple(
                 Link(f"{self.names[i]} -> {groups[position].name}", groups[position], piece.bind(self.temporaries))
@@ -199,23 +199,24 @@ class Assembly:
 def _operation(found: FoundRelation) -> Callable[..., jax.Array]:
     """`(x, *mantissas of w) -> y`, from the equation that used the weight."""
     evaluate = jaxpr_as_fun(found.operation.params["jaxpr"])
-    places = {var: i + 1 for i, var in enumerate(found.weight_vars)}
-    arguments = [places.get(var, 0) for var in found.operation.invars]
+    places = {id(var): i + 1 for i, var in enumerate(found.weight_vars)}
+    arguments = [places.get(id(var), 0) for var in found.operation.invars]
     return lambda *values: evaluate(*(values[i] for i in arguments))[0]
 
 
 def _trace_spec(x: Var, y: Var) -> jax.ShapeDtypeStruct:
     """The trace of a bool or integer input is kept in the dtype of the weight's output."""
-    dtype = x.aval.dtype if jnp.issubdtype(x.aval.dtype, jnp.inexact) else y.aval.dtype
-    return jax.ShapeDtypeStruct(x.aval.shape, dtype)
+    spec = spec_of_var(x)
+    dtype = spec.dtype if jnp.issubdtype(spec.dtype, jnp.inexact) else spec_of_var(y).dtype
+    return jax.ShapeDtypeStruct(spec.shape, dtype)
 
 
 def _varshape(group: FoundGroup) -> tuple[int, ...]:
-    shape = tuple(group.outvars[0].aval.shape)
+    shape = tuple(spec_of_var(group.outvars[0]).shape)
     return shape[:-1] if group.widths[0] else shape
 
 
-def _names(weights: list[str]) -> list[str]:
+def use_names(weights: list[str]) -> list[str]:
     """A weight used once gives its path as the name; used more often, the path and the number of the use."""
     total, seen, names = Counter(weights), Counter[str](), []
     for weight in weights:

@@ -1,9 +1,9 @@
-"""A private copy of a module, so that nothing that happens to the caller's module can reach a learner, nor the reverse."""
+"""A private copy of a module: nothing that happens to the caller's module reaches a learner, nor the reverse."""
 
 import copy
 import types
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import brainstate
@@ -32,11 +32,7 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
         return _copy_closure(value, memo)
     if isinstance(value, types.MethodType):
         return types.MethodType(value.__func__, _copy(value.__self__, memo))
-    if type(value) in (list, tuple, set):
-        return type(value)(_copy(item, memo) for item in value)
-    if isinstance(value, dict):
-        return _copy_dict(value, memo)
-    return value
+    return _copy_container(value, memo)
 
 
 def _copy_object(value: Any, memo: dict[int, Any]) -> Any:
@@ -46,11 +42,15 @@ def _copy_object(value: Any, memo: dict[int, Any]) -> Any:
     return new
 
 
-def _copy_dict(value: dict[Any, Any], memo: dict[int, Any]) -> dict[Any, Any]:
-    new = memo[id(value)] = copy.copy(value)
-    for key, item in value.items():
-        new[key] = _copy(item, memo)
-    return new
+def _copy_container(value: Any, memo: dict[int, Any]) -> Any:
+    if type(value) in (list, tuple, set):
+        return type(value)(_copy(item, memo) for item in value)
+    if isinstance(value, dict):
+        new = memo[id(value)] = copy.copy(value)
+        for key, item in value.items():
+            new[key] = _copy(item, memo)
+        return new
+    return value
 
 
 def _copy_closure(function: types.FunctionType, memo: dict[int, Any]) -> types.FunctionType:
@@ -84,9 +84,15 @@ class Blueprint:
         settings = {**brainstate.environ.all(), **(environ or {})}
         self._environ = {key: value for key, value in settings.items() if key not in _OF_THE_PROCESS}
 
-    def environment(self) -> AbstractContextManager[Any]:
-        """The settings that were in force at capture."""
-        return brainstate.environ.context(**self._environ)
+    @contextmanager
+    def environment(self) -> Iterator[None]:
+        """The settings that were in force at capture; the global random generator comes out as it went in."""
+        generator = brainstate.random.DEFAULT.value
+        try:
+            with brainstate.environ.context(**self._environ):
+                yield
+        finally:
+            brainstate.random.DEFAULT.value = generator
 
     def build(self) -> brainstate.nn.Module:
         """A copy, its states freshly initialised for one sample."""
@@ -96,25 +102,30 @@ class Blueprint:
 
     def params(self) -> Params:
         """The trainable values by path, sorted."""
-        states = brainstate.graph.states(self._module, brainstate.ParamState)
-        return dict(sorted((path_name(path), state.value) for path, state in states.items()))
+        states = states_of(self._module)
+        return {path: state.value for path, state in states.items() if isinstance(state, brainstate.ParamState)}
 
     def initial_values(self, batch_size: int | None = None) -> "PureFunction":
         """`key -> {path: value}` of all states that are not trainable, freshly initialised.
 
         Raises what the module's own `init_state` raises where it does not know a batch size.
         """
-        sizes = {} if batch_size is None else {"batch_size": batch_size}
+        sizes: dict[str, Any] = {} if batch_size is None else {"batch_size": batch_size}
 
         def build() -> dict[str, Tree]:
             module = copy_module(self._module)
             brainstate.nn.init_all_states(module, **sizes)
-            states = brainstate.graph.states(module)
-            kept = {path: state for path, state in states.items() if not isinstance(state, brainstate.ParamState)}
-            return {path_name(path): kept[path].value for path in sorted(kept, key=path_name)}
+            states = states_of(module).items()
+            return {path: state.value for path, state in states if not isinstance(state, brainstate.ParamState)}
 
         with self.environment():
             return PureFunction.of(build)
+
+
+def states_of(module: brainstate.nn.Module) -> dict[str, brainstate.State]:
+    """The states of a module by path, sorted."""
+    states: Any = brainstate.graph.states(module)
+    return dict(sorted((path_name(path), state) for path, state in states.items()))
 
 
 class PureFunction(NamedTuple):

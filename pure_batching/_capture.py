@@ -8,7 +8,8 @@ import contextlib
 import io
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from functools import cached_property
+from typing import Any, TypeVar, cast
 
 import brainscale
 import brainstate
@@ -17,8 +18,9 @@ import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
 
 from ._assembly import Assembly, Compiled, FoundGroup, FoundRelation, split_states
-from ._blueprint import Blueprint
+from ._blueprint import Blueprint, states_of
 from ._errors import CaptureError, PureBatchingError, StrategyError
+from ._jaxpr import spec_of_var
 from ._program import Params, Program, States
 from ._tree import Tree, named_leaves, path_name, spec_of, strong, with_lead, zeros_of
 
@@ -60,11 +62,11 @@ class _Tracer:
         with self.blueprint.environment():
             compiled = self._explained(lambda: compile_module(self.blueprint.build(), self.inputs))
         _check_unchanged(compiled, self.blueprint.name)
-        return self._program(compiled, split_states(compiled), {})
+        return self._program(compiled, split_states(compiled))
 
     def batched(self, batch_size: int, single: Program) -> Program:
         """The module's own arithmetic on arrays with a batch axis."""
-        axes = self._axes(single.states)
+        axes = self.axes(single.states)
         inputs = with_lead(self.inputs, (batch_size,))
         with self.blueprint.environment():
             module = self.blueprint.build()
@@ -72,9 +74,9 @@ class _Tracer:
             compiled = self._mapped(lambda: compile_module(module, inputs))
         _check_batched(compiled, single, batch_size, self.blueprint.name)
         states = States(*({path: compiled.specs[path] for path in field} for field in single.states))
-        return self._program(compiled, states, axes)
+        return self._program(compiled, states)
 
-    def _program(self, compiled: Compiled, states: States, axes: dict[str, Tree]) -> Program:
+    def _program(self, compiled: Compiled, states: States) -> Program:
         assembly = Assembly(compiled)
         groups = assembly.program_groups()
         return Program(
@@ -87,7 +89,7 @@ class _Tracer:
             relations=assembly.program_relations(groups),
             initial=lambda key: self._initial(key, states),
             retrace=self.batched,
-            axes=axes,
+            batch_axes=lambda: self.axes(states),
             step=assembly.step(),
             order=compiled.order,
         )
@@ -98,17 +100,21 @@ class _Tracer:
         fresh = States(*({path: known[path] for path in field} for field in states))
         return States(*(strong(field, spec) for field, spec in zip(fresh, states, strict=True)))
 
-    def _axes(self, states: States) -> dict[str, Tree]:
+    def axes(self, states: States) -> dict[str, Tree]:
         """Where the module keeps the batch axis of each state: the axis that differs between two batch sizes."""
-        try:
-            two, three = (self.blueprint.initial_values(size).output for size in (2, 3))
-        except Exception:  # noqa: BLE001 - an init_state without batch sizes; its states get the axis in front
-            two = three = {}
-        per_sample = {**states.hidden, **states.other}
+        two, three = self._two_sizes
         return {
             path: jax.tree.map(_differing_axis, two.get(path, spec), three.get(path, spec))
-            for path, spec in per_sample.items()
+            for field in (states.hidden, states.other)
+            for path, spec in field.items()
         }
+
+    @cached_property
+    def _two_sizes(self) -> tuple[dict[str, Tree], dict[str, Tree]]:
+        try:
+            return self.blueprint.initial_values(2).output, self.blueprint.initial_values(3).output
+        except Exception:  # noqa: BLE001 - an init_state without batch sizes: its states get the axis in front
+            return {}, {}
 
     def _explained(self, trace: Callable[[], Result]) -> Result:
         try:
@@ -138,9 +144,13 @@ class _Tracer:
 def compile_module(module: brainstate.nn.Module, inputs: tuple[Tree, ...]) -> Compiled:
     """What BrainScale's compiler finds in a module, which it marks and which must therefore be a copy."""
     with _quiet():
-        graph = brainscale.compile_etrace_graph(module, *zeros_of(inputs))
-    info, perturb = graph.module_info, graph.hidden_perturb
-    states = {_state_name(info.state_id_to_path[id(state)], state): state for state in info.compiled_model_states}
+        return describe(brainscale.compile_etrace_graph(module, *zeros_of(inputs)), inputs)
+
+
+def describe(graph: brainscale.ETraceGraph, inputs: tuple[Tree, ...]) -> Compiled:
+    """A graph of BrainScale's compiler in plain data."""
+    info, perturb = graph.module_info, cast("brainscale.HiddenPerturbation", graph.hidden_perturb)
+    states = {state_name(info.state_id_to_path[id(state)], state): state for state in info.compiled_model_states}
     cache = info.stateful_model.get_arg_cache_key(*zeros_of(inputs))
     output, _ = info.stateful_model.get_out_shapes_by_cache(cache)
     return Compiled(
@@ -153,14 +163,15 @@ def compile_module(module: brainstate.nn.Module, inputs: tuple[Tree, ...]) -> Co
         perturbations={
             path_name(path): var for path, var in zip(perturb.perturb_hidden_paths, perturb.perturb_vars, strict=True)
         },
-        groups=tuple(_found_group(group) for group in graph.hidden_groups),
+        groups=tuple(found_group(group) for group in graph.hidden_groups),
         relations=tuple(_found_relation(relation, graph) for relation in graph.hidden_param_op_relations),
         direct=tuple(sorted(path for path, state in states.items() if _is_direct(state))),
         is_blocked=_is_blocked,
     )
 
 
-def _found_group(group: Any) -> FoundGroup:
+def found_group(group: Any) -> FoundGroup:
+    """A hidden group in plain data, its states sorted by path."""
     members = zip(group.hidden_paths, group.hidden_states, group.hidden_invars, group.hidden_outvars, strict=True)
     ordered = sorted((path_name(path), _width(state), before, after) for path, state, before, after in members)
     paths, widths, invars, outvars = zip(*ordered, strict=True)
@@ -176,11 +187,12 @@ def _found_relation(relation: Any, graph: Any) -> FoundRelation:
         x=relation.x,
         y=relation.y,
         operation=operation,
-        links=tuple((_found_group(group).name, tuple(jaxpr.eqns)) for group, jaxpr in links),
+        links=tuple((found_group(group).name, tuple(jaxpr.eqns)) for group, jaxpr in links),
     )
 
 
-def _state_name(path: tuple[Any, ...], state: brainstate.State) -> str:
+def state_name(path: tuple[Any, ...], state: brainstate.State) -> str:
+    """A state's path, or "random" for the global generator, which has none."""
     return RANDOM if state is brainstate.random.DEFAULT else path_name(path)
 
 
@@ -235,9 +247,9 @@ def _add_batch(module: brainstate.nn.Module, axes: dict[str, Tree], batch_size: 
         shape = (*leaf.shape[:axis], batch_size, *leaf.shape[axis:])
         return jnp.broadcast_to(jnp.expand_dims(leaf, axis), shape)
 
-    for path, state in brainstate.graph.states(module).items():
-        if path_name(path) in axes:
-            state.value = jax.tree.map(widen, state.value, axes[path_name(path)])
+    for path, state in states_of(module).items():
+        if path in axes:
+            state.value = jax.tree.map(widen, state.value, axes[path])
 
 
 def _check_unchanged(compiled: Compiled, module: str) -> None:
@@ -245,10 +257,10 @@ def _check_unchanged(compiled: Compiled, module: str) -> None:
     _, outs = compiled.state_vars()
     for path in compiled.order:
         for (name, spec), var in zip(named_leaves(compiled.specs[path], path), outs[path], strict=True):
-            if tuple(var.aval.shape) != tuple(jax.tree.leaves(spec)[0].shape):
+            if spec_of_var(var).shape != tuple(jax.tree.leaves(spec)[0].shape):
                 raise CaptureError(
                     f"{module}: {name}",
-                    got=f"shape {tuple(var.aval.shape)} after one step",
+                    got=f"shape {spec_of_var(var).shape} after one step",
                     expected=f"{tuple(jax.tree.leaves(spec)[0].shape)}, the shape before",
                     repair="Initialise the state for one sample with the shape that update() gives it.",
                 )
@@ -260,7 +272,7 @@ def _check_batched(compiled: Compiled, single: Program, batch_size: int, module:
     found = [(f"output{name}", tuple(spec.shape)) for name, spec in named_leaves(compiled.output, "")]
     wanted = [(batch_size, *spec.shape) for spec in jax.tree.leaves(single.output)]
     for path in compiled.order:
-        found += [(path, tuple(var.aval.shape)) for var in outs[path]]
+        found += [(path, spec_of_var(var).shape) for var in outs[path]]
         wanted += [tuple(spec.shape) for spec in jax.tree.leaves(compiled.specs[path])]
     for (name, got), want in zip(found, wanted, strict=True):
         if got != want:

@@ -42,6 +42,12 @@ class Piece(NamedTuple):
         return Slice(jaxpr_as_fun(ClosedJaxpr(self.jaxpr, ())), free, cut)
 
 
+def spec_of_var(var: Var) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of a variable."""
+    aval: Any = var.aval
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+
+
 def order_of(jaxpr: Jaxpr) -> dict[Var, int]:
     """Where each variable is defined: first the constants and inputs, then the equations."""
     defined = [*jaxpr.constvars, *jaxpr.invars, *(var for eqn in jaxpr.eqns for var in eqn.outvars)]

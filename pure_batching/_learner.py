@@ -178,7 +178,8 @@ def capture(
 def carry_spec(learner: Learner) -> Carry:
     """The shapes and dtypes of a learner's carry."""
     states, trace = learner.program.states, jax.eval_shape(lambda: learner.algorithm.init(learner.program))
-    own = Carry(*states, trace=trace, step_count=jax.ShapeDtypeStruct((), jnp.int32))
+    step_count: Any = jax.ShapeDtypeStruct((), jnp.int32)
+    own = Carry(*states, trace=trace, step_count=step_count)
     return with_lead(own, learner.execution.lead)._replace(shared=states.shared)
 
 

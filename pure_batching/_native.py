@@ -1,11 +1,22 @@
 """Native State trees and compiled BrainScale algorithms <-> pytrees and carries."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import brainscale
+import brainstate
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-from ._tree import Tree
+from ._algorithms.base import Trace
+from ._algorithms.es_d_rtrl import InputOutputTrace
+from ._blueprint import states_of
+from ._capture import found_group, state_name
+from ._errors import NativeError, StructureError
+from ._jaxpr import order_of
+from ._learner import Carry, Learner, carry_spec
+from ._tree import Tree, conform, like, moved, path_name, spec_of
 
 _STEP_DATA = (brainscale.SingleStepData, brainscale.MultiStepData)
 
@@ -23,3 +34,219 @@ def unwrap_steps(tree: Tree) -> tuple[Tree, Tree]:
         return jax.tree.map(lambda _: not isinstance(node, brainscale.SingleStepData), data(node))
 
     return jax.tree.map(data, tree, is_leaf=is_wrapped), jax.tree.map(changes, tree, is_leaf=is_wrapped)
+
+
+def read_states(net: brainstate.nn.Module) -> dict[str, Tree]:
+    """The values of all states of a module by path, sorted: trainable, hidden and other ones, units included."""
+    return {path: state.value for path, state in states_of(net).items()}
+
+
+def write_states(net: brainstate.nn.Module, tree: Mapping[str, Tree]) -> None:
+    """Write values into the states of a module; the inverse of `read_states`.
+
+    Args:
+      net: the module.
+      tree: `{path: value}` of all states or some of them, each with the shape, dtype and unit that the state has.
+
+    Raises:
+      StructureError: a path that the module does not have.
+      ShapeError, DtypeError, UnitError: a value that does not fit; nothing is written then.
+    """
+    states = states_of(net)
+    unknown = sorted(set(tree) - set(states))
+    if unknown:
+        raise StructureError(
+            "tree",
+            got=f"the path {unknown[0]!r}",
+            expected=f"one of {', '.join(states)}",
+            repair="Take paths of read_states.",
+        )
+    values = {path: conform(value, spec_of(states[path].value), path) for path, value in tree.items()}
+    for path, value in values.items():
+        states[path].value = value
+
+
+def from_native(learner: Learner, algorithm: brainscale.ETraceVjpAlgorithm) -> Carry:
+    """The carry that continues a training begun in BrainScale: states, traces and running index.
+
+    Args:
+      learner: of one sample, or batched, as the algorithm is.
+      algorithm: compiled, in single-sample, manual (`Batching()`) or vmapped use, of the kind that the learner has.
+
+    Returns:
+      the carry after the algorithm's last step.
+
+    Raises:
+      NativeError: not compiled, of another kind or another module, or with random keys of a batch, which BrainScale
+        does not keep for each sample.
+    """
+    native = _Native.of(learner, algorithm)
+    values = {path: state.value for path, state in native.states.items()}
+    fresh = learner.init()
+    front = native.to_front(values)
+    carry = fresh._replace(
+        hidden={path: front[path] for path in fresh.hidden},
+        other={path: front[path] for path in fresh.other},
+        keys={path: values[path] for path in fresh.keys},
+        shared={path: _first(values[path], spec) for path, spec in learner.program.states.shared.items()},
+        trace=native.read_trace(fresh.trace),
+        step_count=jnp.broadcast_to(jnp.asarray(algorithm.running_index.value, jnp.int32), fresh.step_count.shape),
+    )
+    return conform(carry, carry_spec(learner), "native")
+
+
+def to_native(learner: Learner, carry: Carry, algorithm: brainscale.ETraceVjpAlgorithm) -> None:
+    """Write a carry into a compiled BrainScale algorithm, which then goes on where the carry stands.
+
+    Args:
+      learner: the carry's.
+      carry: what is written: states, traces and running index.
+      algorithm: as in `from_native`.
+
+    Raises:
+      NativeError: as in `from_native`, or samples that made different numbers of steps, which BrainScale counts once.
+      CarryError: the carry belongs to another learner. Nothing is written where an error is raised.
+    """
+    native, carry = _Native.of(learner, algorithm), learner.check_carry(carry)
+    values = {**native.from_front({**carry.hidden, **carry.other}), **carry.keys, **carry.shared}
+    writes = [(native.states[path], path, value) for path, value in values.items()]
+    writes += [(state, name, value) for name, state, value in native.trace_writes(carry.trace)]
+    writes += [(algorithm.running_index, "running_index", native.one_count(carry.step_count))]
+    fitted = [(state, _fitted(value, state.value, name)) for state, name, value in writes]
+    for state, value in fitted:
+        state.value = value
+
+
+class _Native(NamedTuple):
+    """A compiled algorithm seen through a learner's names."""
+
+    learner: Learner
+    algorithm: Any
+    states: dict[str, brainstate.State]
+    relations: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, learner: Learner, algorithm: Any) -> "_Native":
+        _check_kind(learner, algorithm)
+        states = {state_name(path, state): state for path, state in algorithm.path_to_states.items()}
+        order = order_of(algorithm.graph.module_info.jaxpr)
+        relations = tuple(sorted(algorithm.graph.hidden_param_op_relations, key=lambda relation: order[relation.y]))
+        _check_module(learner, states, [path_name(relation.path) for relation in relations])
+        return cls(learner, algorithm, states, relations)
+
+    @property
+    def is_manual(self) -> bool:
+        return self.algorithm.mode.has(brainstate.mixin.Batching)
+
+    def to_front(self, values: dict[str, Tree]) -> dict[str, Tree]:
+        """The states of samples, the batch axis in front."""
+        axes = self.learner.program.batch_axes()
+        own = {path: values[path] for path in axes}
+        return moved(own, axes, to_module=False) if self.is_manual else own
+
+    def from_front(self, values: dict[str, Tree]) -> dict[str, Tree]:
+        """The inverse of `to_front`."""
+        return moved(values, self.learner.program.batch_axes(), to_module=True) if self.is_manual else values
+
+    def read_trace(self, fresh: Trace) -> Trace:
+        """The algorithm's traces under the learner's names."""
+        if not isinstance(fresh, InputOutputTrace):
+            raise _other_algorithm(self.learner, self.algorithm)
+        dfs = {name: state.value[..., list(columns)] for name, state, columns in self._dfs()}
+        return InputOutputTrace({name: state.value for name, state in self._xs()}, dfs)
+
+    def trace_writes(self, trace: Trace) -> list[tuple[str, brainstate.State, jax.Array]]:
+        """Which native state gets which part of a trace."""
+        writes = [(name, state, trace.xs[name]) for name, state in self._xs()]
+        return writes + [
+            (name, state, trace.dfs[name][..., np.argsort(columns)]) for name, state, columns in self._dfs()
+        ]
+
+    def one_count(self, step_count: jax.Array) -> jax.Array:
+        """The number of steps that all samples made."""
+        counts = np.unique(np.asarray(step_count))
+        if len(counts) != 1:
+            raise NativeError(
+                "carry.step_count",
+                got=f"samples after {', '.join(map(str, counts))} steps",
+                expected="one number of steps",
+                repair="Write samples of equal length; BrainScale counts the steps of a batch once.",
+            )
+        return jnp.asarray(counts[0])
+
+    def _xs(self) -> list[tuple[str, brainstate.State]]:
+        pairs = zip(self.learner.program.relations, self.relations, strict=True)
+        return [(ours.x.name, self.algorithm.etrace_xs[id(theirs.x)]) for ours, theirs in pairs if ours.x is not None]
+
+    def _dfs(self) -> list[tuple[str, brainstate.State, tuple[int, ...]]]:
+        """Name, state and column order of each output trace; BrainScale makes them in the order of its relations."""
+        order = [
+            (id(r), id(group)) for r in self.algorithm.graph.hidden_param_op_relations for group in r.hidden_groups
+        ]
+        state_of = dict(zip(order, self.algorithm.etrace_dfs.values(), strict=True))
+        found = []
+        for ours, theirs in zip(self.learner.program.relations, self.relations, strict=True):
+            groups = {found_group(group).name: group for group in theirs.hidden_groups}
+            for link in ours.links:
+                group = groups[link.group.name]
+                found.append((link.name, state_of[id(theirs), id(group)], _columns(group)))
+        return found
+
+
+def _columns(group: Any) -> tuple[int, ...]:
+    """Where BrainScale, whose order of states differs in each process, keeps the columns of our sorted states."""
+    columns, start = {}, 0
+    for path, state in zip(group.hidden_paths, group.hidden_states, strict=True):
+        columns[path_name(path)] = range(start, start + state.num_state)
+        start += state.num_state
+    return tuple(column for path in sorted(columns) for column in columns[path])
+
+
+def _first(value: Tree, spec: Tree) -> Tree:
+    """A state that all samples share, where a native vmap keeps it once for each."""
+    return jax.tree.map(lambda x, s: x if jnp.ndim(x) == len(s.shape) else x[0], value, spec)
+
+
+def _fitted(value: Tree, old: Tree, name: str) -> Tree:
+    """A value in the shape, dtype and unit that a native state has."""
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(old)]
+    leaves = [jnp.broadcast_to(new, shape) for new, shape in zip(jax.tree.leaves(value), shapes, strict=True)]
+    return conform(like(value, leaves), spec_of(old), name)
+
+
+def _check_kind(learner: Learner, algorithm: Any) -> None:
+    if not isinstance(algorithm, brainscale.ETraceVjpAlgorithm) or not algorithm.is_compiled:
+        raise NativeError(
+            "algorithm",
+            got=type(algorithm).__name__,
+            expected="a compiled brainscale algorithm",
+            repair="Call algorithm.compile_graph(*inputs) first.",
+        )
+    if learner.batch_size is not None and learner.program.states.keys:
+        raise NativeError(
+            "algorithm",
+            got=f"a batch with the random key {', '.join(learner.program.states.keys)!r}",
+            expected="a module without random numbers, or one sample",
+            repair="BrainScale keeps no key for each sample; start from learner.init(key).",
+        )
+
+
+def _check_module(learner: Learner, states: dict[str, brainstate.State], weights: list[str]) -> None:
+    ours = [relation.weight for relation in learner.program.relations]
+    paths = {path for field in learner.program.states for path in field}
+    if weights != ours or not paths <= set(states):
+        raise NativeError(
+            "algorithm",
+            got=f"a module with the traced weights {weights} and the states {sorted(states)}",
+            expected=f"the traced weights {ours} and the states {sorted(paths)}",
+            repair="Compile the algorithm on the module that the learner was captured from.",
+        )
+
+
+def _other_algorithm(learner: Learner, algorithm: Any) -> NativeError:
+    return NativeError(
+        "algorithm",
+        got=type(algorithm).__name__,
+        expected=f"the native counterpart of {type(learner.algorithm).__name__}",
+        repair="Use the learner with the algorithm that the training began with.",
+    )

@@ -146,7 +146,7 @@ class Program:
       groups, relations: what eligibility traces are made of.
       initial: `key -> States` of one fresh sample.
       retrace: `(B, this program) -> Program`, the module's own arithmetic on arrays with a batch axis.
-      axes: where the module itself keeps the batch axis of each `other` state.
+      batch_axes: where the module itself keeps the batch axis of each state of a sample.
     """
 
     inputs: tuple[Tree, ...]
@@ -158,7 +158,7 @@ class Program:
     relations: tuple[Relation, ...]
     initial: Callable[[jax.Array], States]
     retrace: Callable[[int, "Program"], "Program"]
-    axes: Mapping[str, Tree]
+    batch_axes: Callable[[], Mapping[str, Tree]]
     step: Callable[..., list[jax.Array]]
     order: tuple[str, ...]
 
@@ -219,7 +219,7 @@ def _df(link: Link, temporaries: list[jax.Array]) -> jax.Array:
 
 
 def _diagonal(piece: Slice, group: Group, temporaries: list[jax.Array]) -> jax.Array:
-    """`dnew[i]/dold[j]` as `[..., *varshape, i, j]`: one product with ones for each `i`, exact where elements do not mix."""
+    """`dnew[i]/dold[j]`, `[..., *varshape, i, j]`: products with ones, exact where elements do not mix."""
     fun, old = piece.at(temporaries)
     new, pullback = jax.vjp(lambda joined: group.join(fun(*group.part(joined))), group.join(old))
     ns = group.num_states

@@ -64,7 +64,8 @@ class GradFn(NamedTuple):
           gradients, summed over time and reduced over samples, in the params' units; with `"none"` `[B, *param.shape]`.
 
         Raises:
-          ShapeError, BatchSizeError, DtypeError, UnitError, StructureError, CarryError, LossError: before anything runs.
+          ShapeError, BatchSizeError, DtypeError, UnitError, StructureError, CarryError, LossError: what does not fit,
+            before anything runs.
         """
         params = self.learner.check_params(params)
         carry = None if carry is None else self.learner.check_carry(carry)

@@ -1,6 +1,6 @@
 """Trees of arrays with units: readable paths, specifications, and the check of a value against one."""
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import brainunit as u
@@ -58,6 +58,15 @@ def is_key(dtype: Any) -> bool:
 def with_lead(spec: Tree, lead: tuple[int, ...]) -> Tree:
     """The specification with axes put in front of every leaf."""
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct((*lead, *s.shape), s.dtype), spec)
+
+
+def moved(trees: Mapping[str, Tree], axes: Mapping[str, Tree], *, to_module: bool) -> dict[str, Tree]:
+    """States with the batch axis in front -> states with it where the module keeps it, or back."""
+
+    def move(leaf: jax.Array, axis: int) -> jax.Array:
+        return jnp.moveaxis(leaf, 0, axis) if to_module else jnp.moveaxis(leaf, axis, 0)
+
+    return {path: jax.tree.map(move, value, axes[path]) for path, value in trees.items()}
 
 
 def nbytes(spec: Tree) -> int:

@@ -1,6 +1,6 @@
 """`manual`: the module's own arithmetic on arrays with a batch axis."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from .._errors import RandomnessError, StrategyError
 from .._learner import Execution, Learner
 from .._program import Params, Perturbation, Program, States, Step
-from .._tree import Tree
+from .._tree import Tree, moved
 from .base import check_unbatched
 from .vmap import each_by_vmap
 
@@ -21,10 +21,10 @@ def manual(learner: Learner, batch_size: int) -> Learner:
       batch_size: `B`.
 
     Raises:
-      StrategyError: the learner has a batch already, or the module's own code does not carry a batch axis; the text names
-        the state or output that came out wrong.
-      RandomnessError: the module draws random numbers inside its step: one `(B, M)` draw from one key cannot equal a key
-        for each sample.
+      StrategyError: the learner has a batch already, or the module's own code does not carry a batch axis; the text
+        names the state or output that came out wrong.
+      RandomnessError: the module draws random numbers inside its step: one `(B, M)` draw from one key cannot equal a
+        key for each sample.
       BatchSizeError: not a positive integer.
     """
     size = check_unbatched(learner, batch_size, "manual")
@@ -37,11 +37,12 @@ def manual(learner: Learner, batch_size: int) -> Learner:
 
 def _batch_in_front(program: Program, single: Program, batch_size: int) -> Callable[..., Step]:
     """`program.execute` with the batch axis in front of every leaf, wherever the module keeps it."""
+    axes = single.batch_axes()
 
     def execute(params: Params, states: States, inputs: tuple[Tree, ...], perturbation: Perturbation) -> Step:
-        inside = states._replace(other=_moved(states.other, program, to_module=True))
+        inside = states._replace(other=moved(states.other, axes, to_module=True))
         done = program.execute(params, inside, inputs, perturbation)
-        outside = done.states._replace(other=_moved(done.states.other, program, to_module=False))
+        outside = done.states._replace(other=moved(done.states.other, axes, to_module=False))
         xs = _for_each_sample(done.jacobians.xs, single, batch_size)
         return Step(done.output, outside, done.jacobians._replace(xs=xs))
 
@@ -52,13 +53,6 @@ def _for_each_sample(xs: dict[str, jax.Array], single: Program, batch_size: int)
     """A weight's input that the module computes once for all samples stands for each of them."""
     rank = {name: len(x.spec.shape) for name, x in single.weight_inputs().items()}
     return {name: jnp.broadcast_to(x, (batch_size, *x.shape)) if x.ndim == rank[name] else x for name, x in xs.items()}
-
-
-def _moved(other: Mapping[str, Tree], program: Program, *, to_module: bool) -> dict[str, Tree]:
-    def move(leaf: jax.Array, axis: int) -> jax.Array:
-        return jnp.moveaxis(leaf, 0, axis) if to_module else jnp.moveaxis(leaf, axis, 0)
-
-    return {path: jax.tree.map(move, value, program.axes[path]) for path, value in other.items()}
 
 
 def _refuse_random(program: Program) -> None:
