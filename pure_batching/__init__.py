@@ -1,9 +1,13 @@
 """BrainScale's online learning as pure functions of explicit pytrees, with interchangeable batching strategies."""
 
 from ._algorithms.base import Algorithm as Algorithm
+from ._algorithms.bptt import BPTT as BPTT
+from ._algorithms.d_rtrl import D_RTRL as D_RTRL
 from ._algorithms.es_d_rtrl import ES_D_RTRL as ES_D_RTRL
+from ._algorithms.hybrid import Hybrid as Hybrid
 from ._errors import PureBatchingError as PureBatchingError
-from ._learner import Carry as Carry, Learner as Learner, capture as capture
+from ._execution import Carry as Carry
+from ._learner import Learner as Learner, capture as capture
 from ._native import (
     from_native as from_native,
     read_states as read_states,

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var, jaxpr_as_fun
 
+from ._alignment import aligned_axes
+from ._errors import CaptureError
 from ._jaxpr import Piece, cut_piece, order_of, reachable, spec_of_var, tainted_by
-from ._program import Group, Link, Relation, States, WeightInput
+from ._program import Group, Link, Relation, States, WeightInput, WeightLeaf
 from ._tree import Tree
 
 
@@ -32,6 +34,8 @@ class FoundRelation(NamedTuple):
 
     weight: str
     weight_vars: tuple[Var, ...]
+    leaf_names: tuple[str, ...]
+    gradient: str
     x: Var | None
     y: Var
     operation: JaxprEqn
@@ -177,15 +181,19 @@ class Assembly:
 
     def _relation(self, i: int, groups: tuple[Group, ...]) -> Relation:
         found, links = self.found[i], sorted(self.links[i], key=lambda link: link[0])
+        reached = [groups[position] for position, _ in links]
+        y = _hidden_spec(found, self.names[i], reached)
         return Relation(
             name=self.names[i],
             weight=found.weight,
             x=self._weight_input(found),
-            y=spec_of_var(found.y),
-            op=_operation(found),
+            y=y,
+            op=_operation(found, y),
+            leaves=_leaves(found, y),
+            gradient=found.gradient,
             links=tuple(
-                Link(f"{self.names[i]} -> {groups[position].name}", groups[position], piece.bind(self.temporaries))
-                for position, piece in links
+                Link(f"{self.names[i]} -> {group.name}", group, piece.bind(self.temporaries))
+                for group, (_, piece) in zip(reached, links, strict=True)
             ),
         )
 
@@ -196,12 +204,36 @@ class Assembly:
         return WeightInput(self.names[first], _trace_spec(found.x, found.y), self.temporaries.index(found.x))
 
 
-def _operation(found: FoundRelation) -> Callable[..., jax.Array]:
+def _hidden_spec(found: FoundRelation, name: str, reached: list[Group]) -> jax.ShapeDtypeStruct:
+    """The output as it meets the hidden states: a smaller one is broadcast to their shape."""
+    shapes = {group.varshape for group in reached}
+    if len(shapes) > 1:
+        raise CaptureError(
+            name,
+            got=f"hidden states of the shapes {sorted(shapes)} behind one use of the weight",
+            expected="hidden states of one shape",
+            repair="Use a weight for each of them.",
+        )
+    return jax.ShapeDtypeStruct(shapes.pop(), spec_of_var(found.y).dtype)
+
+
+def _operation(found: FoundRelation, y: jax.ShapeDtypeStruct) -> Callable[..., jax.Array]:
     """`(x, *mantissas of w) -> y`, from the equation that used the weight."""
     evaluate = jaxpr_as_fun(found.operation.params["jaxpr"])
     places = {id(var): i + 1 for i, var in enumerate(found.weight_vars)}
     arguments = [places.get(id(var), 0) for var in found.operation.invars]
-    return lambda *values: evaluate(*(values[i] for i in arguments))[0]
+    return lambda *values: jnp.broadcast_to(evaluate(*(values[i] for i in arguments))[0], y.shape)
+
+
+def _leaves(found: FoundRelation, y: jax.ShapeDtypeStruct) -> tuple[WeightLeaf, ...]:
+    inner = found.operation.params["jaxpr"].jaxpr
+    is_broadcast = spec_of_var(found.y).shape != y.shape
+    leaves = []
+    for name, var in zip(found.leaf_names, found.weight_vars, strict=True):
+        used = [inner.invars[i] for i, given in enumerate(found.operation.invars) if given is var]
+        axes = aligned_axes(inner, used[0]) if len(used) == 1 and not is_broadcast else None
+        leaves.append(WeightLeaf(name, spec_of_var(var), axes))
+    return tuple(leaves)
 
 
 def _trace_spec(x: Var, y: Var) -> jax.ShapeDtypeStruct:

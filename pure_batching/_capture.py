@@ -184,6 +184,8 @@ def _found_relation(relation: Any, graph: Any) -> FoundRelation:
     return FoundRelation(
         weight=path_name(relation.path),
         weight_vars=tuple(graph.module_info.weight_path_to_invars[relation.path]),
+        leaf_names=tuple(name.strip("[]'.") or "weight" for name, _ in named_leaves(relation.weight.value, "")),
+        gradient=relation.weight.gradient.value,
         x=relation.x,
         y=relation.y,
         operation=operation,

@@ -1,84 +1,38 @@
 """Learner: a program and an algorithm, and the differentiable step."""
 
-from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 
-from ._algorithms.base import Algorithm, Trace, contract
+from ._algorithms.base import Algorithm
 from ._capture import capture_program
 from ._errors import CarryError, StructureError
-from ._program import Jacobians, Params, Perturbation, Program, States, Step
-from ._tree import Tree, conform, named_leaves, spec_of, with_lead
-
-
-class Carry(NamedTuple):
-    """What one step hands to the next.
-
-    Every leaf but those of `shared` has a leading axis `[B, ...]` in a batch.
-
-    Attributes:
-      hidden: the hidden states by path, in their units.
-      other: other states of a sample (short-term states, statistics, delay buffers) by path.
-      keys: random keys by path.
-      shared: states that are the same for every sample (write pointers, counters) by path.
-      trace: the algorithm's eligibility traces.
-      step_count: how many steps were made, `[]` int32.
-    """
-
-    hidden: Mapping[str, Tree]
-    other: Mapping[str, Tree]
-    keys: Mapping[str, jax.Array]
-    shared: Mapping[str, Tree]
-    trace: Trace
-    step_count: jax.Array
-
-    @property
-    def states(self) -> States:
-        """The module's part of the carry."""
-        return States(self.hidden, self.other, self.keys, self.shared)
-
-
-Execute = Callable[[Params, States, tuple[Tree, ...], Perturbation], Step]
-Each = Callable[[Callable[..., Any]], Callable[..., Any]]
-
-
-class Execution(NamedTuple):
-    """How a step is run for the samples of a learner.
-
-    Attributes:
-      name: the strategy's name.
-      batch_size: `B`, None for one sample.
-      execute: `Program.execute` for all samples.
-      each: makes `f(shared, *own)` of one sample a function of all samples, whose `own` arguments lead with `B`.
-    """
-
-    name: str
-    batch_size: int | None
-    execute: Execute
-    each: Each
-
-    @property
-    def lead(self) -> tuple[int, ...]:
-        """The axes in front of every leaf that belongs to a sample."""
-        return () if self.batch_size is None else (self.batch_size,)
+from ._execution import Carry, Execution
+from ._program import Params, Program
+from ._step import differentiable_step
+from ._tree import Tree, conform, named_leaves, spec_of
 
 
 class Learner(eqx.Module):
     """A program with an algorithm: pure functions that own no arrays and no State.
 
     Attributes:
-      program: the step of one sample.
-      algorithm: the learning rule.
-      execution: how the step is run for one sample or a batch of them.
+      execution: the program, the algorithm, and how they are run for one sample or a batch.
     """
 
-    program: Program = eqx.field(static=True)
-    algorithm: Algorithm = eqx.field(static=True)
     execution: Execution = eqx.field(static=True)
+
+    @property
+    def program(self) -> Program:
+        """The step of one sample."""
+        return self.execution.program
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """The learning rule."""
+        return self.execution.algorithm
 
     @property
     def batch_size(self) -> int | None:
@@ -95,7 +49,7 @@ class Learner(eqx.Module):
         Returns:
           the carry before the first step, the same leaves in every strategy.
         """
-        return _init(self, jax.random.key(0) if key is None else key)
+        return _init(self.execution, jax.random.key(0) if key is None else key)
 
     def step(self, params: Params, carry: Carry, *inputs: Tree) -> tuple[Carry, Tree]:
         """One step.
@@ -115,7 +69,7 @@ class Learner(eqx.Module):
           StructureError, ShapeError, BatchSizeError, DtypeError, UnitError: an argument does not fit.
           CarryError: the carry belongs to another learner.
         """
-        return _step(self, self.check_params(params), self.check_carry(carry), self.check_inputs(inputs))
+        return _step(self.execution, self.check_params(params), self.check_carry(carry), self.check_inputs(inputs))
 
     def check_params(self, params: Params) -> Params:
         """`params` in the captured units and dtypes."""
@@ -123,7 +77,7 @@ class Learner(eqx.Module):
 
     def check_carry(self, carry: Carry) -> Carry:
         """`carry` itself, or CarryError."""
-        expected = named_leaves(carry_spec(self), "carry")
+        expected = named_leaves(self.execution.carry_spec(), "carry")
         got = named_leaves(spec_of(carry), "carry") if isinstance(carry, Carry) else []
         wrong = [name for name, spec in got if (name, spec) not in expected]
         if not isinstance(carry, Carry) or wrong or len(got) != len(expected):
@@ -172,90 +126,17 @@ def capture(
             "algorithm", got=type(algorithm).__name__, expected="an algorithm", repair="Pass pb.ES_D_RTRL(0.9), say."
         )
     program, params = capture_program(net, example_inputs, environ)
-    return Learner(program, algorithm, Execution("one sample", None, program.execute, lambda fun: fun)), params
-
-
-def carry_spec(learner: Learner) -> Carry:
-    """The shapes and dtypes of a learner's carry."""
-    states, trace = learner.program.states, jax.eval_shape(lambda: learner.algorithm.init(learner.program))
-    step_count: Any = jax.ShapeDtypeStruct((), jnp.int32)
-    own = Carry(*states, trace=trace, step_count=step_count)
-    return with_lead(own, learner.execution.lead)._replace(shared=states.shared)
-
-
-def advance(learner: Learner, carry: Carry, states: States, jacobians: Jacobians) -> Carry:
-    """The next carry: the new states, the trace one step on, the count one higher."""
-
-    def update(_: None, trace: Trace, step_jacobians: Jacobians) -> Trace:
-        return learner.algorithm.update(learner.program, trace, step_jacobians)
-
-    trace = learner.execution.each(update)(None, carry.trace, jacobians)
-    return Carry(*states, trace=trace, step_count=carry.step_count + 1)
-
-
-def signal_factors(learner: Learner, trace: Trace, jacobians: Jacobians, signal: Any, count: jax.Array) -> Any:
-    """The algorithm's factors of one step, for every sample."""
-
-    def factors(_: None, *own: Any) -> Any:
-        return learner.algorithm.factors(learner.program, *own)
-
-    return learner.execution.each(factors)(None, trace, jacobians, signal, count)
-
-
-def zero_perturbation(learner: Learner) -> Perturbation:
-    """Zeros for the hidden states of every sample."""
-    zeros = learner.program.zero_perturbation()
-    return {path: jnp.zeros((*learner.execution.lead, *zero.shape), zero.dtype) for path, zero in zeros.items()}
-
-
-def add_gradients(total: Params, *parts: Params) -> Params:
-    """`total` with partial gradients, each of some of its weights, added."""
-    for part in parts:
-        total = total | {path: jax.tree.map(jnp.add, total[path], value) for path, value in part.items()}
-    return total
+    return Learner(Execution.of_one_sample(program, algorithm)), params
 
 
 @partial(jax.jit, static_argnums=0)
-def _init(learner: Learner, key: jax.Array) -> Carry:
-    def fresh(sample_key: jax.Array) -> Carry:
-        states = learner.program.initial(sample_key)
-        return Carry(*states, trace=learner.algorithm.init(learner.program), step_count=jnp.zeros((), jnp.int32))
-
-    if learner.batch_size is None:
-        return fresh(key)
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(learner.batch_size))
-    shared = fresh(key).shared
-    return jax.vmap(fresh)(keys)._replace(shared=shared)
+def _init(execution: Execution, key: jax.Array) -> Carry:
+    return execution.fresh(key)
 
 
 @partial(jax.jit, static_argnums=0)
-def _step(learner: Learner, params: Params, carry: Carry, inputs: tuple[Tree, ...]) -> tuple[Carry, Tree]:
-    @jax.custom_vjp
-    def step(params: Params, carry: Carry, inputs: tuple[Tree, ...]) -> tuple[Carry, Tree]:
-        return forward(params, carry, inputs)[0]
-
-    def forward(params: Params, carry: Carry, inputs: tuple[Tree, ...]) -> Any:
-        def run(direct: Params, inputs: tuple[Tree, ...], perturbation: Perturbation) -> Any:
-            done = learner.execution.execute(params | direct, carry.states, inputs, perturbation)
-            return done.output, (done.states, done.jacobians)
-
-        direct = {path: params[path] for path in learner.program.direct}
-        output, pullback, (states, jacobians) = jax.vjp(run, direct, inputs, zero_perturbation(learner), has_aux=True)
-        new = advance(learner, carry, states, jacobians)
-        return (new, output), (pullback, params, new.trace, jacobians, carry.step_count)
-
-    def backward(residuals: Any, cotangent: tuple[Carry, Tree]) -> Any:
-        pullback, params, trace, jacobians, count = residuals
-        direct, inputs, perturbation = pullback(cotangent[1])
-        signal = learner.program.signal(perturbation)
-        factors = signal_factors(learner, trace, jacobians, signal, count)
-        if learner.batch_size is None:
-            factors = jax.tree.map(lambda x: x[None], factors)
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        return add_gradients(zeros, contract(learner.program, params, factors), direct), None, inputs
-
-    step.defvjp(forward, backward)
-    return step(params, carry, inputs)
+def _step(execution: Execution, params: Params, carry: Carry, inputs: tuple[Tree, ...]) -> tuple[Carry, Tree]:
+    return differentiable_step(execution, params, carry, inputs)
 
 
 def _carry_error(carry: Any, wrong: list[str], got: dict[str, Any], expected: dict[str, Any]) -> CarryError:

@@ -14,8 +14,9 @@ from ._algorithms.es_d_rtrl import InputOutputTrace
 from ._blueprint import states_of
 from ._capture import found_group, state_name
 from ._errors import NativeError, StructureError
+from ._execution import Carry
 from ._jaxpr import order_of
-from ._learner import Carry, Learner, carry_spec
+from ._learner import Learner
 from ._tree import Tree, conform, like, moved, path_name, spec_of
 
 _STEP_DATA = (brainscale.SingleStepData, brainscale.MultiStepData)
@@ -90,9 +91,9 @@ def from_native(learner: Learner, algorithm: brainscale.ETraceVjpAlgorithm) -> C
         keys={path: values[path] for path in fresh.keys},
         shared={path: _first(values[path], spec) for path, spec in learner.program.states.shared.items()},
         trace=native.read_trace(fresh.trace),
-        step_count=jnp.broadcast_to(jnp.asarray(algorithm.running_index.value, jnp.int32), fresh.step_count.shape),
+        update_count=jnp.broadcast_to(jnp.asarray(algorithm.running_index.value, jnp.int32), fresh.update_count.shape),
     )
-    return conform(carry, carry_spec(learner), "native")
+    return conform(carry, learner.execution.carry_spec(), "native")
 
 
 def to_native(learner: Learner, carry: Carry, algorithm: brainscale.ETraceVjpAlgorithm) -> None:
@@ -111,7 +112,7 @@ def to_native(learner: Learner, carry: Carry, algorithm: brainscale.ETraceVjpAlg
     values = {**native.from_front({**carry.hidden, **carry.other}), **carry.keys, **carry.shared}
     writes = [(native.states[path], path, value) for path, value in values.items()]
     writes += [(state, name, value) for name, state, value in native.trace_writes(carry.trace)]
-    writes += [(algorithm.running_index, "running_index", native.one_count(carry.step_count))]
+    writes += [(algorithm.running_index, "running_index", native.one_count(carry.update_count))]
     fitted = [(state, _fitted(value, state.value, name)) for state, name, value in writes]
     for state, value in fitted:
         state.value = value
@@ -162,12 +163,12 @@ class _Native(NamedTuple):
             (name, state, trace.dfs[name][..., np.argsort(columns)]) for name, state, columns in self._dfs()
         ]
 
-    def one_count(self, step_count: jax.Array) -> jax.Array:
+    def one_count(self, update_count: jax.Array) -> jax.Array:
         """The number of steps that all samples made."""
-        counts = np.unique(np.asarray(step_count))
+        counts = np.unique(np.asarray(update_count))
         if len(counts) != 1:
             raise NativeError(
-                "carry.step_count",
+                "carry.update_count",
                 got=f"samples after {', '.join(map(str, counts))} steps",
                 expected="one number of steps",
                 repair="Write samples of equal length; BrainScale counts the steps of a batch once.",

@@ -81,6 +81,11 @@ class Group:
         """`ns`."""
         return sum(max(width, 1) for width in self.widths)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`(*varshape, ns)`."""
+        return (*self.varshape, self.num_states)
+
     def join(self, states: Any) -> jax.Array:
         """States of the group side by side, `[..., *varshape, ns]`."""
         columns = [x if width else jnp.expand_dims(x, -1) for x, width in zip(states, self.widths, strict=True)]
@@ -94,6 +99,21 @@ class Group:
             parts.append(piece if width else piece[..., 0])
             start += max(width, 1)
         return parts
+
+
+class WeightLeaf(NamedTuple):
+    """One array of a weight.
+
+    Attributes:
+      name: its name within the weight.
+      spec: its shape and dtype.
+      axes: for each axis of `y`, the axis of the array that it is aligned with; None where an element of the array
+        reaches more than one element of `y`.
+    """
+
+    name: str
+    spec: jax.ShapeDtypeStruct
+    axes: tuple[int, ...] | None
 
 
 class WeightInput(NamedTuple):
@@ -112,8 +132,10 @@ class Relation:
       name: the weight's path, with the number of the use where there are several.
       weight: the weight's path.
       x: the input, None for element-wise weights.
-      y: the specification of the output.
+      y: the specification of the output, which has the shape of the hidden states that it reaches.
       op: `(x, *mantissas of w) -> y` for one sample.
+      leaves: the arrays of the weight.
+      gradient: `"full"`, `"approx"` or `"adaptive"`, what the module asks of a hybrid algorithm.
       links: the hidden groups that `y` reaches.
     """
 
@@ -122,6 +144,8 @@ class Relation:
     x: WeightInput | None
     y: jax.ShapeDtypeStruct
     op: Callable[..., jax.Array]
+    leaves: tuple[WeightLeaf, ...]
+    gradient: str
     links: tuple["Link", ...]
 
 
@@ -191,6 +215,10 @@ class Program:
         """A perturbation that changes nothing."""
         return {path: jnp.zeros(_array(spec).shape, _array(spec).dtype) for path, spec in self.states.hidden.items()}
 
+    def links(self) -> list[Link]:
+        """The links of all relations."""
+        return [link for relation in self.relations for link in relation.links]
+
     def weight_inputs(self) -> dict[str, WeightInput]:
         """What enters weight operations, each once, by name."""
         return {relation.x.name: relation.x for relation in self.relations if relation.x is not None}
@@ -203,10 +231,9 @@ class Program:
         return States(*({path: values[path] for path in field} for field in self.states))
 
     def _jacobians(self, temporaries: list[jax.Array]) -> Jacobians:
-        links = [link for relation in self.relations for link in relation.links]
         return Jacobians(
             xs={name: temporaries[x.temporary].astype(x.spec.dtype) for name, x in self.weight_inputs().items()},
-            dfs={link.name: _df(link, temporaries) for link in links},
+            dfs={link.name: _df(link, temporaries) for link in self.links()},
             diagonals={group.name: _diagonal(group.transition, group, temporaries) for group in self.groups},
             within={g.name: _diagonal(g.within, g, temporaries) for g in self.groups if g.within is not None},
         )

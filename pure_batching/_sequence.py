@@ -1,7 +1,6 @@
 """sequence_grad: the online gradient of a sequence, scheduled in windows.
 
-A window of `K` steps is one scan that emits each step's factors, and one contraction over `K * B` at its end. What is
-stacked is what a window costs; the sequence's length never enters.
+What is stacked is what a window costs; the sequence's length never enters.
 """
 
 from collections.abc import Callable
@@ -12,12 +11,15 @@ import brainunit as u
 import jax
 import jax.numpy as jnp
 
-from ._algorithms.base import Factors, contract
+from ._algorithms.base import add_gradients
+from ._data import check_steps
 from ._errors import LossError, OptionError
-from ._learner import Carry, Learner, add_gradients, advance, signal_factors, zero_perturbation
-from ._program import Params, Perturbation
-from ._timed import Timed, check_sequence
+from ._execution import Carry, Execution
+from ._learner import Learner
+from ._program import Params
+from ._timed import Steps, Timed
 from ._tree import Tree, nbytes, with_lead
+from ._window import Task, run_window, step_trace
 
 Loss = Callable[[Tree, Tree], jax.Array]
 
@@ -50,7 +52,9 @@ class GradFn(NamedTuple):
     window: int | None
     outputs: bool
 
-    def __call__(self, params: Params, carry: Carry | None, inputs: Tree, targets: Tree) -> tuple[Params, Aux]:
+    def __call__(
+        self, params: Params, carry: Carry | None, inputs: Tree, targets: Tree, *, mask: Any = None, reset: Any = None
+    ) -> tuple[Params, Aux]:
         """The gradient of a sequence.
 
         Args:
@@ -59,6 +63,9 @@ class GradFn(NamedTuple):
           inputs: `[T, B, ...]` each, `[T, ...]` for one sample; a tuple for modules with several arguments. A leaf in
             `brainscale.SingleStepData` has no time axis and is the same at every step.
           targets: what the loss gets, with the same leading axes.
+          mask: `[T, B]`, whether a step counts; a masked step leaves hidden states, traces, count and random key of its
+            sample as they were and adds no gradient; its loss is 0.
+          reset: `[T, B]`, whether a sample starts anew before the step; its random key goes on.
 
         Returns:
           gradients, summed over time and reduced over samples, in the params' units; with `"none"` `[B, *param.shape]`.
@@ -69,8 +76,8 @@ class GradFn(NamedTuple):
         """
         params = self.learner.check_params(params)
         carry = None if carry is None else self.learner.check_carry(carry)
-        inputs, targets = check_sequence(self.learner, inputs, targets)
-        return _sequence_grad(self, params, carry, inputs, targets)
+        steps = check_steps(self.learner, inputs, targets, mask, reset)
+        return _sequence_grad(self, params, carry, steps)
 
 
 def sequence_grad(
@@ -101,123 +108,68 @@ def sequence_grad(
     return GradFn(learner, loss, reduction, window, outputs)
 
 
-def window_length(learner: Learner, time: int, window: int | None) -> int:
+def window_length(execution: Execution, time: int, window: int | None) -> int:
     """How many steps a window holds: what was asked for, or by the rule of `sequence_grad`."""
     if window is not None:
         return min(window, time)
-    xs = [x.spec for x in learner.program.weight_inputs().values()]
-    ys = [relation.y for relation in learner.program.relations]
-    stacked = nbytes(with_lead([xs, ys], learner.execution.lead))
+    stacked = nbytes(with_lead(_record_spec(execution), execution.lead))
     return max(1, min(time, STACK_BUDGET // max(stacked, 1)))
 
 
+def _record_spec(execution: Execution) -> Tree:
+    """What one step of one sample leaves to its window."""
+    one = Execution.of_one_sample(execution.program, execution.algorithm)
+    program, carry = one.program, one.carry_spec()
+
+    def record(params: Params, carry: Carry, inputs: tuple[Tree, ...]) -> Any:
+        done = one.execute(params, carry.states, inputs, one.zero_perturbation())
+        signal = program.signal(one.zero_perturbation())
+        _, left = step_trace(one, params, carry.trace, done.jacobians, signal, carry.update_count)
+        return left if one.algorithm.backpropagation is None else done.jacobians
+
+    return jax.eval_shape(record, program.params, carry, program.inputs)
+
+
 @partial(jax.jit, static_argnums=0)
-def _sequence_grad(
-    grad_fn: GradFn, params: Params, carry: Carry | None, inputs: Timed, targets: Timed
-) -> tuple[Params, Aux]:
-    learner, time = grad_fn.learner, inputs.length or targets.length or 0
-    _check_loss(grad_fn, targets)
-    length = window_length(learner, time, grad_fn.window)
-    state = _Running(learner.init() if carry is None else carry, _zero_gradients(grad_fn, params))
-    run = partial(_run_window, grad_fn, params, inputs, targets)
+def _sequence_grad(grad_fn: GradFn, params: Params, carry: Carry | None, steps: Steps) -> tuple[Params, Aux]:
+    execution, time = grad_fn.learner.execution, steps.length
+    _check_loss(grad_fn, steps.targets)
+    task = Task(execution, grad_fn.loss, grad_fn.reduction == "none", grad_fn.outputs)
+    start = execution.fresh(jax.random.key(0)) if carry is None else carry
+    length = window_length(execution, time, grad_fn.window)
+    if length == time:
+        window = run_window(task, params, start, steps, None if carry is None else start.trace)
+        gradients, aux = window.gradients, Aux(window.carry, window.losses, window.outputs)
+    else:
+        gradients, aux = _windows(task, params, start, steps, length)
+    return _complete(task, params, gradients, mean=grad_fn.reduction == "mean"), aux
 
-    def whole(state: _Running, start: jax.Array) -> tuple[_Running, Any]:
-        return run(state, start, length)
 
-    state, emitted = jax.lax.scan(whole, state, jnp.arange(time // length) * length)
+def _windows(task: Task, params: Params, carry: Carry, steps: Steps, length: int) -> tuple[Params, Aux]:
+    """Windows of one length in a scan, and what is left of the sequence in a shorter one."""
+
+    def one(state: tuple[Carry, Params], start: jax.Array) -> tuple[tuple[Carry, Params], Any]:
+        window = run_window(task, params, state[0], steps.window(start, length), state[0].trace)
+        return (window.carry, add_gradients(state[1], window.gradients)), (window.losses, window.outputs)
+
+    whole, left = divmod(steps.length, length)
+    state = (carry, _complete(task, params, {}))
+    state, emitted = jax.lax.scan(one, state, jnp.arange(whole) * length)
     emitted = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), emitted)
-    if time % length:
-        state, rest = run(state, jnp.asarray(time - time % length), time % length)
-        emitted = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), emitted, rest)
-    losses, outs = emitted
-    return _reduced(grad_fn, state.gradients), Aux(state.carry, losses, outs)
+    if left:
+        window = run_window(task, params, state[0], steps.window(whole * length, left), state[0].trace)
+        state = (window.carry, add_gradients(state[1], window.gradients))
+        emitted = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), emitted, (window.losses, window.outputs))
+    return state[1], Aux(state[0], *emitted)
 
 
-class _Running(NamedTuple):
-    carry: Carry
-    gradients: Params
-
-
-def _run_window(
-    grad_fn: GradFn, params: Params, inputs: Timed, targets: Timed, state: _Running, start: jax.Array, length: int
-) -> tuple[_Running, Any]:
-    """`length` steps from `start`, and one contraction of what they emitted."""
-
-    def one(state: _Running, data: Any) -> tuple[_Running, Any]:
-        args, target = inputs.at(data[0]), targets.at(data[1])
-        carry, direct, emitted = _one_step(grad_fn, params, state.carry, args, target)
-        return _Running(carry, add_gradients(state.gradients, direct)), emitted
-
-    data = (inputs.window(start, length), targets.window(start, length))
-    state, (factors, losses, outs) = jax.lax.scan(one, state, data)
-    gradients = add_gradients(state.gradients, _contracted(grad_fn, params, factors))
-    return _Running(state.carry, gradients), (losses, outs)
-
-
-def _one_step(grad_fn: GradFn, params: Params, carry: Carry, args: tuple[Tree, ...], target: Tree) -> Any:
-    """The carry after a step, the gradient of the direct weights, and (factors, losses, outputs)."""
-    learner = grad_fn.learner
-
-    def total(direct: Params, perturbation: Perturbation) -> Any:
-        done = learner.execution.execute(params | direct, carry.states, args, perturbation)
-        losses = learner.execution.each(lambda _, out, want: _value(grad_fn.loss(out, want)))(None, done.output, target)
-        return losses.sum(), (done, losses)
-
-    direct = {path: params[path] for path in learner.program.direct}
-    gradient = jax.grad(total, argnums=(0, 1), has_aux=True)
-    (of_direct, of_hidden), (done, losses) = gradient(direct, zero_perturbation(learner))
-    if grad_fn.reduction == "none":
-        of_direct = _direct_of_each_sample(grad_fn, params, carry, args, target)
-    new = advance(learner, carry, done.states, done.jacobians)
-    signal = learner.program.signal(of_hidden)
-    factors = signal_factors(learner, new.trace, done.jacobians, signal, carry.step_count)
-    return new, of_direct, (factors, losses, done.output if grad_fn.outputs else None)
-
-
-def _direct_of_each_sample(
-    grad_fn: GradFn, params: Params, carry: Carry, args: tuple[Tree, ...], target: Tree
-) -> Params:
-    """The direct weights' gradient of each sample, by the program of one sample in every strategy.
-
-    A batch shares its weights within one arithmetic, which cannot tell the samples' gradients apart.
-    """
-    program = grad_fn.learner.program
-
-    def own(shared: Any, states: Any, args: Any, target: Tree) -> Params:
-        def loss(direct: Params) -> jax.Array:
-            whole = states._replace(shared=shared[1])
-            done = program.execute(shared[0] | direct, whole, args, program.zero_perturbation())
-            return _value(grad_fn.loss(done.output, target))
-
-        return jax.grad(loss)({path: shared[0][path] for path in program.direct})
-
-    states = carry.states._replace(shared={})
-    return grad_fn.learner.execution.each(own)((params, carry.shared), states, args, target)
-
-
-def _contracted(grad_fn: GradFn, params: Params, factors: Factors) -> Params:
-    """The traced weights' gradient from factors `[K, ...]` or `[K, B, ...]`."""
-    fun = partial(contract, grad_fn.learner.program, params)
-    if grad_fn.learner.batch_size is None:
-        return fun(factors)
-    if grad_fn.reduction == "none":
-        return jax.vmap(fun, in_axes=1)(factors)
-    return fun(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), factors))
-
-
-def _zero_gradients(grad_fn: GradFn, params: Params) -> Params:
-    lead = grad_fn.learner.execution.lead if grad_fn.reduction == "none" else ()
-    return jax.tree.map(lambda x: jnp.zeros((*lead, *x.shape), x.dtype), params)
-
-
-def _reduced(grad_fn: GradFn, gradients: Params) -> Params:
-    size = grad_fn.learner.batch_size
-    return jax.tree.map(lambda x: x / size, gradients) if grad_fn.reduction == "mean" and size else gradients
-
-
-def _value(loss: Any) -> Any:
-    """A dimensionless quantity as its number."""
-    return loss.to_decimal() if u.math.is_quantity(loss) else loss
+def _complete(task: Task, params: Params, gradients: Params, *, mean: bool = False) -> Params:
+    """Gradients of all weights, zeros where there is none, reduced over samples."""
+    size = task.execution.batch_size
+    lead = task.execution.lead if task.per_sample else ()
+    zeros = jax.tree.map(lambda x: jnp.zeros((*lead, *x.shape), x.dtype), params)
+    whole = add_gradients(zeros, gradients)
+    return jax.tree.map(lambda x: x / size, whole) if mean and size else whole
 
 
 def _check_loss(grad_fn: GradFn, targets: Timed) -> None:

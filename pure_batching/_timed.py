@@ -1,17 +1,12 @@
-"""Sequences: which leaves of the inputs and targets change from step to step, and whether they fit the learner."""
+"""A sequence's data: what changes from step to step, what stays, which steps count, and where a sample starts anew."""
 
-from collections.abc import Callable
 from typing import Any
 
-import brainunit as u
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ._errors import ShapeError, StructureError
-from ._learner import Learner
-from ._native import unwrap_steps
-from ._tree import Axes, Tree, conform, named_leaves
+from ._tree import Tree
 
 
 class Timed(eqx.Module):
@@ -25,16 +20,6 @@ class Timed(eqx.Module):
     changing: Tree
     constant: Tree
 
-    @property
-    def length(self) -> int | None:
-        """`T`, None where nothing changes."""
-        leaves = jax.tree.leaves(self.changing)
-        return leaves[0].shape[0] if leaves else None
-
-    def window(self, start: jax.Array, length: int) -> Tree:
-        """`length` steps of what changes."""
-        return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, length), self.changing)
-
     def at(self, changing: Tree) -> Tree:
         """The whole tree at one step, from what changes at this step."""
         return eqx.combine(changing, self.constant)
@@ -42,77 +27,76 @@ class Timed(eqx.Module):
     def spec(self, batch_axes: int) -> Tree:
         """The specification of one sample at one step."""
 
-        def trim(count: int) -> Callable[[Any], jax.ShapeDtypeStruct]:
-            return lambda x: jax.ShapeDtypeStruct(x.shape[count:], x.dtype)
+        def trimmed(tree: Tree, count: int) -> Tree:
+            return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[count:], x.dtype), tree)
 
-        changing = jax.tree.map(trim(1 + batch_axes), self.changing)
-        return eqx.combine(changing, jax.tree.map(trim(batch_axes), self.constant))
+        return eqx.combine(trimmed(self.changing, 1 + batch_axes), trimmed(self.constant, batch_axes))
 
 
-def check_sequence(learner: Learner, inputs: Tree, targets: Tree) -> tuple[Timed, Timed]:
-    """Inputs and targets in the captured units and dtypes.
+class Moment(eqx.Module):
+    """The data of one step.
 
-    Raises:
-      ShapeError, BatchSizeError, DtypeError, UnitError, StructureError: what does not fit.
+    Attributes:
+      inputs, targets: of the step, `[B, ...]`.
+      mask: whether the step counts, `[B]`; None where all do.
+      reset: whether a sample starts anew before the step, `[B]`; None where none does.
     """
-    arguments, changing = unwrap_steps(_as_arguments(learner, inputs))
-    wanted, wanted_changing = unwrap_steps(targets)
-    time = _length(arguments, changing, "inputs") or _length(wanted, wanted_changing, "targets")
-    if not time:
-        raise ShapeError(
-            "inputs",
-            got="T = 0 steps" if time == 0 else "no leaf with a time axis",
-            expected="leaves [T, ...] with T >= 1",
-            repair="Pass at least one step; time is the first axis.",
-        )
-    axes = learner.axes(("T", time))
-    arguments = conform(arguments, learner.program.inputs, "inputs", axes, _untimed(changing, "inputs"))
-    wanted = _with_axes(wanted, "targets", axes, _untimed(wanted_changing, "targets"))
-    return Timed(*eqx.partition(arguments, changing)), Timed(*eqx.partition(wanted, wanted_changing))
+
+    inputs: tuple[Tree, ...]
+    targets: Tree
+    mask: jax.Array | None
+    reset: jax.Array | None
 
 
-def _as_arguments(learner: Learner, inputs: Tree) -> tuple[Tree, ...]:
-    """A module of one argument may get it bare."""
-    expected = learner.program.inputs
-    if (
-        isinstance(inputs, tuple)
-        and len(inputs) == len(expected)
-        and not (len(expected) == 1 and isinstance(expected[0], tuple))
-    ):
-        return inputs
-    if len(expected) == 1:
-        return (inputs,)
-    raise StructureError(
-        "inputs",
-        got=f"{len(inputs)} arguments" if isinstance(inputs, tuple) else type(inputs).__name__,
-        expected=f"a tuple of {len(expected)} arguments",
-        repair="Pass the arguments that capture() saw as examples, each with a time axis.",
-    )
+class Steps(eqx.Module):
+    """The data of a sequence: `Moment` with a time axis in front."""
+
+    inputs: Timed
+    targets: Timed
+    mask: jax.Array | None
+    reset: jax.Array | None
+
+    def changing(self) -> Any:
+        """What a scan over the steps runs over."""
+        return self.inputs.changing, self.targets.changing, self.mask, self.reset
+
+    def at(self, changing: Any) -> Moment:
+        """One step, from what a scan hands out."""
+        inputs, targets, mask, reset = changing
+        moment = Moment(self.inputs.at(inputs), self.targets.at(targets), mask, reset)
+        return moment if mask is None else eqx.tree_at(lambda m: m.inputs, moment, _blank(moment.inputs, mask))
+
+    @property
+    def length(self) -> int:
+        """`T`."""
+        return jax.tree.leaves(self.changing())[0].shape[0]
+
+    def window(self, start: jax.Array | int, length: int) -> "Steps":
+        """`length` steps from `start`."""
+
+        def cut(tree: Tree) -> Tree:
+            return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, length), tree)
+
+        inputs, targets, mask, reset = cut(self.changing())
+        return Steps(Timed(inputs, self.inputs.constant), Timed(targets, self.targets.constant), mask, reset)
+
+    @staticmethod
+    def sample_axes() -> "Steps":
+        """Where the samples lie."""
+        timed: Any = Timed(1, 0)
+        axis: Any = 1
+        return Steps(timed, timed, axis, axis)
 
 
-def _length(tree: Tree, changing: Tree, root: str) -> int | None:
-    timed, _ = eqx.partition(tree, changing)
-    for name, leaf in named_leaves(timed, root):
-        if not jnp.shape(leaf):
-            raise ShapeError(
-                name, got="shape ()", expected="(T, ...)", repair="Give it a time axis, or wrap it in SingleStepData."
-            )
-        return jnp.shape(leaf)[0]
-    return None
+def select(condition: jax.Array, yes: Tree, no: Tree) -> Tree:
+    """`jnp.where` for trees whose leaves lead with the condition's axes."""
+
+    def choose(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.where(condition.reshape(condition.shape + (1,) * (a.ndim - condition.ndim)), a, b)
+
+    return jax.tree.map(choose, yes, no)
 
 
-def _untimed(changing: Tree, root: str) -> frozenset[str]:
-    return frozenset(name for name, changes in named_leaves(changing, root) if not u.get_mantissa(changes))
-
-
-def _with_axes(tree: Tree, root: str, axes: Axes, untimed: frozenset[str]) -> Tree:
-    """A tree of arrays whose leaves lead with the axes, whatever follows them."""
-    tree = jax.tree.map(jnp.asarray, tree)
-
-    def feature(leaf: jax.Array, *, timed: bool) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape[len(axes) - (not timed) :], leaf.dtype)
-
-    timed = {name: name not in untimed for name, _ in named_leaves(tree, root)}
-    flags = [timed[name] for name, leaf in named_leaves(tree, root) for _ in jax.tree.leaves(leaf)]
-    specs = [feature(leaf, timed=flag) for leaf, flag in zip(jax.tree.leaves(tree), flags, strict=True)]
-    return conform(tree, jax.tree.unflatten(jax.tree.structure(tree), specs), root, axes, untimed)
+def _blank(inputs: Tree, mask: jax.Array) -> Tree:
+    """Inputs of masked steps are zeros, so that padding of any kind (NaN too) reaches no derivative."""
+    return select(mask, inputs, jax.tree.map(jnp.zeros_like, inputs))

@@ -8,8 +8,20 @@ import jax
 import jax.numpy as jnp
 
 from .._errors import AlgorithmError
-from .._program import Jacobians, Program
-from .base import Algorithm, Factors, check_rule, own_signal
+from .._program import Jacobians, Params, Program
+from .base import (
+    RULES,
+    VJPS,
+    Algorithm,
+    Closed,
+    Factors,
+    Signal,
+    StepTransform,
+    apply_matrix,
+    check_choice,
+    identity,
+    own_signal,
+)
 
 # BrainScale stops correcting the bias after so many steps.
 _CORRECTED_STEPS = 1000
@@ -43,16 +55,20 @@ class ES_D_RTRL(Algorithm):
       rule: `"brainscale"`, the numbers of brainscale 0.1.0: `c = 1 - (1 - decay)**(n + 1)` for n < 1000, else 1.
         `"published"`, the smoothing's own correction `c = 1 - decay**(n + 1)`, and a path from one hidden state of a
         group to another within a step counted once.
+      vjp: `"single-step"`, as above; `"multi-step"`, the exact gradient inside each window of `sequence_grad`, and the
+        trace before the window for what lies behind it.
 
     Raises:
-      AlgorithmError: a decay or rank out of range, an unknown rule.
+      AlgorithmError: a decay or rank out of range, an unknown rule or vjp.
     """
 
     decay_or_rank: float | int = eqx.field(static=True)
     rule: str = eqx.field(static=True, default="brainscale")
+    vjp: str = eqx.field(static=True, default="single-step")
 
     def __check_init__(self) -> None:
-        check_rule(self.rule)
+        check_choice("rule", self.rule, RULES)
+        check_choice("vjp", self.vjp, VJPS)
         if not _is_decay(self.decay_or_rank) and not _is_rank(self.decay_or_rank):
             raise AlgorithmError(
                 "decay_or_rank",
@@ -70,39 +86,62 @@ class ES_D_RTRL(Algorithm):
 
     def init(self, program: Program) -> InputOutputTrace:
         """Zeros."""
-        links = [(link, relation.y.dtype) for relation in program.relations for link in relation.links]
         return InputOutputTrace(
             {name: jnp.zeros(x.spec.shape, x.spec.dtype) for name, x in program.weight_inputs().items()},
-            {link.name: jnp.zeros((*link.group.varshape, link.group.num_states), dtype) for link, dtype in links},
+            {link.name: jnp.zeros(link.group.shape, link.group.dtype) for link in program.links()},
         )
 
-    def update(self, program: Program, trace: InputOutputTrace, jacobians: Jacobians) -> InputOutputTrace:
-        """The two recursions of the class's docstring."""
-        decay = self.decay
-        xs = {key: decay * eps + jacobians.xs[key] for key, eps in trace.xs.items()}
-        dfs = {}
-        for link in (link for relation in program.relations for link in relation.links):
-            carried = (jacobians.diagonals[link.group.name] * trace.dfs[link.name][..., None, :]).sum(-1)
-            dfs[link.name] = decay * carried + (1 - decay) * jacobians.dfs[link.name]
-        return InputOutputTrace(xs, dfs)
+    @property
+    def backpropagation(self) -> StepTransform | None:
+        """Through the window with `vjp="multi-step"`, each step as it is."""
+        return identity if self.vjp == "multi-step" else None
 
-    def factors(
+    def step(
         self,
         program: Program,
+        params: Params,
         trace: InputOutputTrace,
         jacobians: Jacobians,
-        signal: dict[str, jax.Array],
+        signal: Signal,
         count: jax.Array,
-    ) -> Factors:
-        """The input traces, and `dy = sum_s eps_df L / c` of each relation."""
+    ) -> tuple[InputOutputTrace, Factors]:
+        """The recursions and the gradient of the class's docstring."""
+        del params
+        decay, dfs = self.decay, {}
+        for link in program.links():
+            carried = apply_matrix(jacobians.diagonals[link.group.name], trace.dfs[link.name])
+            dfs[link.name] = decay * carried + (1 - decay) * jacobians.dfs[link.name]
+        new = InputOutputTrace({name: decay * eps + jacobians.xs[name] for name, eps in trace.xs.items()}, dfs)
         if self.rule == "published":
             signal = {group.name: own_signal(group, jacobians, signal[group.name]) for group in program.groups}
-        correction = self._correction(count)
-        dys = {}
+        return new, self._factors(program, new, signal, count)
+
+    def close(
+        self,
+        program: Program,
+        params: Params,
+        opened: InputOutputTrace | None,
+        carried: InputOutputTrace,
+        records: Factors,
+    ) -> Closed:
+        """The factors as they are."""
+        del program, params, opened
+        return Closed(carried, (records,), {})
+
+    def apply(
+        self, program: Program, params: Params, trace: InputOutputTrace, signal: Signal, count: jax.Array
+    ) -> tuple[tuple[Factors, ...], Params]:
+        """The factors of a trace that stands alone."""
+        del params
+        return (self._factors(program, trace, signal, count),), {}
+
+    def _factors(self, program: Program, trace: InputOutputTrace, signal: Signal, count: jax.Array) -> Factors:
+        """The input traces, and `dy = sum_s eps_df L / c` of each relation."""
+        correction, dys = self._correction(count), {}
         for relation in program.relations:
             terms = [(trace.dfs[link.name] * signal[link.group.name]).sum(-1) for link in relation.links]
             dy = sum(terms[1:], terms[0])
-            dys[relation.name] = _to_shape(dy / correction.astype(dy.dtype), relation.y.shape)
+            dys[relation.name] = (dy / correction.astype(dy.dtype),)
         return Factors(trace.xs, dys)
 
     def _correction(self, count: jax.Array) -> jax.Array:
@@ -118,10 +157,3 @@ def _is_decay(value: object) -> bool:
 
 def _is_rank(value: object) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1
-
-
-def _to_shape(dy: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Where `y` was broadcast to the hidden shape, its gradient sums over what was broadcast."""
-    lead = tuple(range(dy.ndim - len(shape)))
-    kept = tuple(i + len(lead) for i, size in enumerate(shape) if size == 1 and dy.shape[i + len(lead)] != 1)
-    return dy.sum(lead + kept, keepdims=True).reshape(shape) if lead or kept else dy

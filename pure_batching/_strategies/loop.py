@@ -4,8 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from .._learner import Execution, Learner
+from .._execution import Execution
+from .._learner import Learner
 from .._program import Params, Perturbation, Program, States, Step
 from .._tree import Tree
 from .base import check_unbatched
@@ -26,14 +28,26 @@ def loop(learner: Learner, batch_size: int) -> Learner:
       BatchSizeError: not a positive integer.
     """
     size = check_unbatched(learner, batch_size, "loop")
-    return Learner(
-        learner.program, learner.algorithm, Execution("pb.loop", size, _execute_in_turn(learner.program), each_in_turn)
-    )
+    execute = _execute_in_turn(learner.program)
+    return Learner(Execution("pb.loop", learner.program, learner.algorithm, size, execute, each_in_turn))
 
 
-def each_in_turn(fun: Callable[..., Any]) -> Callable[..., Any]:
+def each_in_turn(fun: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0) -> Callable[..., Any]:
     """`fun(shared, *own)` of one sample as a function of all."""
-    return lambda shared, *own: jax.lax.map(lambda sample: fun(shared, *sample), own)
+
+    def mapped(shared: Any, *own: Any) -> Any:
+        axes = (in_axes,) * len(own) if isinstance(in_axes, int) else in_axes
+        in_front = _moved(own, axes, to_front=True)
+        return _moved(jax.lax.map(lambda sample: fun(shared, *sample), in_front), out_axes, to_front=False)
+
+    return mapped
+
+
+def _moved(tree: Tree, axes: Any, *, to_front: bool) -> Tree:
+    def move(axis: int, part: Tree) -> Tree:
+        return jax.tree.map(lambda x: jnp.moveaxis(x, axis, 0) if to_front else jnp.moveaxis(x, 0, axis), part)
+
+    return jax.tree.map(move, axes, tree)
 
 
 def _execute_in_turn(program: Program) -> Callable[..., Step]:

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from .._errors import RandomnessError, StrategyError
-from .._learner import Execution, Learner
+from .._execution import Execution
+from .._learner import Learner
 from .._program import Params, Perturbation, Program, States, Step
 from .._tree import Tree, moved
 from .base import check_unbatched
@@ -32,7 +33,7 @@ def manual(learner: Learner, batch_size: int) -> Learner:
     batched = learner.program.retrace(size, learner.program)
     _check_same_relations(learner.program, batched)
     execute = _batch_in_front(batched, learner.program, size)
-    return Learner(learner.program, learner.algorithm, Execution("pb.manual", size, execute, each_by_vmap))
+    return Learner(Execution("pb.manual", learner.program, learner.algorithm, size, execute, each_by_vmap))
 
 
 def _batch_in_front(program: Program, single: Program, batch_size: int) -> Callable[..., Step]:

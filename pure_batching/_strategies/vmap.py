@@ -5,7 +5,8 @@ from typing import Any
 
 import jax
 
-from .._learner import Execution, Learner
+from .._execution import Execution
+from .._learner import Learner
 from .._program import States, Step
 from .base import check_unbatched
 
@@ -31,7 +32,7 @@ def vmap(learner: Learner, batch_size: int) -> Learner:
         out_axes=_step_axes(),
         axis_size=size,
     )
-    return Learner(learner.program, learner.algorithm, Execution("pb.vmap", size, execute, each_by_vmap))
+    return Learner(Execution("pb.vmap", learner.program, learner.algorithm, size, execute, each_by_vmap))
 
 
 def _step_axes() -> Step:
@@ -39,6 +40,10 @@ def _step_axes() -> Step:
     return Step(*axes)
 
 
-def each_by_vmap(fun: Callable[..., Any]) -> Callable[..., Any]:
+def each_by_vmap(fun: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0) -> Callable[..., Any]:
     """`fun(shared, *own)` of one sample as a function of all."""
-    return lambda shared, *own: jax.vmap(lambda *sample: fun(shared, *sample))(*own)
+
+    def mapped(shared: Any, *own: Any) -> Any:
+        return jax.vmap(lambda *sample: fun(shared, *sample), in_axes, out_axes)(*own)
+
+    return mapped

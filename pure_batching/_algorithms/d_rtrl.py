@@ -1,0 +1,244 @@
+"""D_RTRL: a trace of the shape of each weight, exact along the diagonal of the hidden Jacobian."""
+
+import functools
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from .._program import Jacobians, Link, Params, Program, Relation
+from ._parameter_trace import Leaves, ParameterTrace, gradient, outer, propagated, zeros
+from .base import (
+    RULES,
+    VJPS,
+    Algorithm,
+    Closed,
+    Factors,
+    Signal,
+    StepTransform,
+    add_gradients,
+    apply_matrix,
+    apply_transposed,
+    check_choice,
+    identity,
+    own_signal,
+)
+
+
+class DiagonalRecord(NamedTuple):
+    """What a step leaves to its window.
+
+    Attributes:
+      xs, dfs, diagonals: of the step's Jacobians.
+      signal: `dloss/dh` of each group.
+      feeds, gains: what the instantaneous term, and then the whole trace, were multiplied by, by link and leaf; empty
+        for the published rule.
+    """
+
+    xs: dict[str, jax.Array]
+    dfs: dict[str, jax.Array]
+    diagonals: dict[str, jax.Array]
+    signal: Signal
+    feeds: Leaves
+    gains: Leaves
+
+
+class D_RTRL(Algorithm):
+    """Diagonally approximated real-time recurrent learning.
+
+        eps[t]  = D[t] eps[t-1] + x[t] (x) df[t]
+        grad[t] = sum_s L[t, s] eps[t, s]
+
+    The trace is linear in what enters it, so that the gradient of a window needs no trace of the window's own steps:
+
+        c[t] = L[t] + D[t+1]^T c[t+1],   grad = sum_t x[t] (x) sum_s df[t, s] c[t, s] + eps[0] D[1]^T c[1]
+
+    Source: Wang et al., "BrainScale: Enabling Scalable Online Learning in Spiking Neural Networks" (2024), and
+    brainscale 0.1.0, `ParamDimVjpAlgorithm`.
+
+    Attributes:
+      rule: `"brainscale"`, the numbers of brainscale 0.1.0: the instantaneous term, and then the trace, are divided
+        leaf by leaf by their largest magnitude where it exceeds 1; per sample, in every strategy. `"published"`, as
+        above, and a path from one hidden state of a group to another within a step counted once.
+      vjp: `"single-step"`, as above; `"multi-step"`, the exact gradient inside each window of `sequence_grad`, and the
+        trace before the window for what lies behind it.
+
+    Raises:
+      AlgorithmError: an unknown rule or vjp.
+    """
+
+    rule: str = eqx.field(static=True, default="brainscale")
+    vjp: str = eqx.field(static=True, default="single-step")
+
+    def __check_init__(self) -> None:
+        check_choice("rule", self.rule, RULES)
+        check_choice("vjp", self.vjp, VJPS)
+
+    @property
+    def normalises(self) -> bool:
+        """Whether the trace is divided by its largest entry."""
+        return self.rule == "brainscale"
+
+    @property
+    def backpropagation(self) -> StepTransform | None:
+        """Through the window with `vjp="multi-step"`, each step as it is."""
+        return identity if self.vjp == "multi-step" else None
+
+    def init(self, program: Program) -> ParameterTrace:
+        """Zeros, to be divided by 1."""
+        weights = zeros(program)
+        scales = jax.tree.map(lambda eps: jnp.ones((), eps.dtype), weights) if self.normalises else {}
+        return ParameterTrace(weights, scales)
+
+    def step(
+        self,
+        program: Program,
+        params: Params,
+        trace: ParameterTrace,
+        jacobians: Jacobians,
+        signal: Signal,
+        count: jax.Array,
+    ) -> tuple[ParameterTrace, DiagonalRecord]:
+        """The normalised trace, which no linear formula gives; the published one waits for the end of the window."""
+        del count
+        record = DiagonalRecord(jacobians.xs, jacobians.dfs, jacobians.diagonals, signal, {}, {})
+        if self.normalises:
+            trace, feeds = _normalised_step(program, params, trace, jacobians)
+            return trace, record._replace(feeds=feeds, gains=jax.tree.map(lambda scale: 1 / scale, trace.scales))
+        own = {group.name: own_signal(group, jacobians, signal[group.name]) for group in program.groups}
+        return trace, record._replace(signal=own)
+
+    def close(
+        self,
+        program: Program,
+        params: Params,
+        opened: ParameterTrace | None,
+        carried: ParameterTrace,
+        records: DiagonalRecord,
+    ) -> Closed:
+        """The reverse scan of the class's docstring, for each group or, with normalisation, for each leaf."""
+        factors, back = _factors_and_adjoint(program, records)
+        dense = {} if opened is None else _dense(program, params, opened, back)
+        trace = carried if self.normalises else _linear_trace(program, params, opened, records)
+        return Closed(trace, (factors,), dense)
+
+    def apply(
+        self, program: Program, params: Params, trace: ParameterTrace, signal: Signal, count: jax.Array
+    ) -> tuple[tuple[Factors, ...], Params]:
+        """The contraction of the trace with the signal."""
+        del count
+        each = {k.name: {leaf.name: signal[k.group.name] for leaf in r.leaves} for r, k in _uses(program)}
+        return (), _dense(program, params, trace, each)
+
+
+def _uses(program: Program) -> list[tuple[Relation, Link]]:
+    return [(relation, link) for relation in program.relations for link in relation.links]
+
+
+def _normalised_step(
+    program: Program, params: Params, trace: ParameterTrace, jacobians: Jacobians
+) -> tuple[ParameterTrace, Leaves]:
+    """`eps = (D eps / scale + feed x (x) df)`, whose own scale is kept aside, so that it is read and written once."""
+    weights: Leaves = {}
+    feeds: Leaves = {}
+    for relation, link in _uses(program):
+        x = None if relation.x is None else jacobians.xs[relation.x.name][None]
+        added = outer(relation, params[relation.weight], x, jacobians.dfs[link.name][None])
+        feeds[link.name] = {name: 1 / _largest(term) for name, term in added.items()}
+        weights[link.name] = {}
+        for leaf in relation.leaves:
+            matrix = jacobians.diagonals[link.group.name] / trace.scales[link.name][leaf.name]
+            carried = propagated(relation, leaf, matrix, trace.weights[link.name][leaf.name])
+            weights[link.name][leaf.name] = carried + feeds[link.name][leaf.name] * added[leaf.name]
+    return ParameterTrace(weights, jax.tree.map(_largest, weights)), feeds
+
+
+def _largest(array: jax.Array) -> jax.Array:
+    """What an array is divided by so that no entry exceeds 1."""
+    return jnp.maximum(jnp.abs(array).max(), 1)
+
+
+def _factors_and_adjoint(program: Program, records: DiagonalRecord) -> tuple[Factors, dict[str, dict[str, jax.Array]]]:
+    """`dy` of each relation, and `D[1]^T c[1]` by link and leaf."""
+    dys: dict[str, tuple[jax.Array, ...]] = {}
+    back: dict[str, dict[str, jax.Array]] = {}
+    for relation in program.relations:
+        terms = []
+        for link in relation.links:
+            adjoints = _adjoints(relation, link, records)
+            terms.append([(records.dfs[link.name] * adjoint).sum(-1) for adjoint, _ in adjoints])
+            last = [first for _, first in adjoints]
+            spread = last * len(relation.leaves) if len(last) == 1 else last
+            back[link.name] = {leaf.name: first for leaf, first in zip(relation.leaves, spread, strict=True)}
+        dys[relation.name] = tuple(functools.reduce(jnp.add, column) for column in zip(*terms, strict=True))
+    return Factors(records.xs, dys), back
+
+
+def _adjoints(relation: Relation, link: Link, records: DiagonalRecord) -> list[tuple[jax.Array, jax.Array]]:
+    """`c` with the factors that stand before `df`, and `D[1]^T c[1]`: once, or once for each leaf."""
+    diagonals, signal = records.diagonals[link.group.name], records.signal[link.group.name]
+    if not records.gains:
+        return [_adjoint(diagonals, signal)]
+    found = []
+    for leaf in relation.leaves:
+        gain, feed = records.gains[link.name][leaf.name], records.feeds[link.name][leaf.name]
+        adjoint, first = _adjoint(diagonals * _lifted(gain, diagonals), signal)
+        found.append((adjoint * _lifted(gain * feed, adjoint), first))
+    return found
+
+
+def _lifted(numbers: jax.Array, array: jax.Array) -> jax.Array:
+    """`[K]` as factors of `[K, ...]`."""
+    return numbers.reshape(-1, *(1 for _ in array.shape[1:]))
+
+
+def _adjoint(diagonals: jax.Array, signal: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`c[t] = L[t] + D[t+1]^T c[t+1]` for all `t`, and `D[1]^T c[1]`."""
+
+    def back(after: jax.Array, step: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        diagonal, own = step
+        adjoint = own + after
+        return apply_transposed(diagonal, adjoint), adjoint
+
+    first, adjoints = jax.lax.scan(back, jnp.zeros_like(signal[0]), (diagonals, signal), reverse=True)
+    return adjoints, first
+
+
+def _dense(program: Program, params: Params, trace: ParameterTrace, back: dict[str, dict[str, jax.Array]]) -> Params:
+    """The trace's own contribution, `sum_s L eps`, by weight."""
+    parts = []
+    for relation, link in _uses(program):
+        scales = trace.scales.get(link.name, {})
+        signal = {name: own / scales[name] if scales else own for name, own in back[link.name].items()}
+        weight = params[relation.weight]
+        parts.append({relation.weight: gradient(relation, weight, signal, trace.weights[link.name])})
+    return add_gradients(*parts)
+
+
+def _linear_trace(
+    program: Program, params: Params, opened: ParameterTrace | None, records: DiagonalRecord
+) -> ParameterTrace:
+    """`eps[K] = P[0] eps[0] + sum_t x[t] (x) P[t] df[t]` with `P[t] = D[K] ... D[t+1]`, in one contraction."""
+    products = {name: _products(diagonals) for name, diagonals in records.diagonals.items()}
+    weights: Leaves = {}
+    for relation, link in _uses(program):
+        whole, later = products[link.group.name]
+        x = None if relation.x is None else records.xs[relation.x.name]
+        new = outer(relation, params[relation.weight], x, apply_matrix(later, records.dfs[link.name]))
+        if opened is not None:
+            old = opened.weights[link.name]
+            new = {k.name: new[k.name] + propagated(relation, k, whole, old[k.name]) for k in relation.leaves}
+        weights[link.name] = new
+    return ParameterTrace(weights, {})
+
+
+def _products(diagonals: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`P[0]`, and `P[t]` for each step."""
+
+    def back(later: jax.Array, diagonal: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return (later[..., :, :, None] * diagonal[..., None, :, :]).sum(-2), later
+
+    ns = diagonals.shape[-1]
+    identity = jnp.broadcast_to(jnp.eye(ns, dtype=diagonals.dtype), diagonals.shape[1:])
+    return jax.lax.scan(back, identity, diagonals, reverse=True)

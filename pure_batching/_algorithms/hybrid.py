@@ -1,0 +1,130 @@
+"""Hybrid: each use of a weight by the cheaper of the two traces, or by the one that the module asks for."""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+
+from .._program import Jacobians, Params, Program, Relation
+from ._parameter_trace import ParameterTrace
+from .base import Algorithm, Closed, Factors, Signal, StepTransform, add_gradients, identity
+from .d_rtrl import D_RTRL, DiagonalRecord
+from .es_d_rtrl import ES_D_RTRL, InputOutputTrace
+
+
+class HybridTrace(NamedTuple):
+    """The trace of Hybrid.
+
+    Attributes:
+      by_input_output: of the uses that ES_D_RTRL follows.
+      by_parameter: of the uses that D_RTRL follows.
+    """
+
+    by_input_output: InputOutputTrace
+    by_parameter: ParameterTrace
+
+
+class Hybrid(Algorithm):
+    """ES_D_RTRL for some uses of weights, D_RTRL for the others.
+
+    A use follows D_RTRL if its weight is element-wise or asks for `grad="full"`, ES_D_RTRL if it asks for
+    `grad="approx"`; with `"adaptive"`, BrainScale's default, it follows D_RTRL where the weight is smaller than its
+    input and output together, counted for one sample. Source: brainscale 0.1.0, `HybridDimVjpAlgorithm`, as documented.
+
+    Attributes:
+      decay_or_rank: of ES_D_RTRL.
+      rule: of both.
+      vjp: of both.
+
+    Raises:
+      AlgorithmError: a decay or rank out of range, an unknown rule or vjp.
+    """
+
+    decay_or_rank: float | int = eqx.field(static=True)
+    rule: str = eqx.field(static=True, default="brainscale")
+    vjp: str = eqx.field(static=True, default="single-step")
+
+    def __check_init__(self) -> None:
+        ES_D_RTRL(self.decay_or_rank, self.rule, self.vjp)
+
+    @property
+    def backpropagation(self) -> StepTransform | None:
+        """Through the window with `vjp="multi-step"`, each step as it is."""
+        return identity if self.vjp == "multi-step" else None
+
+    def choice(self, program: Program) -> dict[str, str]:
+        """Which algorithm follows each use of a weight: `{relation: "D_RTRL" or "ES_D_RTRL"}`."""
+        return {r.name: "D_RTRL" if _needs_parameter_trace(r) else "ES_D_RTRL" for r in program.relations}
+
+    def init(self, program: Program) -> HybridTrace:
+        """Zeros."""
+        (es, io), (d, full) = self._parts(program)
+        return HybridTrace(es.init(io), d.init(full))
+
+    def step(
+        self,
+        program: Program,
+        params: Params,
+        trace: HybridTrace,
+        jacobians: Jacobians,
+        signal: Signal,
+        count: jax.Array,
+    ) -> tuple[HybridTrace, tuple[Factors, DiagonalRecord]]:
+        """One step of both."""
+        (es, io), (d, full) = self._parts(program)
+        inputs, factors = es.step(io, params, trace.by_input_output, jacobians, signal, count)
+        weights, record = d.step(full, params, trace.by_parameter, _seen_by(full, jacobians), signal, count)
+        return HybridTrace(inputs, weights), (factors, record)
+
+    def close(
+        self,
+        program: Program,
+        params: Params,
+        opened: HybridTrace | None,
+        carried: HybridTrace,
+        records: tuple[Factors, DiagonalRecord],
+    ) -> Closed:
+        """The end of both."""
+        (es, io), (d, full) = self._parts(program)
+        before = (None, None) if opened is None else opened
+        inputs = es.close(io, params, before[0], carried.by_input_output, records[0])
+        weights = d.close(full, params, before[1], carried.by_parameter, records[1])
+        return Closed(HybridTrace(inputs.trace, weights.trace), inputs.factors + weights.factors, weights.dense)
+
+    def apply(
+        self, program: Program, params: Params, trace: HybridTrace, signal: Signal, count: jax.Array
+    ) -> tuple[tuple[Factors, ...], Params]:
+        """The gradients of both."""
+        (es, io), (d, full) = self._parts(program)
+        factors, none = es.apply(io, params, trace.by_input_output, signal, count)
+        more, dense = d.apply(full, params, trace.by_parameter, signal, count)
+        return factors + more, add_gradients(none, dense)
+
+    def _parts(self, program: Program) -> tuple[tuple[ES_D_RTRL, Program], tuple[D_RTRL, Program]]:
+        """Each algorithm with the program as it sees it."""
+        by_parameter = tuple(relation for relation in program.relations if _needs_parameter_trace(relation))
+        others = tuple(relation for relation in program.relations if relation not in by_parameter)
+        es, d = ES_D_RTRL(self.decay_or_rank, self.rule, self.vjp), D_RTRL(self.rule, self.vjp)
+        return (
+            (es, dataclasses.replace(program, relations=others)),
+            (d, dataclasses.replace(program, relations=by_parameter)),
+        )
+
+
+def _needs_parameter_trace(relation: Relation) -> bool:
+    if relation.x is None or relation.gradient == "full":
+        return True
+    weight = sum(math.prod(leaf.spec.shape) for leaf in relation.leaves)
+    ends = math.prod(relation.x.spec.shape) + math.prod(relation.y.shape)
+    return relation.gradient == "adaptive" and ends > weight
+
+
+def _seen_by(program: Program, jacobians: Jacobians) -> Jacobians:
+    """The derivatives that the relations of a program use, so that no window stacks the others."""
+    names = {link.name for link in program.links()}
+    return jacobians._replace(
+        xs={name: jacobians.xs[name] for name in program.weight_inputs()},
+        dfs={name: df for name, df in jacobians.dfs.items() if name in names},
+    )

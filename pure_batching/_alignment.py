@@ -1,0 +1,146 @@
+"""Which element of a weight operation's output does each weight element reach?
+
+A weight element that reaches one output element only needs a trace of one number for each hidden state; the matrix of a
+product, a bias, a mask, an element-wise function of either are such weights. This module finds them by following the
+axes of a weight through the operation's jaxpr: an axis of an intermediate value is *aligned* with an axis of the weight
+if element `i` of the one depends on the elements with index `i` of the other alone.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
+
+from ._jaxpr import spec_of_var
+
+# For each axis of a value, the axis of the weight that it is aligned with; None for an axis along which a weight
+# element spreads. A value that does not depend on the weight has no alignment at all.
+Axes = tuple[int | None, ...]
+
+_ELEMENT_WISE = frozenset(
+    [
+        *("abs", "add", "add_any", "and", "atan2", "cbrt", "clamp", "convert_element_type", "copy", "copy_p", "cos"),
+        *("cosh", "div", "eq", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "integer_pow"),
+        *("is_finite", "le", "log", "log1p", "logistic", "lt", "max", "min", "mul", "ne", "neg", "not", "or", "pow"),
+        *("reduce_precision", "round", "rsqrt", "select_n", "sign", "sin", "sinh", "sqrt", "square"),
+        *("stop_gradient", "sub", "tan", "tanh", "xor"),
+    ]
+)
+_CALLS = frozenset(
+    ["jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "core_call", "remat", "checkpoint"]
+)
+
+
+def aligned_axes(jaxpr: Jaxpr, leaf: Var) -> tuple[int, ...] | None:
+    """For each axis of the only output, the axis of `leaf` that it is aligned with.
+
+    None where some weight element reaches more than one output element.
+    """
+    (axes,) = _follow(jaxpr, {leaf: tuple(range(len(spec_of_var(leaf).shape)))})
+    if axes is None:
+        return None
+    shape = spec_of_var(jaxpr.outvars[0]).shape  # type: ignore[arg-type]
+    known = [axis for axis, size in zip(axes, shape, strict=True) if axis is not None or size != 1]
+    return None if None in known or len(known) != len(shape) else tuple(axis for axis in known if axis is not None)
+
+
+def _follow(jaxpr: Jaxpr, known: Mapping[Var, Axes]) -> list[Axes | None]:
+    axes: dict[Any, Axes] = dict(known)
+    for eqn in jaxpr.eqns:
+        given = [None if isinstance(var, Literal) else axes.get(var) for var in eqn.invars]
+        if any(one is not None for one in given):
+            axes.update(zip(eqn.outvars, _apply(eqn, given), strict=True))
+    return [axes.get(var) for var in jaxpr.outvars]
+
+
+def _apply(eqn: JaxprEqn, given: Sequence[Axes | None]) -> list[Axes]:
+    name = eqn.primitive.name
+    if name in _CALLS:
+        return _call(eqn, given)
+    if name in _ELEMENT_WISE:
+        return [_merged(given, len(_shape(eqn.outvars[0])))]
+    rule = _RULES.get(name)
+    return [_spread(var) for var in eqn.outvars] if rule is None else [rule(eqn, given)]
+
+
+def _call(eqn: JaxprEqn, given: Sequence[Axes | None]) -> list[Axes]:
+    closed = next(eqn.params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in eqn.params)
+    inner = closed.jaxpr if hasattr(closed, "jaxpr") else closed
+    known = {var: axes for var, axes in zip(inner.invars, given, strict=True) if axes is not None}
+    return [
+        _spread(var) if axes is None else axes for axes, var in zip(_follow(inner, known), eqn.outvars, strict=True)
+    ]
+
+
+def _spread(var: Any) -> Axes:
+    return (None,) * len(_shape(var))
+
+
+def _shape(var: Any) -> tuple[int, ...]:
+    return tuple(spec_of_var(var).shape)
+
+
+def _merged(given: Sequence[Axes | None], rank: int) -> Axes:
+    """Element-wise: an axis stays aligned where every operand that depends on the weight agrees."""
+    operands = [axes for axes in given if axes is not None]
+    if any(len(axes) != rank for axes in operands):  # a scalar operand spreads over everything
+        return (None,) * rank
+    return tuple(column[0] if len(set(column)) == 1 else None for column in zip(*operands, strict=True))
+
+
+def _broadcast(eqn: JaxprEqn, given: Sequence[Axes | None]) -> Axes:
+    axes, shape = given[0], _shape(eqn.invars[0])
+    places, sizes = eqn.params["broadcast_dimensions"], eqn.params["shape"]
+    out: list[int | None] = [None] * len(sizes)
+    for axis, size, place in zip(axes or (), shape, places, strict=True):
+        out[place] = axis if size == sizes[place] else None
+    return tuple(out)
+
+
+def _transpose(eqn: JaxprEqn, given: Sequence[Axes | None]) -> Axes:
+    axes: Axes = given[0] or ()
+    return tuple(axes[i] for i in eqn.params["permutation"])
+
+
+def _drop(eqn: JaxprEqn, given: Sequence[Axes | None]) -> Axes:
+    """A sum or squeeze over some axes: what is left stays aligned."""
+    gone = eqn.params["axes"] if "axes" in eqn.params else eqn.params["dimensions"]
+    return tuple(axis for i, axis in enumerate(given[0] or ()) if i not in gone)
+
+
+def _reshape(eqn: JaxprEqn, given: Sequence[Axes | None]) -> Axes:
+    """A reshape that only adds or removes axes of size one keeps the others."""
+    old, new = _shape(eqn.invars[0]), _shape(eqn.outvars[0])
+    kept = [axis for axis, size in zip(given[0] or (), old, strict=True) if size != 1]
+    if [size for size in old if size != 1] != [size for size in new if size != 1]:
+        return (None,) * len(new)
+    rest = iter(kept)
+    return tuple(None if size == 1 else next(rest) for size in new)
+
+
+def _dot(eqn: JaxprEqn, given: Sequence[Axes | None]) -> Axes:
+    """Batch axes and the free axes of the side that depends on the weight stay aligned; the other side's spread."""
+    (contract_l, contract_r), (batch_l, batch_r) = eqn.params["dimension_numbers"]
+    left, right = given
+    if left is not None and right is not None:
+        return _spread(eqn.outvars[0])
+    own: Axes = left if left is not None else right or ()
+    batch = [own[i] for i in (batch_l if left is not None else batch_r)]
+
+    def free(side: Axes | None, var: Any, used: Sequence[int]) -> list[int | None]:
+        rest = [i for i in range(len(_shape(var))) if i not in used]
+        return [None if side is None else side[i] for i in rest]
+
+    return tuple(
+        batch + free(left, eqn.invars[0], [*contract_l, *batch_l]) + free(right, eqn.invars[1], [*contract_r, *batch_r])
+    )
+
+
+_RULES: dict[str, Callable[[JaxprEqn, Sequence[Axes | None]], Axes]] = {
+    "broadcast_in_dim": _broadcast,
+    "transpose": _transpose,
+    "reduce_sum": _drop,
+    "squeeze": _drop,
+    "reshape": _reshape,
+    "dot_general": _dot,
+}

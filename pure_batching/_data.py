@@ -1,0 +1,103 @@
+"""Whether the data of a sequence fits a learner."""
+
+from typing import Any
+
+import brainunit as u
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from ._errors import OptionError, ShapeError, StructureError
+from ._learner import Learner
+from ._native import unwrap_steps
+from ._timed import Steps, Timed
+from ._tree import Axes, Tree, conform, named_leaves
+
+
+def check_steps(learner: Learner, inputs: Tree, targets: Tree, mask: Any, reset: Any) -> Steps:
+    """Inputs and targets in the captured units and dtypes, mask and reset as booleans.
+
+    Raises:
+      ShapeError, BatchSizeError, DtypeError, UnitError, StructureError: what does not fit.
+      OptionError: a mask or reset for a module whose samples share states.
+    """
+    arguments, changing = unwrap_steps(_as_arguments(learner, inputs))
+    wanted, wanted_changing = unwrap_steps(targets)
+    time = _length(arguments, changing, "inputs")
+    time = _length(wanted, wanted_changing, "targets") if time is None else time
+    if not time:
+        raise ShapeError(
+            "inputs",
+            got="T = 0 steps" if time == 0 else "no leaf with a time axis",
+            expected="leaves [T, ...] with T >= 1",
+            repair="Pass at least one step; time is the first axis.",
+        )
+    axes = learner.axes(("T", time))
+    arguments = conform(arguments, learner.program.inputs, "inputs", axes, _untimed(changing, "inputs"))
+    wanted = _with_axes(wanted, "targets", axes, _untimed(wanted_changing, "targets"))
+    return Steps(
+        Timed(*eqx.partition(arguments, changing)),
+        Timed(*eqx.partition(wanted, wanted_changing)),
+        _flags(learner, mask, "mask", axes),
+        _flags(learner, reset, "reset", axes),
+    )
+
+
+def _flags(learner: Learner, flags: Any, name: str, axes: Axes) -> jax.Array | None:
+    if flags is None:
+        return None
+    if learner.program.states.shared:
+        raise OptionError(
+            name,
+            got=f"a module whose samples share {', '.join(learner.program.states.shared)}",
+            expected="states that belong to one sample each",
+            repair="A shared pointer or counter moves for all samples at once; run samples of equal length.",
+        )
+    return conform(flags, jax.ShapeDtypeStruct((), jnp.bool_), name, axes)
+
+
+def _as_arguments(learner: Learner, inputs: Tree) -> tuple[Tree, ...]:
+    """A module of one argument may get it bare."""
+    expected = learner.program.inputs
+    if (
+        isinstance(inputs, tuple)
+        and len(inputs) == len(expected)
+        and not (len(expected) == 1 and isinstance(expected[0], tuple))
+    ):
+        return inputs
+    if len(expected) == 1:
+        return (inputs,)
+    raise StructureError(
+        "inputs",
+        got=f"{len(inputs)} arguments" if isinstance(inputs, tuple) else type(inputs).__name__,
+        expected=f"a tuple of {len(expected)} arguments",
+        repair="Pass the arguments that capture() saw as examples, each with a time axis.",
+    )
+
+
+def _length(tree: Tree, changing: Tree, root: str) -> int | None:
+    timed, _ = eqx.partition(tree, changing)
+    for name, leaf in named_leaves(timed, root):
+        if not jnp.shape(leaf):
+            raise ShapeError(
+                name, got="shape ()", expected="(T, ...)", repair="Give it a time axis, or wrap it in SingleStepData."
+            )
+        return jnp.shape(leaf)[0]
+    return None
+
+
+def _untimed(changing: Tree, root: str) -> frozenset[str]:
+    return frozenset(name for name, changes in named_leaves(changing, root) if not u.get_mantissa(changes))
+
+
+def _with_axes(tree: Tree, root: str, axes: Axes, untimed: frozenset[str]) -> Tree:
+    """A tree of arrays whose leaves lead with the axes, whatever follows them."""
+    tree = jax.tree.map(jnp.asarray, tree)
+
+    def feature(leaf: jax.Array, *, timed: bool) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape[len(axes) - (not timed) :], leaf.dtype)
+
+    timed = {name: name not in untimed for name, _ in named_leaves(tree, root)}
+    flags = [timed[name] for name, leaf in named_leaves(tree, root) for _ in jax.tree.leaves(leaf)]
+    specs = [feature(leaf, timed=flag) for leaf, flag in zip(jax.tree.leaves(tree), flags, strict=True)]
+    return conform(tree, jax.tree.unflatten(jax.tree.structure(tree), specs), root, axes, untimed)

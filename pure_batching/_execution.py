@@ -1,0 +1,106 @@
+"""What a learner carries, and how its program and algorithm are run for one sample or for a batch."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from ._algorithms.base import Algorithm, Trace
+from ._program import Params, Perturbation, Program, States, Step
+from ._tree import Tree, with_lead
+
+
+class Carry(NamedTuple):
+    """What one step hands to the next.
+
+    Every leaf but those of `shared` has a leading axis `[B, ...]` in a batch.
+
+    Attributes:
+      hidden: the hidden states by path, in their units.
+      other: other states of a sample (short-term states, statistics, delay buffers) by path.
+      keys: random keys by path.
+      shared: states that are the same for every sample (write pointers, counters) by path.
+      trace: the algorithm's eligibility traces.
+      update_count: how many updates were made, `[]` int32: steps, or windows with `vjp="multi-step"`.
+    """
+
+    hidden: Mapping[str, Tree]
+    other: Mapping[str, Tree]
+    keys: Mapping[str, jax.Array]
+    shared: Mapping[str, Tree]
+    trace: Trace
+    update_count: jax.Array
+
+    @property
+    def states(self) -> States:
+        """The module's part of the carry."""
+        return States(self.hidden, self.other, self.keys, self.shared)
+
+
+class Each(Protocol):
+    """Makes `fun(shared, *own)` of one sample a function of all samples.
+
+    The axes say where the samples lie in each of `own` and in the result, as in `jax.vmap`.
+    """
+
+    def __call__(self, fun: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0) -> Callable[..., Any]: ...
+
+
+def _alone(fun: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0) -> Callable[..., Any]:
+    """One sample has no axis to map over."""
+    del in_axes, out_axes
+    return fun
+
+
+class Execution(NamedTuple):
+    """A program and an algorithm, and how they are run.
+
+    Attributes:
+      name: the strategy's name.
+      program: the step of one sample.
+      algorithm: the learning rule.
+      batch_size: `B`, None for one sample.
+      execute: `Program.execute` for all samples.
+      each: how a function of one sample is run for all of them.
+    """
+
+    name: str
+    program: Program
+    algorithm: Algorithm
+    batch_size: int | None
+    execute: Callable[[Params, States, tuple[Tree, ...], Perturbation], Step]
+    each: Each
+
+    @classmethod
+    def of_one_sample(cls, program: Program, algorithm: Algorithm) -> "Execution":
+        """The program as it is."""
+        return cls("one sample", program, algorithm, None, program.execute, _alone)
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """The axes in front of every leaf that belongs to a sample."""
+        return () if self.batch_size is None else (self.batch_size,)
+
+    def fresh(self, key: jax.Array) -> Carry:
+        """The carry before the first step; sample `i` gets `jax.random.fold_in(key, i)`."""
+        if self.batch_size is None:
+            return self._fresh_sample(key)
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(self.batch_size))
+        return jax.vmap(self._fresh_sample)(keys)._replace(shared=self._fresh_sample(key).shared)
+
+    def carry_spec(self) -> Carry:
+        """Shapes and dtypes of a carry."""
+        trace = jax.eval_shape(lambda: self.algorithm.init(self.program))
+        count: Any = jax.ShapeDtypeStruct((), jnp.int32)
+        own = Carry(*self.program.states, trace=trace, update_count=count)
+        return with_lead(own, self.lead)._replace(shared=self.program.states.shared)
+
+    def zero_perturbation(self) -> Perturbation:
+        """A perturbation that changes nothing."""
+        zeros = self.program.zero_perturbation()
+        return {path: jnp.zeros((*self.lead, *zero.shape), zero.dtype) for path, zero in zeros.items()}
+
+    def _fresh_sample(self, key: jax.Array) -> Carry:
+        states = self.program.initial(key)
+        return Carry(*states, trace=self.algorithm.init(self.program), update_count=jnp.zeros((), jnp.int32))
