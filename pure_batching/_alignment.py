@@ -98,7 +98,7 @@ def _broadcast(eqn: JaxprEqn, given: Sequence[Axes | None]) -> Axes:
 
 
 def _transpose(eqn: JaxprEqn, given: Sequence[Axes | None]) -> Axes:
-    axes: Axes = given[0] or ()
+    axes: Any = given[0]
     return tuple(axes[i] for i in eqn.params["permutation"])
 
 
@@ -124,7 +124,7 @@ def _dot(eqn: JaxprEqn, given: Sequence[Axes | None]) -> Axes:
     left, right = given
     if left is not None and right is not None:
         return _spread(eqn.outvars[0])
-    own: Axes = left if left is not None else right or ()
+    own: Any = right if left is None else left
     batch = [own[i] for i in (batch_l if left is not None else batch_r)]
 
     def free(side: Axes | None, var: Any, used: Sequence[int]) -> list[int | None]:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._execution import Execution
+from .._execution import Each, Execution
 from .._learner import Learner
 from .._program import Params, Perturbation, Program, States, Step
 from .._tree import Tree
@@ -28,19 +28,23 @@ def loop(learner: Learner, batch_size: int) -> Learner:
       BatchSizeError: not a positive integer.
     """
     size = check_unbatched(learner, batch_size, "loop")
-    execute = _execute_in_turn(learner.program)
-    return Learner(Execution("pb.loop", learner.program, learner.algorithm, size, execute, each_in_turn))
+    execute = _execute_in_turn(learner.program, size)
+    return Learner(Execution("pb.loop", learner.program, learner.algorithm, size, execute, each_in_turn(size)))
 
 
-def each_in_turn(fun: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0) -> Callable[..., Any]:
-    """`fun(shared, *own)` of one sample as a function of all."""
+def each_in_turn(size: int) -> Each:
+    """Functions of one sample by `jax.lax.map`."""
 
-    def mapped(shared: Any, *own: Any) -> Any:
-        axes = (in_axes,) * len(own) if isinstance(in_axes, int) else in_axes
-        in_front = _moved(own, axes, to_front=True)
-        return _moved(jax.lax.map(lambda sample: fun(shared, *sample), in_front), out_axes, to_front=False)
+    def each(fun: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0) -> Callable[..., Any]:
+        def mapped(shared: Any, *own: Any) -> Any:
+            axes = (in_axes,) * len(own) if isinstance(in_axes, int) else in_axes
+            samples = (jnp.arange(size), _moved(own, axes, to_front=True))
+            results = jax.lax.map(lambda sample: fun(shared, *sample[1]), samples)
+            return _moved(results, out_axes, to_front=False)
 
-    return mapped
+        return mapped
+
+    return each
 
 
 def _moved(tree: Tree, axes: Any, *, to_front: bool) -> Tree:
@@ -50,12 +54,12 @@ def _moved(tree: Tree, axes: Any, *, to_front: bool) -> Tree:
     return jax.tree.map(move, axes, tree)
 
 
-def _execute_in_turn(program: Program) -> Callable[..., Step]:
+def _execute_in_turn(program: Program, size: int) -> Callable[..., Step]:
     def execute(params: Params, states: States, inputs: tuple[Tree, ...], perturbation: Perturbation) -> Step:
         def one(_: None, own: States, args: tuple[Tree, ...], perturb: Perturbation) -> Step:
             return program.execute(params, own._replace(shared=states.shared), args, perturb)
 
-        done = each_in_turn(one)(None, states._replace(shared={}), inputs, perturbation)
+        done = each_in_turn(size)(one)(None, states._replace(shared={}), inputs, perturbation)
         shared = jax.tree.map(lambda leaf: leaf[0], done.states.shared)  # the same for every sample
         return done._replace(states=done.states._replace(shared=shared))
 

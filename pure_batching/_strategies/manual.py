@@ -33,7 +33,7 @@ def manual(learner: Learner, batch_size: int) -> Learner:
     batched = learner.program.retrace(size, learner.program)
     _check_same_relations(learner.program, batched)
     execute = _batch_in_front(batched, learner.program, size)
-    return Learner(Execution("pb.manual", learner.program, learner.algorithm, size, execute, each_by_vmap))
+    return Learner(Execution("pb.manual", learner.program, learner.algorithm, size, execute, each_by_vmap(size)))
 
 
 def _batch_in_front(program: Program, single: Program, batch_size: int) -> Callable[..., Step]:

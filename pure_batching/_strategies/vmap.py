@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from .._execution import Execution
+from .._execution import Each, Execution
 from .._learner import Learner
 from .._program import States, Step
 from .base import check_unbatched
@@ -32,7 +32,7 @@ def vmap(learner: Learner, batch_size: int) -> Learner:
         out_axes=_step_axes(),
         axis_size=size,
     )
-    return Learner(Execution("pb.vmap", learner.program, learner.algorithm, size, execute, each_by_vmap))
+    return Learner(Execution("pb.vmap", learner.program, learner.algorithm, size, execute, each_by_vmap(size)))
 
 
 def _step_axes() -> Step:
@@ -40,10 +40,13 @@ def _step_axes() -> Step:
     return Step(*axes)
 
 
-def each_by_vmap(fun: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0) -> Callable[..., Any]:
-    """`fun(shared, *own)` of one sample as a function of all."""
+def each_by_vmap(size: int) -> Each:
+    """Functions of one sample by `jax.vmap`."""
 
-    def mapped(shared: Any, *own: Any) -> Any:
-        return jax.vmap(lambda *sample: fun(shared, *sample), in_axes, out_axes)(*own)
+    def each(fun: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0) -> Callable[..., Any]:
+        def mapped(shared: Any, *own: Any) -> Any:
+            return jax.vmap(lambda *sample: fun(shared, *sample), in_axes, out_axes, axis_size=size)(*own)
 
-    return mapped
+        return mapped
+
+    return each

@@ -1,0 +1,80 @@
+"""What the main job shows: a progress bar, a table, a figure."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from .options import Options
+from .training import Training
+
+Tick = Callable[[], None]
+
+
+@contextlib.contextmanager
+def progress_bars(totals: dict[str, int]) -> Iterator[dict[str, Tick]]:
+    """A bar on stderr for each name; each tick moves its bar on by one."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        tasks = {name: progress.add_task(name, total=total) for name, total in totals.items()}
+
+        def ticker(name: str) -> Tick:
+            return lambda: progress.advance(tasks[name])
+
+        yield {name: ticker(name) for name in tasks}
+
+
+def print_table(options: Options, trainings: Sequence[Training], differences: np.ndarray) -> None:
+    """The loss of each epoch, speed and compile time, one column for each strategy."""
+    table = Table(title=_title(options), caption=f"difference: {_pair(options)} / largest entry")
+    table.add_column("epoch")
+    for training in trainings:
+        table.add_column(training.strategy, justify="right")
+    for epoch, losses in enumerate(zip(*(training.losses for training in trainings), strict=True), start=1):
+        table.add_row(f"{epoch}", *(f"{loss:.4f}" for loss in losses), end_section=epoch == options.epochs)
+    table.add_row("largest per-sample gradient difference", *(f"{differences.max():.1e}" for _ in trainings))
+    table.add_row("samples per second", *(f"{training.samples_per_second:,.0f}" for training in trainings))
+    table.add_row("compile time, s", *(f"{training.compile_seconds:.2f}" for training in trainings))
+    console = Console()
+    console.print(table)
+    console.print(f"figure: {options.output}", markup=False)
+
+
+def save_figure(options: Options, trainings: Sequence[Training], differences: np.ndarray) -> None:
+    """Loss curves beside the difference of each sample's gradients."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _plot_losses(left, trainings)
+    _plot_differences(right, options, differences)
+    figure.suptitle(_title(options))
+    figure.savefig(options.output, dpi=150)
+
+
+def _plot_losses(axes: Axes, trainings: Sequence[Training]) -> None:
+    for training, style in zip(trainings, ("o-", "x--"), strict=False):
+        axes.plot(range(1, len(training.losses) + 1), training.losses, style, label=training.strategy)
+    axes.set(xlabel="epoch", ylabel="loss, mean over time and samples")
+    axes.legend()
+
+
+def _plot_differences(axes: Axes, options: Options, differences: np.ndarray) -> None:
+    rounding = float(np.finfo(differences.dtype).eps)
+    top = 1.2 * max(rounding, float(differences.max()))
+    axes.plot(range(len(differences)), differences, ".")
+    axes.axhline(rounding, color="grey", linestyle=":", label=f"rounding of {differences.dtype}")
+    axes.set(xlabel="sample", ylabel="largest difference / largest entry", ylim=(-top / 20, top))
+    axes.set_title(f"each sample's gradient, {_pair(options)}")
+    axes.legend()
+
+
+def _title(options: Options) -> str:
+    return f"{options.algorithm}, rule {options.rule}: T={options.time}, B={options.batch}, {options.hidden} neurons"
+
+
+def _pair(options: Options) -> str:
+    return " against ".join(options.compared)

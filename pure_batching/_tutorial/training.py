@@ -1,0 +1,108 @@
+"""The tutorial's training as pure functions, for any strategy, and the comparison of two strategies' gradients."""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import brainscale
+import braintools
+import jax
+import numpy as np
+import optax
+
+import pure_batching as pb
+
+from .net import Dataset
+
+Builder = Callable[[], pb.Learner]
+Params = dict[str, Any]
+Step = Callable[[Params, Any, Dataset], tuple[Params, Any, jax.Array]]
+
+
+class Training(NamedTuple):
+    """What the training with one strategy gave.
+
+    Attributes:
+      strategy: its name.
+      losses: the mean over time and samples, before each update.
+      compile_seconds: from the learner of one sample to the compiled training step.
+      samples_per_second: sequences per second of a compiled training step, the median epoch.
+    """
+
+    strategy: str
+    losses: list[float]
+    compile_seconds: float
+    samples_per_second: float
+
+
+def loss(logits: jax.Array, label: jax.Array) -> jax.Array:
+    """Cross entropy of one sample at one step."""
+    return braintools.metric.softmax_cross_entropy_with_integer_labels(logits, label)
+
+
+def make_optimizer() -> optax.GradientTransformation:
+    """Clipping, then Adam, as in the tutorial; quantities are trees, of which optax sees the mantissas."""
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
+
+
+def make_step(batched: pb.Learner, optimizer: optax.GradientTransformation) -> Step:
+    """`(params, optimizer state, dataset) -> (params, optimizer state, loss)`: one epoch."""
+    grad_fn = pb.sequence_grad(batched, loss)
+
+    def step(params: Params, state: Any, data: Dataset) -> tuple[Params, Any, jax.Array]:
+        gradients, aux = grad_fn(params, None, data.inputs, brainscale.SingleStepData(data.labels))
+        updates, state = optimizer.update(gradients, state)
+        trained: Any = optax.apply_updates(params, updates)
+        return trained, state, aux.losses.mean()
+
+    return step
+
+
+def train(
+    name: str, build: Builder, params: Params, data: Dataset, *, epochs: int, tick: Callable[[], None]
+) -> Training:
+    """Train from `params` for some epochs.
+
+    Args:
+      name: the strategy's name.
+      build: makes the batched learner.
+      params: where the training starts.
+      data: the whole batch, used once in each epoch.
+      epochs: how many updates.
+      tick: called after compiling and after each epoch.
+    """
+    optimizer = make_optimizer()
+    state = optimizer.init(params)
+    start = time.perf_counter()
+    step = jax.jit(make_step(build(), optimizer)).lower(params, state, data).compile()
+    compile_seconds = time.perf_counter() - start
+    tick()
+    losses, seconds = [], []
+    for _ in range(epochs):
+        start = time.perf_counter()
+        params, state, value = step(params, state, data)
+        losses.append(float(value))  # waits for the epoch to end
+        seconds.append(time.perf_counter() - start)
+        tick()
+    return Training(name, losses, compile_seconds, len(data.labels) / float(np.median(seconds)))
+
+
+def sample_gradients(batched: pb.Learner, params: Params, data: Dataset) -> Params:
+    """Each sample's own gradient, `[B, *param.shape]` by path."""
+    grad_fn = pb.sequence_grad(batched, loss, reduction="none")
+    gradients, _ = grad_fn(params, None, data.inputs, brainscale.SingleStepData(data.labels))
+    return gradients
+
+
+def sample_differences(first: Params, second: Params) -> np.ndarray:
+    """How far two strategies' gradients of each sample lie apart, `[B]`.
+
+    The largest difference over all entries, each relative to the largest entry that any sample has in the same weight.
+    """
+    pairs = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
+    return np.max([_relative(np.asarray(a), np.asarray(b)) for a, b in pairs], axis=0)
+
+
+def _relative(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    largest = max(np.abs(first).max(), np.finfo(first.dtype).tiny)  # a weight without any gradient differs by 0
+    return np.abs(first - second).reshape(len(first), -1).max(axis=1) / largest
