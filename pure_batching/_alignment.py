@@ -58,7 +58,7 @@ def _apply(eqn: JaxprEqn, given: Sequence[Axes | None]) -> list[Axes]:
     if name in _CALLS:
         return _call(eqn, given)
     if name in _ELEMENT_WISE:
-        return [_merged(given, len(_shape(eqn.outvars[0])))]
+        return [_merged(eqn, given)]
     rule = _RULES.get(name)
     return [_spread(var) for var in eqn.outvars] if rule is None else [rule(eqn, given)]
 
@@ -80,12 +80,17 @@ def _shape(var: Any) -> tuple[int, ...]:
     return tuple(spec_of_var(var).shape)
 
 
-def _merged(given: Sequence[Axes | None], rank: int) -> Axes:
-    """Element-wise: an axis stays aligned where every operand that depends on the weight agrees."""
-    operands = [axes for axes in given if axes is not None]
-    if any(len(axes) != rank for axes in operands):  # a scalar operand spreads over everything
-        return (None,) * rank
-    return tuple(column[0] if len(set(column)) == 1 else None for column in zip(*operands, strict=True))
+def _merged(eqn: JaxprEqn, given: Sequence[Axes | None]) -> Axes:
+    """Element-wise: an axis stays aligned where every operand that depends on the weight agrees and has its size."""
+    sizes = _shape(eqn.outvars[0])
+    columns: list[set[int | None]] = [set() for _ in sizes]
+    for var, axes in zip(eqn.invars, given, strict=True):
+        if axes is not None and len(axes) != len(sizes):  # a scalar operand spreads over everything
+            return (None,) * len(sizes)
+        if axes is not None:
+            for column, axis, size, whole in zip(columns, axes, _shape(var), sizes, strict=True):
+                column.add(axis if size == whole else None)
+    return tuple(column.pop() if len(column) == 1 else None for column in columns)
 
 
 def _broadcast(eqn: JaxprEqn, given: Sequence[Axes | None]) -> Axes:

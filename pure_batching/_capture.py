@@ -7,21 +7,22 @@ answer becomes plain data.
 import contextlib
 import io
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 import brainscale
 import brainstate
 import jax
 import jax.numpy as jnp
-from jax.extend.core import JaxprEqn
+from jax.extend.core import Jaxpr, JaxprEqn
 
 from ._assembly import Assembly, Compiled, FoundGroup, FoundRelation, split_states
 from ._blueprint import Blueprint, states_of
 from ._errors import CaptureError, PureBatchingError, StrategyError
 from ._jaxpr import spec_of_var
 from ._program import Params, Program, States
+from ._sparse import add_batching_rules
 from ._tree import Tree, named_leaves, path_name, spec_of, strong, with_lead, zeros_of
 
 RANDOM = "random"
@@ -143,13 +144,63 @@ class _Tracer:
 
 def compile_module(module: brainstate.nn.Module, inputs: tuple[Tree, ...]) -> Compiled:
     """What BrainScale's compiler finds in a module, which it marks and which must therefore be a copy."""
+    _apply_weight_functions_once(module)
     with _quiet():
-        return describe(brainscale.compile_etrace_graph(module, *zeros_of(inputs)), inputs)
+        info = brainscale.extract_module_info(module, *zeros_of(inputs))
+        groups = _all_groups(info)
+        group_of = {path: group for group in groups for path in group.hidden_paths}
+        relations = brainscale.find_hidden_param_op_relations_from_minfo(info, group_of)
+        perturb = brainscale.add_hidden_perturbation_from_minfo(info)
+    add_batching_rules(perturb.perturb_jaxpr.jaxpr)
+    return _described(Found(info, groups, relations, perturb), inputs)
 
 
-def describe(graph: brainscale.ETraceGraph, inputs: tuple[Tree, ...]) -> Compiled:
-    """A graph of BrainScale's compiler in plain data."""
-    info, perturb = graph.module_info, cast("brainscale.HiddenPerturbation", graph.hidden_perturb)
+class Found(NamedTuple):
+    """The stages of `brainscale.compile_etrace_graph`, with a group for each hidden state."""
+
+    info: brainscale.ModuleInfo
+    groups: list[brainscale.HiddenGroup]
+    relations: Sequence[brainscale.HiddenParamOpRelation]
+    perturb: brainscale.HiddenPerturbation
+
+
+def _all_groups(info: brainscale.ModuleInfo) -> list[brainscale.HiddenGroup]:
+    """BrainScale's groups, and one for each hidden state that no hidden state leads to: its diagonal is zero."""
+    groups, known = brainscale.find_hidden_groups_from_minfo(info)
+    alone = sorted(set(info.hidden_path_to_outvar) - set(known), key=path_name)
+    return [*groups, *(_group_alone(info, path, len(groups) + i) for i, path in enumerate(alone))]
+
+
+def _group_alone(info: brainscale.ModuleInfo, path: tuple[Any, ...], index: int) -> brainscale.HiddenGroup:
+    before, after = info.hidden_path_to_invar[path], info.hidden_path_to_outvar[path]
+    return brainscale.HiddenGroup(
+        index=index,
+        hidden_paths=[path],
+        hidden_states=[info.retrieved_model_states[path]],
+        hidden_invars=[before],
+        hidden_outvars=[after],
+        transition_jaxpr=Jaxpr([after], [before], [after], []),
+        transition_jaxpr_constvars=[after],
+    )
+
+
+def _apply_weight_functions_once(module: brainstate.nn.Module) -> None:
+    """`MatMulOp` computes `x @ f(f(w * m))` where its documentation says `x @ f(w * m)`; here it computes that."""
+    for state in states_of(module).values():
+        op = getattr(state, "op", None)
+        if isinstance(state, brainscale.ETraceParam) and type(op) is brainscale.MatMulOp:
+            state.op = _once(op)
+
+
+def _once(op: brainscale.MatMulOp) -> brainscale.MatMulOp:
+    if op.apply_weight_fn_before_mask:
+        return op
+    mask = 1 if op.weight_mask is None else op.weight_mask
+    return brainscale.MatMulOp(weight_fn=lambda w: op.weight_fn(w * mask), apply_weight_fn_before_mask=True)
+
+
+def _described(found: Found, inputs: tuple[Tree, ...]) -> Compiled:
+    info, perturb = found.info, found.perturb
     states = {state_name(info.state_id_to_path[id(state)], state): state for state in info.compiled_model_states}
     cache = info.stateful_model.get_arg_cache_key(*zeros_of(inputs))
     output, _ = info.stateful_model.get_out_shapes_by_cache(cache)
@@ -163,8 +214,8 @@ def describe(graph: brainscale.ETraceGraph, inputs: tuple[Tree, ...]) -> Compile
         perturbations={
             path_name(path): var for path, var in zip(perturb.perturb_hidden_paths, perturb.perturb_vars, strict=True)
         },
-        groups=tuple(found_group(group) for group in graph.hidden_groups),
-        relations=tuple(_found_relation(relation, graph) for relation in graph.hidden_param_op_relations),
+        groups=tuple(found_group(group) for group in found.groups),
+        relations=tuple(_found_relation(relation, info) for relation in found.relations),
         direct=tuple(sorted(path for path, state in states.items() if _is_direct(state))),
         is_blocked=_is_blocked,
     )
@@ -178,12 +229,12 @@ def found_group(group: Any) -> FoundGroup:
     return FoundGroup(paths, widths, invars, outvars, tuple(group.transition_jaxpr.eqns))
 
 
-def _found_relation(relation: Any, graph: Any) -> FoundRelation:
+def _found_relation(relation: brainscale.HiddenParamOpRelation, info: brainscale.ModuleInfo) -> FoundRelation:
     links = zip(relation.hidden_groups, relation.y_to_hidden_group_jaxprs, strict=True)
-    (operation,) = (eqn for eqn in graph.module_info.jaxpr.eqns if relation.y in eqn.outvars)
+    (operation,) = (eqn for eqn in info.jaxpr.eqns if relation.y in eqn.outvars)
     return FoundRelation(
         weight=path_name(relation.path),
-        weight_vars=tuple(graph.module_info.weight_path_to_invars[relation.path]),
+        weight_vars=tuple(info.weight_path_to_invars[relation.path]),
         leaf_names=tuple(name.strip("[]'.") or "weight" for name, _ in named_leaves(relation.weight.value, "")),
         gradient=relation.weight.gradient.value,
         x=relation.x,

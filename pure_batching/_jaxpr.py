@@ -42,7 +42,7 @@ class Piece(NamedTuple):
         return Slice(jaxpr_as_fun(ClosedJaxpr(self.jaxpr, ())), free, cut)
 
 
-def spec_of_var(var: Var) -> jax.ShapeDtypeStruct:
+def spec_of_var(var: Any) -> jax.ShapeDtypeStruct:
     """The shape and dtype of a variable."""
     aval: Any = var.aval
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype)

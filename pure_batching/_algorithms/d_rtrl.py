@@ -155,8 +155,11 @@ def _normalised_step(
 
 
 def _largest(array: jax.Array) -> jax.Array:
-    """What an array is divided by so that no entry exceeds 1."""
-    return jnp.maximum(jnp.abs(array).max(), 1)
+    """What an array is divided by so that no entry exceeds 1.
+
+    Reduced along the first axis by itself, without `abs` before it, the largest entry is found at the speed of memory.
+    """
+    return jnp.maximum(jnp.maximum(array.max(0), -array.min(0)).max(), 1)
 
 
 def _factors_and_adjoint(program: Program, records: DiagonalRecord) -> tuple[Factors, dict[str, dict[str, jax.Array]]]:
