@@ -15,14 +15,14 @@ import brainscale
 import brainstate
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Jaxpr, JaxprEqn
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from ._assembly import Assembly, Compiled, FoundGroup, FoundRelation, split_states
 from ._blueprint import Blueprint, states_of
 from ._errors import CaptureError, PureBatchingError, StrategyError
 from ._jaxpr import spec_of_var
 from ._program import Params, Program, States
-from ._sparse import add_batching_rules
+from ._sparse import written_out, written_out_equation
 from ._tree import Tree, named_leaves, path_name, spec_of, strong, with_lead, zeros_of
 
 RANDOM = "random"
@@ -151,7 +151,6 @@ def compile_module(module: brainstate.nn.Module, inputs: tuple[Tree, ...]) -> Co
         group_of = {path: group for group in groups for path in group.hidden_paths}
         relations = brainscale.find_hidden_param_op_relations_from_minfo(info, group_of)
         perturb = brainscale.add_hidden_perturbation_from_minfo(info)
-    add_batching_rules(perturb.perturb_jaxpr.jaxpr)
     return _described(Found(info, groups, relations, perturb), inputs)
 
 
@@ -205,7 +204,7 @@ def _described(found: Found, inputs: tuple[Tree, ...]) -> Compiled:
     cache = info.stateful_model.get_arg_cache_key(*zeros_of(inputs))
     output, _ = info.stateful_model.get_out_shapes_by_cache(cache)
     return Compiled(
-        closed=perturb.perturb_jaxpr,
+        closed=ClosedJaxpr(written_out(perturb.perturb_jaxpr.jaxpr), perturb.perturb_jaxpr.consts),
         num_inputs=len(jax.tree.leaves(inputs)),
         output=spec_of(output),
         order=tuple(states),
@@ -226,7 +225,7 @@ def found_group(group: Any) -> FoundGroup:
     members = zip(group.hidden_paths, group.hidden_states, group.hidden_invars, group.hidden_outvars, strict=True)
     ordered = sorted((path_name(path), _width(state), before, after) for path, state, before, after in members)
     paths, widths, invars, outvars = zip(*ordered, strict=True)
-    return FoundGroup(paths, widths, invars, outvars, tuple(group.transition_jaxpr.eqns))
+    return FoundGroup(paths, widths, invars, outvars, _equations(group.transition_jaxpr))
 
 
 def _found_relation(relation: brainscale.HiddenParamOpRelation, info: brainscale.ModuleInfo) -> FoundRelation:
@@ -239,9 +238,13 @@ def _found_relation(relation: brainscale.HiddenParamOpRelation, info: brainscale
         gradient=relation.weight.gradient.value,
         x=relation.x,
         y=relation.y,
-        operation=operation,
-        links=tuple((found_group(group).name, tuple(jaxpr.eqns)) for group, jaxpr in links),
+        operation=written_out_equation(operation),
+        links=tuple((found_group(group).name, _equations(jaxpr)) for group, jaxpr in links),
     )
+
+
+def _equations(jaxpr: Jaxpr) -> tuple[JaxprEqn, ...]:
+    return tuple(written_out_equation(eqn) for eqn in jaxpr.eqns)
 
 
 def state_name(path: tuple[Any, ...], state: brainstate.State) -> str:

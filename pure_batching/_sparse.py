@@ -1,71 +1,76 @@
-"""Batching rules for sparse products, which their libraries leave without one."""
+"""Sparse products, written out in operations that JAX can map and differentiate.
 
-from collections.abc import Callable, Iterator, Mapping
+The libraries of sparse matrices give their products no batching rule, and differentiate `x @ A` wrongly with respect to
+the stored numbers of `A` (measured with saiunit 0.3.2 and 0.5.2).
+"""
+
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Jaxpr, JaxprEqn
-from jax.interpreters import batching
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from ._jaxpr import spec_of_var
-from ._tree import with_lead
-
-Arrays = tuple[jax.Array, ...]
 
 
-def add_batching_rules(jaxpr: Jaxpr) -> None:
-    """Give every sparse product in a jaxpr a batching rule, unless it has one."""
-    for eqn in _all_equations(jaxpr):
-        product = _PRODUCTS.get(eqn.primitive.name)
-        if product is not None and not _can_be_mapped(eqn):
-            batching.primitive_batchers[eqn.primitive] = _mapped(product)
+def written_out(jaxpr: Jaxpr) -> Jaxpr:
+    """The same jaxpr, variable for variable, with its sparse products written out."""
+    return Jaxpr(
+        jaxpr.constvars,
+        jaxpr.invars,
+        jaxpr.outvars,
+        [written_out_equation(eqn) for eqn in jaxpr.eqns],
+        jaxpr.effects,
+        jaxpr.debug_info,
+    )
 
 
-def _can_be_mapped(eqn: JaxprEqn) -> bool:
-    arguments = with_lead([spec_of_var(var) for var in eqn.invars], (1,))
-    try:
-        jax.eval_shape(jax.vmap(lambda *one: eqn.primitive.bind(*one, **eqn.params)), *arguments)
-    except NotImplementedError:
-        return False
-    return True
+def written_out_equation(eqn: JaxprEqn) -> JaxprEqn:
+    """The same equation, itself or within a call, with its sparse products written out."""
+    product = _PRODUCTS.get(eqn.primitive.name)
+    if product is not None:
+        return _call(lambda *arrays: product(*arrays, **eqn.params), eqn)
+    inner = eqn.params.get("jaxpr")
+    if isinstance(inner, ClosedJaxpr) and _has_product(inner.jaxpr):
+        return eqn.replace(params={**eqn.params, "jaxpr": ClosedJaxpr(written_out(inner.jaxpr), inner.consts)})
+    return eqn
 
 
-def _mapped(product: Callable[..., jax.Array]) -> Callable[..., tuple[jax.Array, int]]:
-    def rule(arrays: Arrays, axes: tuple[int | None, ...], **params: Any) -> tuple[jax.Array, int]:
-        return jax.vmap(lambda *one: product(*one, **params), in_axes=axes)(*arrays), 0
+def _call(function: Callable[..., jax.Array], eqn: JaxprEqn) -> JaxprEqn:
+    """An equation that calls `function` between the variables of `eqn`."""
+    traced = jax.make_jaxpr(jax.jit(function))(*(spec_of_var(var) for var in eqn.invars))
+    (call,) = traced.jaxpr.eqns
+    return call.replace(invars=eqn.invars, outvars=eqn.outvars)
 
-    return rule
+
+def _has_product(jaxpr: Jaxpr) -> bool:
+    inner = [eqn.params.get("jaxpr") for eqn in jaxpr.eqns]
+    return any(eqn.primitive.name in _PRODUCTS for eqn in jaxpr.eqns) or any(
+        _has_product(closed.jaxpr) for closed in inner if isinstance(closed, ClosedJaxpr)
+    )
 
 
-def _csr(
-    data: jax.Array, indices: jax.Array, indptr: jax.Array, v: jax.Array, *, shape: Any, transpose: bool, **_: Any
-) -> jax.Array:
+def _csr(data: Any, indices: Any, indptr: Any, v: Any, *, shape: Any, transpose: bool, **_: Any) -> jax.Array:
     rows = jnp.searchsorted(indptr, jnp.arange(data.shape[0]), side="right") - 1
     return _gathered(data, rows, indices, v, shape, transpose=transpose)
 
 
-def _coo(
-    data: jax.Array, row: jax.Array, col: jax.Array, v: jax.Array, *, spinfo: Any, transpose: bool, **_: Any
-) -> Any:
+def _coo(data: Any, row: Any, col: Any, v: Any, *, spinfo: Any, transpose: bool, **_: Any) -> jax.Array:
     return _gathered(data, row, col, v, spinfo.shape, transpose=transpose)
 
 
-def _gathered(
-    data: jax.Array, rows: jax.Array, columns: jax.Array, v: jax.Array, shape: Any, *, transpose: bool
-) -> jax.Array:
-    """`A v`, or `A^T v`: each stored number times what it meets, added up where it leads."""
+def _gathered(data: Any, rows: Any, columns: Any, v: Any, shape: Any, *, transpose: bool) -> jax.Array:
+    """`A v`, or `A^T v`, for a vector or a matrix: each stored number times what it meets, added up where it leads."""
     source, target, size = (rows, columns, shape[1]) if transpose else (columns, rows, shape[0])
-    return jnp.zeros(size, jnp.result_type(data, v)).at[target].add(data * v[source])
+    met = v[source]
+    terms = data.reshape(-1, *(1 for _ in met.shape[1:])) * met
+    return jnp.zeros((size, *met.shape[1:]), terms.dtype).at[target].add(terms)
 
 
-_PRODUCTS: Mapping[str, Callable[..., jax.Array]] = {"csr_matvec": _csr, "coo_matvec": _coo}
-
-
-def _all_equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
-    for eqn in jaxpr.eqns:
-        yield eqn
-        for value in eqn.params.values():
-            inner = getattr(value, "jaxpr", value)
-            if isinstance(inner, Jaxpr):
-                yield from _all_equations(inner)
+_PRODUCTS: Mapping[str, Callable[..., jax.Array]] = {
+    "csr_matvec": _csr,
+    "csr_matmat": _csr,
+    "coo_matvec": _coo,
+    "coo_matmat": _coo,
+}
