@@ -14,6 +14,7 @@ from ._native import (
     to_native as to_native,
     write_states as write_states,
 )
+from ._norms import clipped_grad as clipped_grad, sample_norms as sample_norms
 from ._sequence import Aux as Aux, sequence_grad as sequence_grad
 from ._strategies.loop import loop as loop
 from ._strategies.manual import manual as manual

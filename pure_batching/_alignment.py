@@ -44,6 +44,19 @@ def aligned_axes(jaxpr: Jaxpr, leaf: Var) -> tuple[int, ...] | None:
     return None if None in known or len(known) != len(shape) else tuple(axis for axis in known if axis is not None)
 
 
+def is_product(jaxpr: Jaxpr, x: Var, leaf: Var) -> bool:
+    """Whether the output is `x @ leaf`, for a vector and a matrix, plus what does not depend on the leaf."""
+    readers = [eqn for eqn in jaxpr.eqns if leaf in eqn.invars]
+    if len(readers) != 1 or readers[0].primitive.name != "dot_general" or list(readers[0].invars) != [x, leaf]:
+        return False
+    dimensions = (((0,), (0,)), ((), ()))
+    found, var = readers[0].params["dimension_numbers"] == dimensions, readers[0].outvars[0]
+    for eqn in jaxpr.eqns:
+        if var in eqn.invars:
+            found, var = found and eqn.primitive.name == "add", eqn.outvars[0]
+    return found and var is jaxpr.outvars[0]
+
+
 def _follow(jaxpr: Jaxpr, known: Mapping[Var, Axes]) -> list[Axes | None]:
     axes: dict[Any, Axes] = dict(known)
     for eqn in jaxpr.eqns:

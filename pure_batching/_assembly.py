@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var, jaxpr_as_fun
 
-from ._alignment import aligned_axes
+from ._alignment import aligned_axes, is_product
 from ._errors import CaptureError
 from ._jaxpr import Piece, cut_piece, order_of, reachable, spec_of_var, tainted_by
 from ._program import Group, Link, Relation, States, WeightInput, WeightLeaf
@@ -227,12 +227,15 @@ def _operation(found: FoundRelation, y: jax.ShapeDtypeStruct) -> Callable[..., j
 
 def _leaves(found: FoundRelation, y: jax.ShapeDtypeStruct) -> tuple[WeightLeaf, ...]:
     inner = found.operation.params["jaxpr"].jaxpr
+    inside = {id(given): var for given, var in zip(found.operation.invars, inner.invars, strict=True)}
+    x = None if found.x is None else inside[id(found.x)]
     is_broadcast = spec_of_var(found.y).shape != y.shape
     leaves = []
-    for name, var in zip(found.leaf_names, found.weight_vars, strict=True):
-        used = [inner.invars[i] for i, given in enumerate(found.operation.invars) if given is var]
-        axes = aligned_axes(inner, used[0]) if len(used) == 1 and not is_broadcast else None
-        leaves.append(WeightLeaf(name, spec_of_var(var), axes))
+    for name, given in zip(found.leaf_names, found.weight_vars, strict=True):
+        var = None if is_broadcast else inside.get(id(given))
+        axes = None if var is None else aligned_axes(inner, var)
+        is_factor = var is not None and x is not None and is_product(inner, x, var)
+        leaves.append(WeightLeaf(name, spec_of_var(given), axes, is_factor))
     return tuple(leaves)
 
 

@@ -109,11 +109,13 @@ class WeightLeaf(NamedTuple):
       spec: its shape and dtype.
       axes: for each axis of `y`, the axis of the array that it is aligned with; None where an element of the array
         reaches more than one element of `y`.
+      is_factor: whether `y` is `x @ array` and what does not depend on the array.
     """
 
     name: str
     spec: jax.ShapeDtypeStruct
     axes: tuple[int, ...] | None
+    is_factor: bool
 
 
 class WeightInput(NamedTuple):

@@ -77,7 +77,7 @@ class GradFn(NamedTuple):
         params = self.learner.check_params(params)
         carry = None if carry is None else self.learner.check_carry(carry)
         steps = check_steps(self.learner, inputs, targets, mask, reset)
-        return _sequence_grad(self, params, carry, steps)
+        return run_sequence(self, params, carry, steps)
 
 
 def sequence_grad(
@@ -131,9 +131,10 @@ def _record_spec(execution: Execution) -> Tree:
 
 
 @partial(jax.jit, static_argnums=0)
-def _sequence_grad(grad_fn: GradFn, params: Params, carry: Carry | None, steps: Steps) -> tuple[Params, Aux]:
+def run_sequence(grad_fn: GradFn, params: Params, carry: Carry | None, steps: Steps) -> tuple[Params, Aux]:
+    """`grad_fn` on data that was checked."""
     execution, time = grad_fn.learner.execution, steps.length
-    _check_loss(grad_fn, steps.targets)
+    check_loss(execution, grad_fn.loss, steps.targets)
     task = Task(execution, grad_fn.loss, grad_fn.reduction == "none", grad_fn.outputs)
     start = execution.fresh(jax.random.key(0)) if carry is None else carry
     length = window_length(execution, time, grad_fn.window)
@@ -172,9 +173,13 @@ def _complete(task: Task, params: Params, gradients: Params, *, mean: bool = Fal
     return jax.tree.map(lambda x: x / size, whole) if mean and size else whole
 
 
-def _check_loss(grad_fn: GradFn, targets: Timed) -> None:
-    target = targets.spec(len(grad_fn.learner.execution.lead))
-    result = jax.eval_shape(grad_fn.loss, grad_fn.learner.program.output, target)
+def check_loss(execution: Execution, loss: Loss, targets: Timed) -> None:
+    """Raise LossError unless the loss of one sample at one step is a real number."""
+
+    def value(output: Tree, target: Tree) -> Any:
+        return loss(output, target)
+
+    result = jax.eval_shape(value, execution.program.output, targets.spec(len(execution.lead)))
     leaves = jax.tree.leaves(result)
     is_number = len(leaves) == 1 and leaves[0].shape == () and jnp.issubdtype(leaves[0].dtype, jnp.floating)
     if not is_number or not u.get_unit(result).is_unitless:

@@ -80,6 +80,11 @@ class Steps(eqx.Module):
         inputs, targets, mask, reset = cut(self.changing())
         return Steps(Timed(inputs, self.inputs.constant), Timed(targets, self.targets.constant), mask, reset)
 
+    def with_weights(self, weights: jax.Array) -> "Steps":
+        """The same steps, whose targets come with a number for each sample, `[B]`."""
+        targets = Timed((self.targets.changing, None), (self.targets.constant, weights))
+        return Steps(self.inputs, targets, self.mask, self.reset)
+
     @staticmethod
     def sample_axes() -> "Steps":
         """Where the samples lie."""

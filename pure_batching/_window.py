@@ -113,8 +113,34 @@ def trace_gradient(execution: Execution, params: Params, trace: Any, of_hidden: 
     return traced_gradient(execution, params, jax.tree.map(lambda x: x[None], factors), dense, per_sample=False)
 
 
+class Collected(NamedTuple):
+    """A window whose steps were made, and that is yet to be closed.
+
+    Attributes:
+      carry: after the steps, its trace as `Algorithm.step` carried it on.
+      direct: the gradient of the direct weights.
+      records: what the steps left, `[K, B, ...]`.
+      losses: `[K, B]`.
+      outputs: `[K, B, ...]`, None unless asked for.
+    """
+
+    carry: Carry
+    direct: Params
+    records: Any
+    losses: jax.Array
+    outputs: Tree
+
+
 def _step_by_step(task: Task, params: Params, carry: Carry, steps: Steps, opened: Trace) -> Window:
     """Credit through time by the traces alone."""
+    done = collect(task, params, carry, steps)
+    ended = end_window(task.execution, params, opened, done.carry.trace, done.records, per_sample=task.per_sample)
+    after = done.carry._replace(trace=ended[0])
+    return Window(after, add_gradients(ended[1], done.direct), done.losses, done.outputs)
+
+
+def collect(task: Task, params: Params, carry: Carry, steps: Steps) -> Collected:
+    """Make the steps of a window, each with its learning signal."""
     fresh = _fresh(task.execution, steps)
 
     def one(state: tuple[Carry, Params], changing: Any) -> tuple[tuple[Carry, Params], Any]:
@@ -130,8 +156,7 @@ def _step_by_step(task: Task, params: Params, carry: Carry, steps: Steps, opened
 
     start = (carry, _zero_direct(task, params))
     (carry, direct), (records, losses, outputs) = jax.lax.scan(one, start, steps.changing())
-    trace, traced = end_window(task.execution, params, opened, carry.trace, records, per_sample=task.per_sample)
-    return Window(carry._replace(trace=trace), add_gradients(traced, direct), losses, outputs)
+    return Collected(carry, direct, records, losses, outputs)
 
 
 def _signal(task: Task, params: Params, carry: Carry, moment: Moment) -> tuple[Step, Params, Signal, jax.Array]:

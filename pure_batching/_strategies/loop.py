@@ -32,14 +32,16 @@ def loop(learner: Learner, batch_size: int) -> Learner:
     return Learner(Execution("pb.loop", learner.program, learner.algorithm, size, execute, each_in_turn(size)))
 
 
-def each_in_turn(size: int) -> Each:
-    """Functions of one sample by `jax.lax.map`."""
+def each_in_turn(size: int, tile: int = 1) -> Each:
+    """Functions of one sample by `jax.lax.map`, `tile` samples at once."""
 
     def each(fun: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0) -> Callable[..., Any]:
         def mapped(shared: Any, *own: Any) -> Any:
             axes = (in_axes,) * len(own) if isinstance(in_axes, int) else in_axes
             samples = (jnp.arange(size), _moved(own, axes, to_front=True))
-            results = jax.lax.map(lambda sample: fun(shared, *sample[1]), samples)
+            results = jax.lax.map(
+                lambda sample: fun(shared, *sample[1]), samples, batch_size=tile if tile > 1 else None
+            )
             return _moved(results, out_axes, to_front=False)
 
         return mapped

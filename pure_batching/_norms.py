@@ -1,0 +1,229 @@
+"""The norm of every sample's gradient, and the sum of gradients clipped by it, without the gradients themselves."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ._algorithms.base import Closed, Factors, contract
+from ._data import check_steps
+from ._errors import OptionError, StrategyError
+from ._execution import Carry, Execution
+from ._learner import Learner
+from ._program import Params, Relation
+from ._sequence import Aux, Loss, check_loss, run_sequence, sequence_grad
+from ._strategies.loop import each_in_turn
+from ._timed import Steps
+from ._tree import Tree, nbytes
+from ._window import Task, collect, run_window
+
+# As many samples' gradients are held at once as fit into this many bytes.
+TILE_BUDGET = 32 * 2**20
+
+
+class NormFn(NamedTuple):
+    """`(params, carry, inputs, targets) -> (norms, Aux)`; made by `sample_norms`."""
+
+    learner: Learner
+    loss: Loss
+
+    def __call__(
+        self, params: Params, carry: Carry | None, inputs: Tree, targets: Tree, *, mask: Any = None, reset: Any = None
+    ) -> tuple[jax.Array, Aux]:
+        """The norm `[B]` of every sample's gradient over the whole sequence; arguments and errors of `GradFn`."""
+        params = self.learner.check_params(params)
+        carry = None if carry is None else self.learner.check_carry(carry)
+        steps = check_steps(self.learner, inputs, targets, mask, reset)
+        return _sample_norms(self, params, carry, steps)
+
+
+class ClippedAux(NamedTuple):
+    """What a clipped gradient comes with.
+
+    Attributes:
+      carry: the carry after the last step.
+      losses: `[T, B]`, before clipping.
+      norms: `[B]`, of the samples' gradients before clipping.
+      clipped: how many samples were clipped, `[]`.
+    """
+
+    carry: Carry
+    losses: jax.Array
+    norms: jax.Array
+    clipped: jax.Array
+
+
+class ClippedGradFn(NamedTuple):
+    """`(params, carry, inputs, targets) -> (gradients, ClippedAux)`; made by `clipped_grad`."""
+
+    learner: Learner
+    loss: Loss
+    bound: float
+    reduction: str
+
+    def __call__(
+        self, params: Params, carry: Carry | None, inputs: Tree, targets: Tree, *, mask: Any = None, reset: Any = None
+    ) -> tuple[Params, ClippedAux]:
+        """The reduced gradient of clipped samples; arguments and errors of `GradFn`."""
+        params = self.learner.check_params(params)
+        carry = None if carry is None else self.learner.check_carry(carry)
+        steps = check_steps(self.learner, inputs, targets, mask, reset)
+        norms, aux = _sample_norms(NormFn(self.learner, self.loss), params, carry, steps)
+        scales = jnp.minimum(1, self.bound / jnp.maximum(norms, jnp.finfo(norms.dtype).tiny))
+        weighted = sequence_grad(self.learner, _Weighted(self.loss), reduction=self.reduction)
+        gradients, _ = run_sequence(weighted, params, carry, steps.with_weights(scales))
+        return gradients, ClippedAux(aux.carry, aux.losses, norms, (scales < 1).sum())
+
+
+class _Weighted(NamedTuple):
+    """A loss times a weight of its sample; a gradient is linear in it."""
+
+    loss: Loss
+
+    def __call__(self, output: Tree, target: tuple[Tree, jax.Array]) -> Any:
+        return self.loss(output, target[0]) * target[1]
+
+
+def sample_norms(learner: Learner, loss: Loss) -> NormFn:
+    """A function that gives the norm of every sample's gradient over a whole sequence.
+
+    No leaf `[B, *param.shape]` is built. For an online rule that starts afresh, a matrix that multiplies a vector costs
+    `T^2 (in + out)` per sample (the Gram form: gradients are sums of `T` outer products, whose inner products are
+    products of two numbers) where that is less than `T in out`; other weights are contracted for a few samples at a
+    time, which costs what the summed gradient costs, and memory for those few. Weights without a trace, a carry that
+    goes on, and algorithms that propagate back run the whole sequence for a few samples at a time. The norm is that of
+    the numbers in the params' own units.
+
+    Args:
+      learner: batched by a strategy.
+      loss: as in `sequence_grad`.
+
+    Raises:
+      StrategyError: the learner is of one sample.
+    """
+    _check_batched(learner, "sample_norms")
+    return NormFn(learner, loss)
+
+
+def clipped_grad(learner: Learner, loss: Loss, bound: float, *, reduction: str = "mean") -> ClippedGradFn:
+    """A function that gives the sum or mean of per-sample gradients, each scaled down to at most `bound`.
+
+    The building block of DP-SGD (Abadi et al., "Deep Learning with Differential Privacy", 2016), without its noise. It
+    costs `sample_norms` and one summed gradient, in which each sample's loss is weighted by its scale.
+
+    Args:
+      learner: batched by a strategy.
+      loss: as in `sequence_grad`.
+      bound: the largest norm, above 0.
+      reduction: `"mean"` or `"sum"` over samples.
+
+    Raises:
+      StrategyError: the learner is of one sample.
+      OptionError: a bound that is not above 0, another reduction.
+    """
+    _check_batched(learner, "clipped_grad")
+    if not bound > 0:
+        raise OptionError("bound", got=repr(bound), expected="a number above 0", repair="Give the largest norm.")
+    if reduction not in ("mean", "sum"):
+        raise OptionError("reduction", got=repr(reduction), expected="'mean' or 'sum'", repair="Choose one of them.")
+    return ClippedGradFn(learner, loss, float(bound), reduction)
+
+
+def _check_batched(learner: Learner, name: str) -> None:
+    if learner.batch_size is None:
+        raise StrategyError(
+            f"pb.{name}", got="a learner of one sample", expected="a batch", repair="Apply pb.vmap or pb.manual first."
+        )
+
+
+@partial(jax.jit, static_argnums=0)
+def _sample_norms(norm_fn: NormFn, params: Params, carry: Carry | None, steps: Steps) -> tuple[jax.Array, Aux]:
+    execution = norm_fn.learner.execution
+    check_loss(execution, norm_fn.loss, steps.targets)
+    start = execution.fresh(jax.random.key(0)) if carry is None else carry
+    task = Task(execution, norm_fn.loss, per_sample=False, outputs=False)
+    is_online = execution.algorithm.backpropagation is None and not execution.program.direct
+    if is_online and carry is None:
+        return _from_factors(task, params, start, steps)
+    return _sample_by_sample(task, params, start, steps)
+
+
+def _sample_by_sample(task: Task, params: Params, carry: Carry, steps: Steps) -> tuple[jax.Array, Aux]:
+    """The whole sequence for as many samples at once as `TILE_BUDGET` allows."""
+    execution = task.execution
+    one = task._replace(execution=Execution.of_one_sample(execution.program, execution.algorithm))
+
+    def own(common: tuple[Params, Any], carry: Carry, steps: Steps) -> tuple[jax.Array, Carry, jax.Array]:
+        whole = carry._replace(shared=common[1])
+        window = run_window(one, common[0], whole, steps, whole.trace)
+        return _square(window.gradients), window.carry, window.losses
+
+    each = each_in_turn(execution.lead[0], tile=_tile(execution, nbytes(params)))
+    mapped = each(own, (0, Steps.sample_axes()), (0, 0, 1))
+    squares, after, losses = mapped((params, carry.shared), carry._replace(shared={}), steps)
+    shared = jax.tree.map(lambda leaf: leaf[0], after.shared)  # the same for every sample
+    return jnp.sqrt(squares), Aux(after._replace(shared=shared), losses, None)
+
+
+def _from_factors(task: Task, params: Params, carry: Carry, steps: Steps) -> tuple[jax.Array, Aux]:
+    """From the outer products of one window over the whole sequence."""
+    execution, done = task.execution, collect(task, params, carry, steps)
+
+    def close(params: Params, *own: Any) -> Closed:
+        return execution.algorithm.close(execution.program, params, None, *own)
+
+    axes: Any = (0, 1, 0)
+    closed = execution.each(close, (0, 1), Closed(*axes))(params, done.carry.trace, done.records)
+    squares = sum(_squares(execution, params, closed.factors, path) for path in _weights(execution))
+    after = done.carry._replace(trace=closed.trace)
+    return jnp.sqrt(jnp.asarray(squares)), Aux(after, done.losses, None)
+
+
+def _weights(execution: Execution) -> list[str]:
+    return sorted({relation.weight for relation in execution.program.relations})
+
+
+def _squares(execution: Execution, params: Params, parts: tuple[Factors, ...], path: str) -> jax.Array:
+    """The squared norm `[B]` of one weight's gradient: each leaf by its cheaper form."""
+    uses = [(r, part) for part in parts for r in execution.program.relations if r.weight == path and r.name in part.dys]
+    relation, factors = uses[0]
+    products = _gram_leaves(relation, factors) if len(uses) == 1 else []
+    gram = sum(_gram(relation, factors, i) for i in products)
+    names = {relation.name for relation, _ in uses}
+    kept = tuple(part._replace(dys={k: dy for k, dy in part.dys.items() if k in names}) for part in parts)
+
+    def own(params: Params, factors: tuple[Factors, ...]) -> jax.Array:
+        leaves = jax.tree.leaves(contract(execution.program, params, factors)[path])
+        return _square([leaf for i, leaf in enumerate(leaves) if i not in products])
+
+    if len(products) == len(jax.tree.leaves(params[path])):
+        return jnp.asarray(gram)
+    each = each_in_turn(execution.lead[0], tile=_tile(execution, nbytes(params[path])))
+    return gram + each(own, (1,))(params, kept)
+
+
+def _gram_leaves(relation: Relation, factors: Factors) -> list[int]:
+    """The leaves for which the Gram form costs less than the gradient itself."""
+    steps = factors.dys[relation.name][0].shape[0]
+    return [
+        i
+        for i, leaf in enumerate(relation.leaves)
+        if leaf.is_factor and steps * sum(leaf.spec.shape) < leaf.spec.shape[0] * leaf.spec.shape[1]
+    ]
+
+
+def _gram(relation: Relation, factors: Factors, i: int) -> jax.Array:
+    """`|sum_t x[t] (x) dy[t]|^2 = sum_{t, s} (x[t] . x[s]) (dy[t] . dy[s])`, `[B]`."""
+    dys: Any = factors.dys[relation.name]
+    x, dy = factors.xs[relation.x.name if relation.x else ""], dys[i if len(dys) > 1 else 0]
+    of_x, of_dy = (jnp.einsum("tbi,sbi->bts", values, values) for values in (x, dy))
+    return (of_x * of_dy).sum((1, 2))
+
+
+def _square(tree: Tree) -> jax.Array:
+    return jnp.asarray(sum(jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(tree)))
+
+
+def _tile(execution: Execution, size: int) -> int:
+    return max(1, min(execution.lead[0], TILE_BUDGET // max(size, 1)))
