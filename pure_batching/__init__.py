@@ -5,6 +5,15 @@ from ._algorithms.bptt import BPTT as BPTT
 from ._algorithms.d_rtrl import D_RTRL as D_RTRL
 from ._algorithms.es_d_rtrl import ES_D_RTRL as ES_D_RTRL
 from ._algorithms.hybrid import Hybrid as Hybrid
+from ._batch import (
+    concat as concat,
+    gather as gather,
+    permute as permute,
+    scatter as scatter,
+    split as split,
+    stack as stack,
+    unstack as unstack,
+)
 from ._errors import PureBatchingError as PureBatchingError
 from ._execution import Carry as Carry
 from ._learner import Learner as Learner, capture as capture

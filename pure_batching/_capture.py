@@ -194,8 +194,9 @@ def _apply_weight_functions_once(module: brainstate.nn.Module) -> None:
 def _once(op: brainscale.MatMulOp) -> brainscale.MatMulOp:
     if op.apply_weight_fn_before_mask:
         return op
-    mask = 1 if op.weight_mask is None else op.weight_mask
-    return brainscale.MatMulOp(weight_fn=lambda w: op.weight_fn(w * mask), apply_weight_fn_before_mask=True)
+    function, mask = op.weight_fn, op.weight_mask
+    whole = function if mask is None else lambda w: function(w * mask)
+    return brainscale.MatMulOp(weight_fn=whole, apply_weight_fn_before_mask=True)
 
 
 def _described(found: Found, inputs: tuple[Tree, ...]) -> Compiled:

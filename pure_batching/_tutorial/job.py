@@ -8,7 +8,7 @@ import numpy as np
 import pure_batching as pb
 
 from .net import DT, Dataset, make_dataset, make_net
-from .options import ALGORITHMS, STRATEGIES, Options
+from .options import STRATEGIES, Options
 from .report import Tick, print_table, progress_bars, save_figure
 from .training import Builder, Params, sample_differences, sample_gradients, train
 
@@ -18,8 +18,8 @@ def run_job(options: Options) -> None:
     brainstate.random.seed(options.seed)
     data = make_dataset(options.time, options.batch)
     with brainstate.environ.context(dt=DT):
-        algorithm = ALGORITHMS[options.algorithm](options.rule)
-        learner, params = pb.capture(make_net(options.hidden), data.inputs[0, 0], algorithm=algorithm)
+        net = make_net(options.hidden)
+        learner, params = pb.capture(net, data.inputs[0, 0], algorithm=options.build_algorithm())
     builders = {name: partial(build, learner, options.batch) for name, build in STRATEGIES.items()}
     comparison = " against ".join(options.compared)
     with progress_bars(dict.fromkeys(options.trained, options.epochs + 1) | {comparison: 2}) as ticks:

@@ -15,6 +15,9 @@ EXTRAS = ("brainpy", "matplotlib", "optax", "rich")
 
 ALGORITHMS: dict[str, Callable[[str], pb.Algorithm]] = {
     "ES_D_RTRL": lambda rule: pb.ES_D_RTRL(0.9, rule=rule),
+    "D_RTRL": lambda rule: pb.D_RTRL(rule=rule),
+    "Hybrid": lambda rule: pb.Hybrid(0.9, rule=rule),
+    "BPTT": lambda _: pb.BPTT(),  # exact, whatever the rule
 }
 
 STRATEGIES: dict[str, Callable[[pb.Learner, int], pb.Learner]] = {
@@ -49,6 +52,12 @@ class Options(NamedTuple):
     output: Path = Path("tutorial.png")
 
     @property
+    def title(self) -> str:
+        """What is run, in one line."""
+        rule = f", rule {self.rule}" if hasattr(self.build_algorithm(), "rule") else ""
+        return f"{self.algorithm}{rule}: T={self.time}, B={self.batch}, {self.hidden} neurons"
+
+    @property
     def trained(self) -> tuple[str, ...]:
         """The strategies to train with."""
         return _TRAINED[self.strategy]
@@ -57,6 +66,10 @@ class Options(NamedTuple):
     def compared(self) -> tuple[str, str]:
         """The strategies whose per-sample gradients are compared."""
         return _COMPARED[self.strategy]
+
+    def build_algorithm(self) -> pb.Algorithm:
+        """The learning rule."""
+        return ALGORITHMS[self.algorithm](self.rule)
 
 
 def check_extras() -> None:

@@ -31,7 +31,7 @@ def progress_bars(totals: dict[str, int]) -> Iterator[dict[str, Tick]]:
 
 def print_table(options: Options, trainings: Sequence[Training], differences: np.ndarray) -> None:
     """The loss of each epoch, speed and compile time, one column for each strategy."""
-    table = Table(title=_title(options), caption=f"difference: {_pair(options)} / largest entry")
+    table = Table(title=options.title, caption=f"difference: {_pair(options)} / largest entry")
     table.add_column("epoch")
     for training in trainings:
         table.add_column(training.strategy, justify="right")
@@ -51,7 +51,7 @@ def save_figure(options: Options, trainings: Sequence[Training], differences: np
     left, right = figure.subplots(1, 2)
     _plot_losses(left, trainings)
     _plot_differences(right, options, differences)
-    figure.suptitle(_title(options))
+    figure.suptitle(options.title)
     figure.savefig(options.output, dpi=150)
 
 
@@ -70,10 +70,6 @@ def _plot_differences(axes: Axes, options: Options, differences: np.ndarray) -> 
     axes.set(xlabel="sample", ylabel="largest difference / largest entry", ylim=(-top / 20, top))
     axes.set_title(f"each sample's gradient, {_pair(options)}")
     axes.legend()
-
-
-def _title(options: Options) -> str:
-    return f"{options.algorithm}, rule {options.rule}: T={options.time}, B={options.batch}, {options.hidden} neurons"
 
 
 def _pair(options: Options) -> str:
