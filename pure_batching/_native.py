@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ._algorithms._parameter_trace import ParameterTrace, divided
 from ._algorithms.base import Trace
 from ._algorithms.es_d_rtrl import InputOutputTrace
 from ._blueprint import states_of
@@ -151,16 +152,27 @@ class _Native(NamedTuple):
 
     def read_trace(self, fresh: Trace) -> Trace:
         """The algorithm's traces under the learner's names."""
-        if not isinstance(fresh, InputOutputTrace):
-            raise _other_algorithm(self.learner, self.algorithm)
-        dfs = {name: state.value[..., list(columns)] for name, state, columns in self._dfs()}
-        return InputOutputTrace({name: state.value for name, state in self._xs()}, dfs)
+        if isinstance(fresh, InputOutputTrace) and hasattr(self.algorithm, "etrace_dfs"):
+            dfs = {name: state.value[..., list(columns)] for name, state, columns in self._matched("etrace_dfs")}
+            return InputOutputTrace({name: state.value for name, state in self._xs()}, dfs)
+        if isinstance(fresh, ParameterTrace) and hasattr(self.algorithm, "etrace_bwg"):
+            weights = {
+                name: dict(zip(fresh.weights[name], _columns_of(state.value, columns), strict=True))
+                for name, state, columns in self._matched("etrace_bwg")
+            }
+            return ParameterTrace(weights, jax.tree.map(jnp.ones_like, fresh.scales))
+        raise _other_algorithm(self.learner, self.algorithm)
 
-    def trace_writes(self, trace: Trace) -> list[tuple[str, brainstate.State, jax.Array]]:
+    def trace_writes(self, trace: Trace) -> list[tuple[str, brainstate.State, Tree]]:
         """Which native state gets which part of a trace."""
-        writes = [(name, state, trace.xs[name]) for name, state in self._xs()]
-        return writes + [
-            (name, state, trace.dfs[name][..., np.argsort(columns)]) for name, state, columns in self._dfs()
+        self.read_trace(trace)
+        if isinstance(trace, InputOutputTrace):
+            writes = [(name, state, trace.xs[name]) for name, state in self._xs()]
+            dfs = self._matched("etrace_dfs")
+            return writes + [(name, state, trace.dfs[name][..., np.argsort(columns)]) for name, state, columns in dfs]
+        return [
+            (name, state, like(state.value, _columns_of(list(divided(trace)[name].values()), np.argsort(columns))))
+            for name, state, columns in self._matched("etrace_bwg")
         ]
 
     def one_count(self, update_count: jax.Array) -> jax.Array:
@@ -179,12 +191,12 @@ class _Native(NamedTuple):
         pairs = zip(self.learner.program.relations, self.relations, strict=True)
         return [(ours.x.name, self.algorithm.etrace_xs[id(theirs.x)]) for ours, theirs in pairs if ours.x is not None]
 
-    def _dfs(self) -> list[tuple[str, brainstate.State, tuple[int, ...]]]:
-        """Name, state and column order of each output trace; BrainScale makes them in the order of its relations."""
+    def _matched(self, traces: str) -> list[tuple[str, brainstate.State, tuple[int, ...]]]:
+        """Name, state and column order of each trace of a link; BrainScale makes them in the order of its relations."""
         order = [
             (id(r), id(group)) for r in self.algorithm.graph.hidden_param_op_relations for group in r.hidden_groups
         ]
-        state_of = dict(zip(order, self.algorithm.etrace_dfs.values(), strict=True))
+        state_of = dict(zip(order, getattr(self.algorithm, traces).values(), strict=True))
         found = []
         for ours, theirs in zip(self.learner.program.relations, self.relations, strict=True):
             groups = {found_group(group).name: group for group in theirs.hidden_groups}
@@ -192,6 +204,11 @@ class _Native(NamedTuple):
                 group = groups[link.group.name]
                 found.append((link.name, state_of[id(theirs), id(group)], _columns(group)))
         return found
+
+
+def _columns_of(tree: Tree, columns: Any) -> list[jax.Array]:
+    """The arrays of a trace with the states of its group in another order."""
+    return [array[..., list(columns)] for array in jax.tree.leaves(tree)]
 
 
 def _columns(group: Any) -> tuple[int, ...]:

@@ -92,3 +92,12 @@ def gradient(relation: Relation, weight: Any, signal: dict[str, jax.Array], trac
         product = (placed(leaf, signal[leaf.name], rank) * trace[leaf.name]).sum(-1)
         arrays.append(product.sum(tuple(range(rank))) if leaf.axes is None else product)
     return jax.tree.unflatten(jax.tree.structure(weight), arrays)
+
+
+def divided(trace: ParameterTrace) -> Leaves:
+    """The trace with the division done that waits in its scales, `[B, ...]` or of one sample."""
+
+    def quotient(eps: jax.Array, scale: jax.Array) -> jax.Array:
+        return eps / scale.reshape(*scale.shape, *(1 for _ in eps.shape[scale.ndim :]))
+
+    return jax.tree.map(quotient, trace.weights, trace.scales) if trace.scales else trace.weights
