@@ -1,0 +1,127 @@
+"""A captured model with its strategies, its data and its gradients, each made once in a test run."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import brainstate
+
+import pure_batching as pb
+
+from .models import MODELS, Model
+
+Tree = Any
+Data = tuple[tuple[Tree, ...], Tree]
+
+# The batch and the sequence of every comparison; the window is shorter than the sequence, and divides it.
+SAMPLES, STEPS, WINDOW = 3, 6, 3
+
+STRATEGIES = {"loop": pb.loop, "vmap": pb.vmap, "manual": pb.manual}
+
+# Every model with every strategy that runs it, and those runs that must equal the loop.
+RUNS = [(model.name, strategy) for model in MODELS.values() for strategy in model.strategies]
+BATCHED_RUNS = [(name, strategy) for name, strategy in RUNS if strategy != "loop"]
+
+# One model for each way of keeping states, where a law costs too much for all of them.
+REPRESENTATIVES = ("tutorial", "LSTMCell", "delayed", "trees")
+REPRESENTATIVE_RUNS = [(name, strategy) for name in REPRESENTATIVES for strategy in STRATEGIES]
+
+# One model for each kind of weight operation, and for weights without a trace.
+WEIGHTS = (
+    *("tutorial", "LRUCell", "conv_rates", "lora", "masked", "signed", "element_wise", "trees", "used_twice"),
+    *("readouts", "stack"),
+)
+
+# The rules whose gradient does not depend on the window.
+ONLINE_RULES = {
+    "ES_D_RTRL": pb.ES_D_RTRL(0.9),
+    "ES_D_RTRL published": pb.ES_D_RTRL(5, rule="published"),
+    "D_RTRL": pb.D_RTRL(),
+    "D_RTRL published": pb.D_RTRL(rule="published"),
+    "Hybrid": pb.Hybrid(0.9),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What a gradient is asked for with; no strategy stands for one sample."""
+
+    strategy: str | None = "vmap"
+    reduction: str = "none"
+    window: int | None = WINDOW
+    samples: int = SAMPLES
+    steps: int = STEPS
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """The axes in front of inputs and targets."""
+        return (self.steps,) if self.strategy is None else (self.steps, self.samples)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A gradient, and what it came with."""
+
+    gradients: Tree
+    aux: pb.Aux
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Bench:
+    """A captured model.
+
+    Attributes:
+      model: the registry's entry.
+      seed: what weights and data are drawn from.
+      precision: of its weights, states and data, in bits.
+      learner, params: what the capture gave.
+    """
+
+    model: Model
+    seed: int
+    precision: int
+    learner: pb.Learner
+    params: Tree
+
+    @functools.cache  # noqa: B019 - benches live as long as the run
+    def batched(self, strategy: str | None, samples: int = SAMPLES) -> pb.Learner:
+        """The learner under a strategy, or itself."""
+        return self.learner if strategy is None else STRATEGIES[strategy](self.learner, samples)
+
+    @functools.cache  # noqa: B019
+    def start(self, strategy: str | None, samples: int = SAMPLES) -> pb.Carry:
+        """A fresh carry, as a gradient without one begins."""
+        return self.batched(strategy, samples).init()
+
+    @functools.cache  # noqa: B019
+    def data(self, *lead: int) -> Data:
+        """Inputs and targets with leading axes."""
+        with brainstate.environ.context(precision=self.precision):
+            return self.model.inputs(self.seed, *lead), self.model.targets(self.seed, *lead)
+
+    @functools.cache  # noqa: B019
+    def grad_fn(self, request: Request) -> Any:
+        """The gradient function of a request."""
+        learner = self.batched(request.strategy, request.samples)
+        return pb.sequence_grad(
+            learner, self.model.loss, reduction=request.reduction, window=request.window, outputs=True
+        )
+
+    def run(self, request: Request, carry: pb.Carry | None, data: Data) -> Result:
+        """The gradient of a request, of given data from a given carry."""
+        return Result(*self.grad_fn(request)(self.params, carry, *data))
+
+    @functools.cache  # noqa: B019
+    def result(self, request: Request) -> Result:
+        """The gradient of a request, of its own data from a fresh start; made once."""
+        return self.run(request, None, self.data(*request.lead))
+
+
+@functools.cache
+def bench(name: str, seed: int, algorithm: pb.Algorithm | None = None, precision: int = 64) -> Bench:
+    """A model of the registry, captured."""
+    model, rule = MODELS[name], algorithm or pb.ES_D_RTRL(0.9)
+    with brainstate.environ.context(precision=precision):
+        net, example = model.build(seed), model.inputs(seed)
+        learner, params = pb.capture(net, *example, algorithm=rule, environ=model.settings)
+    return Bench(model, seed, precision, learner, params)

@@ -1,0 +1,1 @@
+"""Comparisons with BrainScale's own run, which needs the parity environment."""

@@ -1,0 +1,243 @@
+"""Aligned axes of a weight operation, against the sparsity of its true Jacobian."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pure_batching._alignment import aligned_axes
+
+Array = jax.Array
+Shape = tuple[int, ...]
+
+# How many random points the sparsity is seen at, and how many random operations are put together.
+POINTS, COMPOSITIONS = 3, 40
+
+# A connection in three quarters of the places.
+MASK = np.arange(20).reshape(5, 4) % 4 != 0
+
+
+@jax.custom_jvp
+def with_own_jvp(w: Array) -> Array:
+    return jnp.tanh(w)
+
+
+@with_own_jvp.defjvp
+def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    return with_own_jvp(*primals), 2.0 * tangents[0]
+
+
+@jax.custom_vjp
+def with_own_vjp(w: Array) -> Array:
+    return jnp.tanh(w)
+
+
+with_own_vjp.defvjp(lambda w: (jnp.tanh(w), ()), lambda _, ct: (2.0 * ct,))
+
+
+def convolved(w: Array, x: Array) -> Array:
+    return jax.lax.conv_general_dilated(x[None], w, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """An operation.
+
+    Attributes:
+      name: what it is called by.
+      fun: `(w, *others) -> y`.
+      w: the shape of the weight.
+      others: the shapes of everything else.
+      axes: what must be found; None where a weight element reaches several outputs, or none by name.
+    """
+
+    name: str
+    fun: Callable[..., Array]
+    w: Shape
+    others: tuple[Shape, ...]
+    axes: tuple[int, ...] | None
+
+
+def product(name: str, of_weight: Callable[[Array], Array], *, aligned: bool = True) -> Case:
+    """`x @ f(w)`."""
+    return Case(name, lambda w, x: x @ of_weight(w), (5, 4), ((5,),), (1,) if aligned else None)
+
+
+CASES = (
+    product("matrix", lambda w: w),
+    Case("transposed matrix", lambda w, x: x @ w.T, (4, 5), ((5,),), (0,)),
+    Case("matrix from the left", lambda w, x: w @ x, (4, 5), ((5,),), (0,)),
+    Case("matrix onto a matrix", lambda w, x: x @ w, (5, 4), ((3, 5),), None),
+    Case("a matrix for each row", lambda w, x: jnp.einsum("bi,bij->bj", x, w), (3, 5, 4), ((3, 5),), (0, 2)),
+    Case("turned rows", lambda w, x: jnp.einsum("bi,bij->jb", x, w), (3, 5, 4), ((3, 5),), (2, 0)),
+    Case("bias", lambda w, z: jnp.tanh(z) + w, (4,), ((4,),), (0,)),
+    Case("bias of two axes", lambda w, z: z - w, (3, 4), ((3, 4),), (0, 1)),
+    Case("bias in every row", lambda w, z: z + w, (4,), ((3, 4),), None),
+    Case("bias in every column", lambda w, z: z + w[:, None], (3,), ((3, 4),), None),
+    Case("weight with an axis of size one", lambda w, z: z * w, (1, 4), ((1, 4),), (0, 1)),
+    Case("weight stretched along an axis of size one", lambda w, z: z * w, (1, 4), ((3, 4),), None),
+    Case("output with an axis of size one", lambda w, x: x @ w, (5, 4), ((1, 5),), None),
+    Case("scalar", lambda w, x: w * x, (), ((4,),), None),
+    Case("scalar onto a scalar", lambda w, x: w * x, (), ((),), ()),
+    Case("everything onto a scalar", lambda w, x: x @ w, (5,), ((5,),), ()),
+    Case("sum of products", lambda w, x: (w * x[:, None]).sum(0), (5, 4), ((5,),), (1,)),
+    Case("squeezed", lambda w, x: x @ w.squeeze(1), (5, 1, 4), ((5,),), (2,)),
+    Case("reshaped by an axis of size one", lambda w, x: x @ w.reshape(5, 4), (5, 1, 4, 1), ((5,),), (2,)),
+    Case("reshaped", lambda w, x: x @ w.reshape(5, 4), (4, 5), ((5,),), None),
+    product("mask", lambda w: w * MASK),
+    product("mask by choice", lambda w: jnp.where(MASK, w, 0.0)),
+    product("element by element", lambda w: jnp.abs(jnp.exp(-w)) / (1.0 + w**2)),
+    product("twice the same", lambda w: w * jnp.sin(w)),
+    product("clipped", lambda w: jnp.clip(w, -0.5, 0.5)),
+    product("other precision", lambda w: w.astype(jnp.float32).astype(jnp.float64)),
+    product("rectified", jax.nn.relu),
+    product("soft", jax.nn.softplus),
+    product("nested jit", jax.jit(lambda w: jax.jit(jnp.tanh)(w) * 2.0)),
+    product("own jvp", with_own_jvp),
+    product("own vjp", with_own_vjp),
+    product("checkpoint", jax.checkpoint(jnp.sin)),
+    product("columns of length one", lambda w: w / jnp.sqrt((w**2).sum(0, keepdims=True))),
+    product("rows of length one", lambda w: w / jnp.sqrt((w**2).sum(1, keepdims=True)), aligned=False),
+    product("length one", lambda w: w / jnp.sqrt((w**2).sum()), aligned=False),
+    product("softmax of rows", lambda w: jax.nn.softmax(w, axis=1), aligned=False),
+    product("turned round", lambda w: jnp.concatenate([w[:, 2:], w[:, :2]], axis=1) + w, aligned=False),
+    product("reversed", lambda w: w[:, ::-1] + w, aligned=False),
+    product("summed up", lambda w: jnp.cumsum(w, axis=1), aligned=False),
+    Case("symmetric", lambda w, x: x @ (w + w.T), (4, 4), ((4,),), None),
+    Case("used twice", lambda w, x: x @ w @ w, (4, 4), ((4,),), None),
+    Case("convolution", convolved, (3, 2, 4), ((6, 2),), None),
+    Case("LoRA's A", lambda w, x, b: x @ b @ w, (2, 4), ((5,), (5, 2)), (1,)),
+    Case("LoRA's B", lambda w, x, a: x @ w @ a, (5, 2), ((5,), (2, 4)), None),
+    Case("not used", lambda w, x: jnp.zeros(4) * x, (5, 4), ((4,),), None),
+)
+
+# Those that are refused because a weight element moves several outputs; the others lack a name for an axis.
+SPREADING = (
+    *("bias in every row", "scalar", "rows of length one", "softmax of rows", "reversed", "summed up"),
+    *("symmetric", "used twice", "convolution", "LoRA's B", "matrix onto a matrix"),
+)
+
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+def found_axes(fun: Callable[..., Array], *arrays: Array) -> tuple[int, ...] | None:
+    """What is found for the first argument."""
+    jaxpr = jax.make_jaxpr(fun)(*arrays).jaxpr
+    return aligned_axes(jaxpr, jaxpr.invars[0])
+
+
+def reached(fun: Callable[..., Array], w: Array, *others: Array) -> np.ndarray:
+    """Which output element each weight element moves, `[*y.shape, *w.shape]`."""
+    return np.asarray(jax.jacobian(fun)(w, *others) != 0)
+
+
+def claimed(axes: tuple[int, ...], y: Shape, w: Shape) -> np.ndarray:
+    """Which output element each weight element may move, if an axis of `y` follows an axis of `w`."""
+    index = np.indices((*y, *w))
+    pairs = [index[i] == index[len(y) + axis] for i, axis in enumerate(axes)]
+    return functools.reduce(np.logical_and, pairs, np.ones((*y, *w), bool))
+
+
+def drawn(rng: np.random.Generator, *shapes: Shape) -> list[Array]:
+    return [jnp.asarray(rng.normal(size=shape)) for shape in shapes]
+
+
+def assert_sound(fun: Callable[..., Array], axes: tuple[int, ...], arrays: list[Array]) -> None:
+    """Each weight element moves the output element that is claimed for it, and no other."""
+    moved = reached(fun, *arrays)
+    y, w = moved.shape[: moved.ndim - arrays[0].ndim], arrays[0].shape
+    assert len(axes) == len(y)
+    assert moved.any()
+    assert not (moved & ~claimed(axes, y, w)).any()
+    assert moved.sum(tuple(range(len(y)))).max() == 1
+
+
+class TestTable:
+    @every_case
+    def test_is_found(self, case: Case, seed: int) -> None:
+        arrays = drawn(np.random.default_rng(seed), case.w, *case.others)
+        assert found_axes(case.fun, *arrays) == case.axes
+
+    @pytest.mark.parametrize("case", [case for case in CASES if case.axes is not None], ids=lambda case: case.name)
+    def test_is_sound(self, case: Case, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        for _ in range(POINTS):
+            assert_sound(case.fun, case.axes, drawn(rng, case.w, *case.others))
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "bias in every row",
+            "rows of length one",
+            "softmax of rows",
+            "reversed",
+            "symmetric",
+            "convolution",
+            "LoRA's B",
+        ],
+    )
+    def test_refuses_what_spreads(self, name: str, seed: int) -> None:
+        (case,) = [case for case in CASES if case.name == name]
+        moved = reached(case.fun, *drawn(np.random.default_rng(seed), case.w, *case.others))
+        assert moved.sum(tuple(range(moved.ndim - len(case.w)))).max() > 1
+
+
+# What a random operation is made of: squares onto squares, with a constant and the value before at hand.
+STEPS: tuple[Callable[[Array, Array, Array], Array], ...] = (
+    lambda w, _c, _z: jnp.tanh(w),
+    lambda w, c, _z: w * c,
+    lambda w, c, _z: c - w,
+    lambda w, c, _z: c @ w,
+    lambda w, c, _z: w @ c,
+    lambda w, _c, _z: w.T,
+    lambda w, c, _z: w.sum(0)[None, :] * c,
+    lambda w, c, _z: w.sum(1)[:, None] * c,
+    lambda w, _c, z: w + z,
+    lambda w, _c, z: w * jax.jit(jnp.cos)(z),
+    lambda w, c, _z: jnp.where(c > 0, w, 0.0),
+    lambda w, c, _z: jnp.einsum("ij,ij->i", c, w)[:, None] + c,
+    lambda w, c, _z: jnp.einsum("ij,ik->jk", c, w),
+    lambda w, c, _z: w.reshape(1, 4, 4, 1).squeeze((0, 3)) / (1.0 + c**2),
+    lambda w, c, _z: jnp.broadcast_to(w[:1], c.shape) + c,
+    lambda w, _c, _z: w.reshape(2, 8).reshape(8, 2).T.reshape(4, 4),
+)
+LAST: tuple[Callable[[Array, Array], Array], ...] = (
+    lambda w, c: c[0] @ w,
+    lambda w, c: w @ c[0],
+    lambda w, c: w + c,
+    lambda w, _c: w.sum(1),
+    lambda w, c: (w * c).sum(0),
+)
+
+
+def composed(rng: np.random.Generator) -> Callable[[Array, Array], Array]:
+    """A few steps one after the other, chosen at random."""
+    steps = [STEPS[i] for i in rng.integers(len(STEPS), size=rng.integers(1, 5))]
+    last = LAST[rng.integers(len(LAST))]
+
+    def fun(w: Array, c: Array) -> Array:
+        values = [w, w]
+        for step in steps:
+            values.append(step(values[-1], c, values[-2]))
+        return last(values[-1], c)
+
+    return fun
+
+
+class TestCompositions:
+    def test_are_sound(self, seed: int) -> None:
+        """Nothing is claimed that the Jacobian does not bear out, however operations are put together."""
+        aligned = 0
+        for number in range(COMPOSITIONS):
+            rng = np.random.default_rng((seed, number))
+            fun = composed(rng)
+            arrays = drawn(rng, (4, 4), (4, 4))
+            axes = found_axes(fun, *arrays)
+            if axes is not None:
+                assert_sound(fun, axes, arrays)
+                aligned += 1
+        assert 0 < aligned < COMPOSITIONS

@@ -1,0 +1,118 @@
+"""Batch algebra commutes with stepping, loses nothing, and says what does not fit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import pure_batching as pb
+from pure_batching._errors import BatchSizeError, OptionError, StructureError
+
+from .bench import REPRESENTATIVES, SAMPLES, Bench, Request, bench
+from .trees import assert_close, assert_identical, assert_not_identical, sample
+
+ORDER = [2, 0, 1]
+every_representative = pytest.mark.parametrize("name", REPRESENTATIVES)
+
+
+def after(made: Bench, window: int = 3) -> pb.Carry:
+    """The carry of a batch in the middle of its life: states and traces of all samples differ."""
+    return made.result(Request("vmap", window=window)).aux.carry
+
+
+@every_representative
+class TestInverses:
+    def test_unstack_stack(self, name: str, seed: int) -> None:
+        carry = after(bench(name, seed))
+        assert_identical(pb.stack(pb.unstack(carry)), carry)
+
+    def test_split_concat(self, name: str, seed: int) -> None:
+        carry = after(bench(name, seed))
+        assert_identical(pb.concat(pb.split(carry, [1, 2])), carry)
+
+    def test_gather_scatter(self, name: str, seed: int) -> None:
+        carry = after(bench(name, seed))
+        fresh = bench(name, seed).start("vmap")._replace(shared=carry.shared)
+        moved = pb.scatter(fresh, ORDER, pb.gather(carry, ORDER))
+        assert_identical(moved, carry)
+        assert_not_identical(fresh, carry)
+
+    def test_permute_and_back(self, name: str, seed: int) -> None:
+        carry = after(bench(name, seed))
+        permuted = pb.permute(carry, ORDER)
+        assert_not_identical(permuted, carry)
+        assert_identical(pb.permute(permuted, np.argsort(ORDER)), carry)
+
+    def test_under_jit(self, name: str, seed: int) -> None:
+        carry = after(bench(name, seed))
+        permuted = jax.jit(pb.permute)(carry, jnp.asarray(ORDER))
+        assert_identical(permuted, pb.permute(carry, ORDER))
+
+
+@every_representative
+class TestCommutes:
+    def test_gather_then_step(self, name: str, seed: int) -> None:
+        """Two samples gathered out of three go on as they would have gone on among the three."""
+        made, chosen = bench(name, seed), [2, 0]
+        inputs, _ = sample(made.data(6, SAMPLES), 0)
+        whole, _ = made.batched("vmap").step(made.params, after(made), *inputs)
+        part, _ = made.batched("vmap", 2).step(
+            made.params, pb.gather(after(made), chosen), *sample(inputs, np.array(chosen))
+        )
+        assert_close(part, pb.gather(whole, chosen))
+
+    def test_unstacked_steps(self, name: str, seed: int) -> None:
+        made = bench(name, seed)
+        inputs, _ = sample(made.data(6, SAMPLES), 0)
+        whole, _ = made.batched("manual").step(made.params, after(made), *inputs)
+        alone = [
+            made.learner.step(made.params, one, *sample(inputs, i))[0] for i, one in enumerate(pb.unstack(after(made)))
+        ]
+        assert_close(pb.stack(alone), whole)
+
+
+class TestErrors:
+    def test_carry_of_one_sample(self, seed: int) -> None:
+        with pytest.raises(BatchSizeError, match=r"carry: got the carry of one sample.*pb.stack"):
+            pb.unstack(bench("LSTMCell", seed).learner.init())
+
+    def test_sizes(self, seed: int) -> None:
+        with pytest.raises(BatchSizeError, match=r"sizes: got \[1, 1\], expected sizes >= 1 that add up to 3"):
+            pb.split(after(bench("LSTMCell", seed)), [1, 1])
+
+    @pytest.mark.parametrize("indices", [[0, 3], [-1]])
+    def test_no_sample(self, indices: list[int], seed: int) -> None:
+        with pytest.raises(OptionError, match=r"pb.gather: got \[.*\], expected indices from 0 to 2"):
+            pb.gather(after(bench("LSTMCell", seed)), indices)
+
+    def test_scattered_twice(self, seed: int) -> None:
+        carry = after(bench("LSTMCell", seed))
+        with pytest.raises(OptionError, match=r"pb.scatter: got \[1, 1\], expected each sample once"):
+            pb.scatter(carry, [1, 1], pb.gather(carry, [0, 2]))
+
+    def test_too_few_samples(self, seed: int) -> None:
+        carry = after(bench("LSTMCell", seed))
+        with pytest.raises(BatchSizeError, match=r"samples: got 1 samples, expected 2"):
+            pb.scatter(carry, [0, 1], pb.gather(carry, [2]))
+
+    def test_half_an_order(self, seed: int) -> None:
+        with pytest.raises(OptionError, match=r"order: got 2 indices, expected 3"):
+            pb.permute(after(bench("LSTMCell", seed)), [0, 1])
+
+    def test_floats(self, seed: int) -> None:
+        with pytest.raises(OptionError, match=r"pb.gather: got indices float64\(1,\), expected integers \[N\]"):
+            pb.gather(after(bench("LSTMCell", seed)), [0.5])
+
+    def test_nothing(self) -> None:
+        with pytest.raises(StructureError, match=r"pb.concat: got no carries"):
+            pb.concat([])
+
+    def test_other_learner(self, seed: int) -> None:
+        with pytest.raises(StructureError, match=r"carries\[1\].*got a leaf of one carry only"):
+            pb.concat([after(bench("LSTMCell", seed)), after(bench("tutorial", seed))])
+
+    def test_other_moment(self, seed: int) -> None:
+        """A delay's write pointer is the same for all samples of a batch."""
+        made = bench("delayed", seed)
+        with pytest.raises(StructureError, match=r"carries\[1\].shared.*write_ptr.*All samples share this state"):
+            pb.concat([after(made), made.start("vmap")])

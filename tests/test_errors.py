@@ -1,0 +1,757 @@
+"""Every error by its text: where, got, expected, repair; and nothing half changed."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import brainscale
+import brainstate
+import brainunit as u
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from brainpy.state import Gif
+from brainstate import HiddenState, ShortTermState
+from brainstate.nn import Module
+
+import pure_batching as pb
+from pure_batching import _errors
+from pure_batching._errors import (
+    AlgorithmError,
+    BatchSizeError,
+    CaptureError,
+    CarryError,
+    DtypeError,
+    LossError,
+    NativeError,
+    OptionError,
+    PureBatchingError,
+    RandomnessError,
+    ShapeError,
+    StrategyError,
+    StructureError,
+    UnitError,
+)
+
+from . import modules
+from .bench import SAMPLES, STEPS, STRATEGIES, Request, bench
+from .models import MODELS, N_IN, N_REC, squared
+from .trees import assert_close, assert_identical, named
+
+Tree = Any
+Change = Callable[[Any], Any]
+
+ES = pb.ES_D_RTRL(0.9)
+SETTINGS = {"dt": 1.0 * u.ms}
+FLAGS = np.ones((STEPS, SAMPLES), bool)
+
+# What every text says of a carry that does not fit, of a loss, of a module that cannot be compiled.
+OTHER_LEARNER = " ~ another learner ~ init()"
+ONE_NUMBER = ", expected one real number without a unit for the output and target of one sample ~ inside the loss"
+ONE_STEP = ", expected a module whose update() is one step of one sample that BrainScale can compile"
+RANKS = ", expected a float with 0 < decay < 1, or an integer rank >= 1. ~ 0.9"
+RULES = ", expected 'brainscale' or 'published'. Choose one of them."
+VJPS = ", expected 'single-step' or 'multi-step'. Choose one of them."
+
+
+def same(value: Any) -> Any:
+    return value
+
+
+def first(change: Change) -> Change:
+    """A change of the only argument."""
+    return lambda inputs: (change(inputs[0]),)
+
+
+def gradient(
+    seed: int,
+    name: str = "tutorial",
+    *,
+    inputs: Change = same,
+    targets: Change = same,
+    params: Change = same,
+    carry: Any = None,
+    precision: int = 64,
+    **flags: Any,
+) -> Any:
+    """The gradient of a model whose arguments are changed."""
+    made = bench(name, seed, precision=precision)
+    given, wanted = made.data(STEPS, SAMPLES)
+    return made.grad_fn(Request("vmap"))(params(made.params), carry, inputs(given), targets(wanted), **flags)
+
+
+def step(
+    seed: int,
+    name: str = "tutorial",
+    *,
+    strategy: str | None = "vmap",
+    inputs: Change = same,
+    params: Change = same,
+    carry: Change = same,
+) -> Any:
+    """A step of a model whose arguments are changed."""
+    made = bench(name, seed)
+    given, _ = made.data(*() if strategy is None else (SAMPLES,))
+    return made.batched(strategy).step(params(made.params), carry(made.start(strategy)), *inputs(given))
+
+
+def with_loss(seed: int, loss: Callable[..., Any]) -> Any:
+    """A gradient of another loss."""
+    made = bench("tutorial", seed)
+    return pb.sequence_grad(made.batched("vmap"), loss)(made.params, None, *made.data(STEPS, SAMPLES))
+
+
+def captured(net: Any, *examples: Tree, algorithm: Any = ES, environ: Any = SETTINGS) -> pb.Learner:
+    return pb.capture(net, *examples, algorithm=algorithm, environ=environ)[0]
+
+
+def tutorial() -> Module:
+    return MODELS["tutorial"].build(0)
+
+
+def one_input() -> np.ndarray:
+    return np.zeros(N_IN)
+
+
+def other_start(seed: int, name: str, algorithm: pb.Algorithm | None = None, samples: int = SAMPLES) -> pb.Carry:
+    return bench(name, seed, algorithm).start("vmap", samples)
+
+
+def without(name: str) -> Change:
+    return lambda tree: {key: value for key, value in tree.items() if key != name}
+
+
+def mantissas(tree: Tree) -> Tree:
+    return jax.tree.map(u.get_mantissa, tree, is_leaf=u.math.is_quantity)
+
+
+def in_volts(tree: Tree) -> Tree:
+    """The same quantities in another scale."""
+
+    def convert(leaf: Any) -> Any:
+        return leaf.in_unit(u.volt) if u.get_unit(leaf) == u.mV else leaf
+
+    return jax.tree.map(convert, tree, is_leaf=u.math.is_quantity)
+
+
+class _OneLayer(Module):
+    """A cell, and what a kind of module does with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = brainscale.nn.MinimalRNNCell(N_IN, N_REC)
+
+
+class Growing(_OneLayer):
+    """A state comes out of a step in another shape."""
+
+    def init_state(self, *_: Any, **__: Any) -> None:
+        self.memory = ShortTermState(jnp.zeros(()))
+
+    def update(self, x: jax.Array) -> jax.Array:
+        self.memory.value = self.memory.value + x
+        return self.cell(x)
+
+
+class Impassable(Module):
+    """A step that fails."""
+
+    def update(self, x: jax.Array) -> jax.Array:
+        raise RuntimeError("no way through")
+
+
+class TwoShapes(Module):
+    """One use of a weight before hidden states of two shapes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inp = brainscale.nn.Linear(N_IN, N_REC)
+
+    def init_state(self, *_: Any, **__: Any) -> None:
+        self.one, self.many = HiddenState(jnp.zeros(N_REC)), HiddenState(jnp.zeros((2, N_REC)))
+
+    def update(self, x: jax.Array) -> jax.Array:
+        y = self.inp(x)
+        self.one.value, self.many.value = 0.5 * self.one.value + y, 0.5 * self.many.value + y
+        return self.one.value
+
+
+class Summed(_OneLayer):
+    """An output that forgets the batch axis."""
+
+    def update(self, x: jax.Array) -> jax.Array:
+        return self.cell(x).sum()
+
+
+class Remembering(_OneLayer):
+    """A state that forgets the batch axis."""
+
+    def init_state(self, *_: Any, **__: Any) -> None:
+        self.memory = ShortTermState(jnp.zeros(N_IN))
+
+    def update(self, x: jax.Array) -> jax.Array:
+        self.memory.value = jnp.atleast_2d(0.5 * self.memory.value + x).sum(0)
+        return self.cell(x)
+
+
+class Flattened(_OneLayer):
+    """Code that knows no batch axis."""
+
+    def update(self, x: jax.Array) -> jax.Array:
+        return self.cell(x.reshape(N_IN))
+
+
+@dataclasses.dataclass(frozen=True)
+class Refusal:
+    """What goes wrong, the error, and the beginning of its text, with `~` where some of it is left out."""
+
+    name: str
+    provoke: Callable[[int], Any]
+    error: type[PureBatchingError]
+    text: str
+
+    @property
+    def pattern(self) -> str:
+        return "(?s)^" + ".*".join(map(re.escape, re.split(" ?~ ?", self.text)))
+
+
+DATA = (
+    Refusal(
+        "feature size",
+        lambda seed: gradient(seed, inputs=first(lambda x: x[..., :4])),
+        ShapeError,
+        "inputs[0]: got shape (6, 3, 4), expected (T=6, B=3, 5). Use the feature sizes of the captured example.",
+    ),
+    Refusal(
+        "two inputs in the wrong order",
+        lambda seed: gradient(seed, "two_inputs", inputs=lambda inputs: inputs[::-1]),
+        ShapeError,
+        "inputs[0]: got shape (6, 3, 7), expected (T=6, B=3, 5). Use the feature sizes",
+    ),
+    Refusal(
+        "no batch axis",
+        lambda seed: gradient(seed, inputs=first(lambda x: x[:, 0])),
+        ShapeError,
+        "inputs[0]: got shape (6, 5), expected (T=6, B=3, 5). Add an axis; T and B axes lead.",
+    ),
+    Refusal(
+        "an axis too many",
+        lambda seed: gradient(seed, inputs=first(lambda x: x[..., None])),
+        ShapeError,
+        "inputs[0]: got shape (6, 3, 5, 1), expected (T=6, B=3, 5). Remove an axis; T and B axes lead.",
+    ),
+    Refusal(
+        "batch size",
+        lambda seed: gradient(seed, inputs=first(lambda x: x[:, :2])),
+        BatchSizeError,
+        "inputs[0]: got shape (6, 2, 5), expected (T=6, B=3, 5). Use a batch of the size that the strategy was built",
+    ),
+    Refusal(
+        "batch size of targets",
+        lambda seed: gradient(seed, targets=lambda y: y[:, :2]),
+        BatchSizeError,
+        "targets: got shape (6, 2), expected (T=6, B=3). Use a batch of the size that the strategy was built for.",
+    ),
+    Refusal(
+        "no batch axis in targets",
+        lambda seed: gradient(seed, targets=lambda y: y[:, 0]),
+        ShapeError,
+        "targets: got shape (6,), expected (T=6, B=3). Add an axis; T and B axes lead.",
+    ),
+    Refusal(
+        "no steps",
+        lambda seed: gradient(seed, inputs=first(lambda x: x[:0]), targets=lambda y: y[:0]),
+        ShapeError,
+        "inputs: got T = 0 steps, expected leaves [T, ...] with T >= 1. Pass at least one step",
+    ),
+    Refusal(
+        "no time axis at all",
+        lambda seed: gradient(
+            seed,
+            inputs=first(lambda x: brainscale.SingleStepData(x[0])),
+            targets=lambda y: brainscale.SingleStepData(y[0]),
+        ),
+        ShapeError,
+        "inputs: got no leaf with a time axis, expected leaves [T, ...] with T >= 1. ~ time is the first axis.",
+    ),
+    Refusal(
+        "a number for a sequence",
+        lambda seed: gradient(seed, inputs=first(lambda _: np.float64(1.0))),
+        ShapeError,
+        "inputs[0]: got shape (), expected (T, ...). Give it a time axis, or wrap it in SingleStepData.",
+    ),
+    Refusal(
+        "more targets than inputs",
+        lambda seed: gradient(seed, inputs=first(lambda x: x[:4])),
+        ShapeError,
+        "targets: got shape (6, 3), expected (T=4, B=3).",
+    ),
+    Refusal(
+        "two inputs of different lengths",
+        lambda seed: gradient(seed, "two_inputs", inputs=lambda inputs: (inputs[0], inputs[1][:4])),
+        ShapeError,
+        "inputs[1]: got shape (4, 3, 7), expected (T=6, B=3, 7).",
+    ),
+    Refusal(
+        "double precision for a single precision model",
+        lambda seed: gradient(seed, precision=32, inputs=first(lambda x: x.astype(np.float64))),
+        DtypeError,
+        "inputs[0]: got float64, expected float32. Convert it with .astype('float32'), or capture the module with",
+    ),
+    Refusal(
+        "complex numbers",
+        lambda seed: gradient(seed, inputs=first(lambda x: x + 0j)),
+        DtypeError,
+        "inputs[0]: got complex128, expected float64. Convert it with .astype('float64')",
+    ),
+    Refusal(
+        "a unit where there was none",
+        lambda seed: gradient(seed, inputs=first(lambda x: x * u.mV)),
+        UnitError,
+        "inputs[0]: got unit mV, expected ~ Give the quantity the unit that it had at capture.",
+    ),
+    Refusal(
+        "another dimension",
+        lambda seed: gradient(
+            seed, "trees", inputs=first(lambda x: {**x, "current": u.get_mantissa(x["current"]) * u.mV})
+        ),
+        UnitError,
+        "inputs[0]['current']: got unit mV, expected unit mA. Give the quantity the unit that it had at capture.",
+    ),
+    Refusal(
+        "no unit where there was one",
+        lambda seed: gradient(seed, "trees", inputs=mantissas),
+        UnitError,
+        "inputs[0]['current']: got ~ expected unit mA. Give the quantity the unit that it had at capture.",
+    ),
+    Refusal(
+        "one input of two",
+        lambda seed: gradient(seed, "two_inputs", inputs=lambda inputs: inputs[0]),
+        StructureError,
+        "inputs: got ndarray, expected a tuple of 2 arguments. Pass the arguments that capture() saw as examples",
+    ),
+    Refusal(
+        "a tuple of one input of two",
+        lambda seed: gradient(seed, "two_inputs", inputs=lambda inputs: inputs[:1]),
+        StructureError,
+        "inputs: got 1 arguments, expected a tuple of 2 arguments. Pass the arguments that capture() saw as examples",
+    ),
+    Refusal(
+        "two inputs for one",
+        lambda seed: gradient(seed, inputs=lambda inputs: inputs * 2),
+        StructureError,
+        "inputs: got 2 ~ expected 1 ",
+    ),
+    Refusal(
+        "a leaf too few",
+        lambda seed: gradient(seed, "trees", inputs=first(without("others"))),
+        StructureError,
+        "inputs: got 1 leaves, expected 2 leaves with inputs[0]['others'][0]. Pass a tree of the captured structure.",
+    ),
+    Refusal(
+        "a leaf under another name",
+        lambda seed: gradient(seed, "trees", inputs=first(lambda x: {"curent": x["current"], "others": x["others"]})),
+        StructureError,
+        "inputs: got 2 leaves with inputs[0]['curent'] too many, expected 2 leaves with inputs[0]['current'].",
+    ),
+    Refusal(
+        "flags of another length",
+        lambda seed: gradient(seed, mask=FLAGS[1:]),
+        ShapeError,
+        "mask: got shape (5, 3), expected (T=6, B=3).",
+    ),
+    Refusal(
+        "flags of another batch",
+        lambda seed: gradient(seed, reset=FLAGS[:, 1:]),
+        BatchSizeError,
+        "reset: got shape (6, 2), expected (T=6, B=3).",
+    ),
+    Refusal(
+        "flags without a batch axis",
+        lambda seed: gradient(seed, mask=FLAGS[:, 0]),
+        ShapeError,
+        "mask: got shape (6,), expected (T=6, B=3). Add an axis; T and B axes lead.",
+    ),
+    Refusal(
+        "flags that are numbers",
+        lambda seed: gradient(seed, mask=FLAGS.astype(float)),
+        DtypeError,
+        "mask: got float64, expected bool. Convert it with .astype('bool')",
+    ),
+    Refusal(
+        "flags for samples that share a state",
+        lambda seed: gradient(seed, "delayed", mask=FLAGS),
+        OptionError,
+        "mask: got a module whose samples share past.write_ptr, expected states that belong to one sample each. ~",
+    ),
+)
+
+STEP = (
+    Refusal(
+        "no input",
+        lambda seed: step(seed, inputs=lambda _: ()),
+        StructureError,
+        "inputs: got 0 arguments, expected 1. Pass the arguments that capture() saw as examples.",
+    ),
+    Refusal(
+        "another batch",
+        lambda seed: step(seed, inputs=first(lambda x: x[:2])),
+        BatchSizeError,
+        "inputs[0]: got shape (2, 5), expected (B=3, 5). Use a batch of the size that the strategy was built for.",
+    ),
+    Refusal(
+        "a batch for one sample",
+        lambda seed: step(seed, strategy=None, inputs=first(lambda x: np.stack([x] * SAMPLES))),
+        ShapeError,
+        "inputs[0]: got shape (3, 5), expected (5 ~ Remove an axis",
+    ),
+    Refusal(
+        "a sequence",
+        lambda seed: step(seed, inputs=first(lambda x: x[None])),
+        ShapeError,
+        "inputs[0]: got shape (1, 3, 5), expected (B=3, 5). Remove an axis",
+    ),
+    Refusal(
+        "a weight too few",
+        lambda seed: step(seed, params=without("out.weight_op")),
+        StructureError,
+        "params: got 2 leaves, expected 3 leaves with params['out.weight_op']['weight']. Pass a tree of the captured",
+    ),
+    Refusal(
+        "a weight too many",
+        lambda seed: step(seed, params=lambda params: {**params, "more": jnp.ones(2)}),
+        StructureError,
+        "params: got 4 leaves with params['more'] too many, expected 3 leaves. Pass a tree of the captured structure.",
+    ),
+    Refusal(
+        "a weight of another shape",
+        lambda seed: step(seed, params=lambda params: jax.tree.map(lambda x: x[1:], params)),
+        ShapeError,
+        "params['out.weight_op']['weight']: got shape (6, 2), expected (7, 2).",
+    ),
+    Refusal(
+        "a weight without its unit",
+        lambda seed: step(seed, params=mantissas),
+        UnitError,
+        "params['syn.comm.weight_op']['bias']: got ~ expected unit mV. Give the quantity the unit",
+    ),
+    Refusal(
+        "a carry that is none",
+        lambda seed: step(seed, carry=lambda carry: carry._asdict()),
+        CarryError,
+        "carry: got dict, expected a Carry. Start from learner.init()",
+    ),
+    Refusal(
+        "a carry of one sample",
+        lambda seed: step(seed, carry=lambda _: bench("tutorial", seed).start(None)),
+        CarryError,
+        "carry.hidden['neu.V']: got ~ (7,) ~ expected ~ (3, 7)" + OTHER_LEARNER,
+    ),
+    Refusal(
+        "a carry of another batch",
+        lambda seed: step(seed, carry=lambda _: other_start(seed, "tutorial", samples=2)),
+        CarryError,
+        "carry.hidden['neu.V']: got ~ (2, 7) ~ expected ~ (3, 7) ~ batch size ~ init()",
+    ),
+    Refusal(
+        "a carry of another module",
+        lambda seed: gradient(seed, carry=other_start(seed, "GRUCell")),
+        CarryError,
+        "carry.hidden['h']: got ~ (3, 7) ~ expected no such leaf." + OTHER_LEARNER,
+    ),
+    Refusal(
+        "a carry of another algorithm",
+        lambda seed: gradient(seed, carry=other_start(seed, "tutorial", pb.D_RTRL())),
+        CarryError,
+        "carry.trace.weights['out.weight_op -> out.r']['weight']: got ~ expected no such leaf." + OTHER_LEARNER,
+    ),
+    Refusal(
+        "a carry without its trace",
+        lambda seed: step(seed, carry=lambda carry: carry._replace(trace=())),
+        CarryError,
+        "carry.trace.dfs['out.weight_op -> out.r']: got nothing, expected ~ (3, 2, 1)" + OTHER_LEARNER,
+    ),
+    Refusal(
+        "a carry without units",
+        lambda seed: step(seed, carry=mantissas),
+        CarryError,
+        "carry.hidden['neu.V']: got ~ expected ~ mV" + OTHER_LEARNER,
+    ),
+    Refusal(
+        "a carry of another scale",
+        lambda seed: step(seed, carry=in_volts),
+        CarryError,
+        "carry.hidden['neu.V']: got ~ V, expected ~ mV" + OTHER_LEARNER,
+    ),
+)
+
+CAPTURE = (
+    Refusal(
+        "a function",
+        lambda _: captured(same, one_input()),
+        CaptureError,
+        "net: got function, expected a brainstate.nn.Module. Wrap the step function in a Module whose update() is one",
+    ),
+    Refusal(
+        "no dt",
+        lambda _: captured(tutorial(), one_input(), environ=None),
+        CaptureError,
+        "LIFNet: got KeyError: ~ 'dt' not found ~" + ONE_STEP + ". ~ dt go into capture(..., environ={...}).",
+    ),
+    Refusal(
+        "no example",
+        lambda _: captured(tutorial()),
+        CaptureError,
+        "LIFNet: got TypeError: LIFNet.update() missing 1 required positional argument: 'x'" + ONE_STEP,
+    ),
+    Refusal(
+        "a step that fails",
+        lambda _: captured(Impassable(), one_input()),
+        CaptureError,
+        "Impassable: got RuntimeError: no way through" + ONE_STEP + ". Change what the message names",
+    ),
+    Refusal(
+        "what BrainScale cannot compile",
+        lambda _: captured(modules.ExponNet(N_IN, N_REC, Gif), one_input()),
+        CaptureError,
+        "ExponNet: got ~ Currently, we only support one hidden state in a single equation. ~ V_th ~ " + ONE_STEP,
+    ),
+    Refusal(
+        "a state that changes its shape",
+        lambda _: captured(Growing(), one_input()),
+        CaptureError,
+        "Growing: memory: got shape (5,) after one step, expected (), the shape before. Initialise the state",
+    ),
+    Refusal(
+        "a weight before states of two shapes",
+        lambda _: captured(TwoShapes(), one_input()),
+        CaptureError,
+        "inp.weight_op: got hidden states of the shapes [(2, 7), (7,)] ~ expected hidden states of one shape. Use a",
+    ),
+    Refusal(
+        "no algorithm",
+        lambda _: captured(tutorial(), one_input(), algorithm="D_RTRL"),
+        StructureError,
+        "algorithm: got str, expected an algorithm. Pass pb.ES_D_RTRL(0.9), say.",
+    ),
+)
+
+STRATEGY = (
+    *(
+        Refusal(
+            f"{name} of {size!r}",
+            lambda seed, name=name, size=size: STRATEGIES[name](bench("tutorial", seed).learner, size),
+            BatchSizeError,
+            f"pb.{name}: got batch size {size!r}, expected an integer >= 1. Give the number of samples.",
+        )
+        for name in STRATEGIES
+        for size in (0, -1, True, 2.5)
+    ),
+    Refusal(
+        "a strategy on a strategy",
+        lambda seed: pb.vmap(bench("tutorial", seed).batched("loop"), SAMPLES),
+        StrategyError,
+        "pb.vmap: got a learner batched by pb.loop, expected a learner of one sample. Apply one strategy to",
+    ),
+    Refusal(
+        "manual with random numbers",
+        lambda seed: pb.manual(bench("noisy", seed).learner, SAMPLES),
+        RandomnessError,
+        "pb.manual: got a module that draws from the random key 'random' inside its step, expected ~ Use pb.vmap",
+    ),
+    Refusal(
+        "manual with an output that forgets the batch axis",
+        lambda _: pb.manual(captured(Summed(), one_input()), SAMPLES),
+        StrategyError,
+        "Summed: output: got shape () when traced with 3 samples, expected (3,). ~ use pb.vmap.",
+    ),
+    Refusal(
+        "manual with a state that forgets the batch axis",
+        lambda _: pb.manual(captured(Remembering(), one_input()), SAMPLES),
+        StrategyError,
+        "Remembering: memory: got shape (5,) when traced with 3 samples, expected (3, 5). ~ use pb.vmap.",
+    ),
+    Refusal(
+        "manual with code that knows no batch axis",
+        lambda _: pb.manual(captured(Flattened(), one_input()), SAMPLES),
+        StrategyError,
+        "Flattened: got TypeError with a batch axis: cannot reshape ~ (3, 5) ~ expected ~ carries a batch axis. Use "
+        "pb.vmap",
+    ),
+)
+
+OPTIONS = (
+    *(
+        Refusal(
+            f"{algorithm.__name__}({value!r})",
+            lambda _, algorithm=algorithm, value=value: algorithm(value),
+            AlgorithmError,
+            f"decay_or_rank: got {value!r}" + RANKS,
+        )
+        for algorithm in (pb.ES_D_RTRL, pb.Hybrid)
+        for value in (1.0, 0, 0.0, -0.1, -1, True, "0.9", float("nan"))
+    ),
+    *(
+        Refusal(
+            f"{name} with {option}",
+            lambda _, make=make, option=option: make(**{option: "exact"}),
+            AlgorithmError,
+            f"{option}: got 'exact'" + text,
+        )
+        for name, make in {
+            "ES_D_RTRL": lambda **options: pb.ES_D_RTRL(0.9, **options),
+            "D_RTRL": pb.D_RTRL,
+            "Hybrid": lambda **options: pb.Hybrid(0.9, **options),
+        }.items()
+        for option, text in {"rule": RULES, "vjp": VJPS}.items()
+    ),
+    *(
+        Refusal(
+            f"reduction {value!r}",
+            lambda seed, value=value: pb.sequence_grad(bench("tutorial", seed).learner, squared, reduction=value),
+            OptionError,
+            f"reduction: got {value!r}, expected 'mean' or 'sum' or 'none'. Choose one of them.",
+        )
+        for value in ("average", None)
+    ),
+    *(
+        Refusal(
+            f"window {value!r}",
+            lambda seed, value=value: pb.sequence_grad(bench("tutorial", seed).learner, squared, window=value),
+            OptionError,
+            f"window: got {value!r}, expected None or an integer >= 1. Give a number of steps.",
+        )
+        for value in (0, -3, True, 2.5)
+    ),
+    *(
+        Refusal(f"a loss that is {name}", lambda seed, loss=loss: with_loss(seed, loss), LossError, text + ONE_NUMBER)
+        for name, loss, text in (
+            ("a vector", lambda out, _: out, "loss: got ~ (2,) ~"),
+            ("an array of one", lambda out, _: out.sum()[None], "loss: got ~ (1,) ~"),
+            ("a quantity", lambda out, _: out.sum() * u.mV, "loss: got ~ mV"),
+            ("an integer", lambda out, _: out.argmax(), "loss: got ~ int64 ~"),
+            ("a truth value", lambda out, _: out.sum() > 0, "loss: got ~ bool ~"),
+            ("complex", lambda out, _: out.sum() + 0j, "loss: got ~ complex128 ~"),
+            ("a pair", lambda out, _: (out.sum(), out), "loss: got (~"),
+            ("nothing", lambda out, _: None, "loss: got None"),
+        )
+    ),
+    Refusal(
+        "an algorithm that is not compiled",
+        lambda seed: pb.from_native(bench("tutorial", seed).learner, object()),
+        NativeError,
+        "algorithm: got object, expected a compiled brainscale algorithm. Call algorithm.compile_graph(*inputs) first.",
+    ),
+)
+
+REFUSALS = (*DATA, *STEP, *CAPTURE, *STRATEGY, *OPTIONS)
+
+
+def kinds(error: type[PureBatchingError]) -> Iterator[type[PureBatchingError]]:
+    """An error and all that derive from it."""
+    yield error
+    for below in error.__subclasses__():
+        yield from kinds(below)
+
+
+class TestTexts:
+    @pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: refusal.name)
+    def test_says_where_what_and_what_to_do(self, refusal: Refusal, seed: int) -> None:
+        with pytest.raises(refusal.error, match=refusal.pattern) as caught:
+            refusal.provoke(seed)
+        assert re.fullmatch(r"(?s).+: got .+, expected .+\. \S.+\.", str(caught.value))
+        assert str(caught.value).startswith(caught.value.where)
+
+    def test_every_kind_is_seen(self) -> None:
+        seen = {refusal.error for refusal in REFUSALS}
+        assert set(kinds(PureBatchingError)) - {PureBatchingError} == seen
+
+    def test_every_kind_is_a_value_error_with_a_meaning(self) -> None:
+        assert all(issubclass(kind, ValueError) and kind.__doc__ for kind in kinds(PureBatchingError))
+        assert {kind.__module__ for kind in kinds(PureBatchingError)} == {_errors.__name__}
+
+
+class TestConversions:
+    @pytest.mark.parametrize("dtype", [bool, np.int8, np.int64, np.uint16, np.float16, np.float32])
+    def test_inputs_are_promoted(self, dtype: Any, seed: int) -> None:
+        got = gradient(seed, inputs=first(lambda x: (x > 0.7).astype(dtype)))
+        assert_identical(got, gradient(seed, inputs=first(lambda x: (x > 0.7).astype(np.float64))))
+
+    def test_another_scale_of_an_input_of_a_step(self, seed: int) -> None:
+        got = step(seed, "trees", inputs=first(lambda x: {**x, "current": x["current"].in_unit(u.amp)}))
+        assert_close(got, step(seed, "trees"))
+
+    def test_another_scale_of_an_input_of_a_sequence(self, seed: int) -> None:
+        got = gradient(seed, "trees", inputs=first(lambda x: {**x, "current": x["current"].in_unit(u.amp)}))
+        assert_close(got, gradient(seed, "trees"))
+
+    def test_another_scale_of_a_weight(self, seed: int) -> None:
+        assert_close(gradient(seed, params=in_volts), gradient(seed))
+
+    @pytest.mark.parametrize("integer", [np.int32(2), np.int64(2)])
+    def test_integers_of_numpy(self, integer: Any, seed: int) -> None:
+        made = bench("tutorial", seed)
+        assert pb.vmap(made.learner, integer).batch_size == 2
+        assert pb.sequence_grad(made.learner, squared, window=integer).window == 2
+
+    def test_a_dimensionless_loss(self, seed: int) -> None:
+        got = with_loss(seed, lambda out, _: out.sum() * u.mV / u.volt)
+        assert_close(got, with_loss(seed, lambda out, _: out.sum() / 1000))
+
+
+class TestNothingIsHalfChanged:
+    @pytest.mark.parametrize("refusal", [one for one in DATA if one.error is not OptionError], ids=lambda one: one.name)
+    def test_no_loss_was_asked_for(self, refusal: Refusal, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The data is checked before anything is traced."""
+        monkeypatch.setattr("pure_batching._sequence.run_sequence", unreachable)
+        with pytest.raises(refusal.error):
+            refusal.provoke(seed)
+
+    def test_arguments_and_results(self, seed: int) -> None:
+        made = bench("tutorial", seed)
+        before = jax.tree.map(np.array, (made.params, made.data(STEPS, SAMPLES)))
+        want = gradient(seed)
+        for refusal in DATA:
+            with pytest.raises(PureBatchingError):
+                refusal.provoke(seed)
+        assert_identical((made.params, made.data(STEPS, SAMPLES)), before)
+        assert_identical(gradient(seed), want)
+
+    @pytest.mark.parametrize(
+        "make", [tutorial, Impassable, Growing, TwoShapes, lambda: modules.ExponNet(N_IN, N_REC, Gif)]
+    )
+    def test_a_module_that_is_refused(self, make: Callable[[], Module]) -> None:
+        net = make()
+        before, surroundings = remembered(net), everything_global()
+        with pytest.raises(CaptureError):
+            captured(net, one_input(), environ=None if make is tutorial else SETTINGS)
+        assert_identical(remembered(net), before)
+        assert_identical(everything_global(), surroundings)
+        assert brainstate.environ.get("dt", None) is None
+
+    @pytest.mark.parametrize("make", [Summed, Remembering, Flattened])
+    def test_a_learner_that_manual_refuses(self, make: Callable[[], Module], seed: int) -> None:
+        learner, params = pb.capture(make(), one_input(), algorithm=ES, environ=SETTINGS)
+        inputs = np.random.default_rng(seed).normal(size=(SAMPLES, N_IN))
+        want = pb.vmap(learner, SAMPLES).step(params, pb.vmap(learner, SAMPLES).init(), inputs)
+        surroundings = everything_global()
+        with pytest.raises(StrategyError):
+            pb.manual(learner, SAMPLES)
+        assert_identical(everything_global(), surroundings)
+        assert_identical(pb.vmap(learner, SAMPLES).step(params, pb.vmap(learner, SAMPLES).init(), inputs), want)
+
+
+def unreachable(*_: Any, **__: Any) -> None:
+    raise AssertionError("something ran")
+
+
+def remembered(net: Module) -> Tree:
+    """The values of a module's states."""
+    return jax.tree.map(np.array, pb.read_states(net))
+
+
+def everything_global() -> Tree:
+    """The global random generator's key."""
+    return [leaf for _, leaf in named(brainstate.random.DEFAULT.value)]

@@ -1,0 +1,283 @@
+"""Masks and resets: a masked step is no step, a reset sample equals a fresh one."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import pure_batching as pb
+from pure_batching._errors import BatchSizeError, DtypeError, OptionError, ShapeError
+
+from .alive import assert_gradients_alive, assert_moving
+from .bench import ONLINE_RULES, SAMPLES, STEPS, STRATEGIES, WINDOW, Bench, Data, Request, Result, bench
+from .trees import (
+    assert_close,
+    assert_differ,
+    assert_identical,
+    joined,
+    joined_carries,
+    named,
+    not_numbers,
+    sample,
+    sample_of_carry,
+)
+
+# The rules whose gradient depends on where a window begins.
+WINDOWED_RULES = {
+    "BPTT": pb.BPTT(),
+    "ES_D_RTRL multi-step": pb.ES_D_RTRL(0.9, vjp="multi-step"),
+    "D_RTRL multi-step": pb.D_RTRL(vjp="multi-step"),
+    "D_RTRL published multi-step": pb.D_RTRL(rule="published", vjp="multi-step"),
+    "Hybrid multi-step": pb.Hybrid(0.9, vjp="multi-step"),
+}
+RULES = {**ONLINE_RULES, **WINDOWED_RULES}
+
+# Two layers, with a weight that has a trace, one that has none, and an ordinary one.
+MODEL = "readouts"
+
+WINDOWS = (1, WINDOW, None)
+
+every_rule = pytest.mark.parametrize("rule", RULES)
+every_strategy = pytest.mark.parametrize("strategy", STRATEGIES)
+every_window = pytest.mark.parametrize("window", WINDOWS)
+
+
+def flags(*samples: str) -> tuple[tuple[bool, ...], ...]:
+    """Each sample's steps as "x" and "."."""
+    return tuple(tuple(mark == "x" for mark in one) for one in samples)
+
+
+ALL, NONE = flags(*["xxxxxx"] * SAMPLES), flags(*["......"] * SAMPLES)
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """Which steps count, and where samples start anew, `[B][T]`; the windows begin at steps 0 and 3."""
+
+    mask: tuple[tuple[bool, ...], ...] = ALL
+    reset: tuple[tuple[bool, ...], ...] = NONE
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """As `[T, B]`."""
+        return {"mask": np.array(self.mask).T, "reset": np.array(self.reset).T}
+
+
+FLAGS = {
+    "neither": Flags(),
+    # a gap, a whole window missing, nothing at all
+    "mask": Flags(mask=flags("xx.xx.", "...x.x", "......")),
+    # inside a window and twice in a row, at both beginnings, never
+    "reset": Flags(reset=flags(".x..xx", "x..x..", "......")),
+    # a reset at a step that counts, at one that does not, with nothing after it, and of a sample that has no step
+    "both": Flags(mask=flags("x.xx..", ".xxxxx", "......"), reset=flags(".x..x.", "x.xx..", "...x..")),
+}
+
+
+def start(made: Bench) -> pb.Carry:
+    """A carry that has seen a sequence, so that its traces count."""
+    return made.result(Request("vmap")).aux.carry
+
+
+def where_masked(data: Data, mask: np.ndarray, *, targets: bool) -> Data:
+    """Inputs, and targets if asked for, that are no numbers at masked steps."""
+
+    def padded(leaf: Any, ruined: jax.Array) -> jax.Array:
+        return jnp.where(mask.reshape(*mask.shape, *(1 for _ in ruined.shape[2:])), leaf, ruined)
+
+    inputs = jax.tree.map(padded, data[0], not_numbers(data[0]))
+    return inputs, jax.tree.map(padded, data[1], not_numbers(data[1])) if targets else data[1]
+
+
+def run(made: Bench, request: Request, case: Flags, carry: pb.Carry | None, *, targets: bool = False) -> Result:
+    """The gradient under a mask and resets, with padding that ruins what it touches."""
+    given = case.arrays()
+    data = where_masked(made.data(STEPS, SAMPLES), given["mask"], targets=targets)
+    return Result(*made.grad_fn(request)(made.params, carry, *data, **given))
+
+
+def pieces(mask: tuple[bool, ...], reset: tuple[bool, ...], window: int) -> Iterator[tuple[bool, list[int]]]:
+    """One sample's sequence without masked steps, cut at windows and resets: whether a piece starts anew, its steps."""
+    for first in range(0, STEPS, window):
+        starts_anew, steps = False, []
+        for t in range(first, min(first + window, STEPS)):
+            if reset[t]:
+                yield starts_anew, steps
+                starts_anew, steps = True, []
+            if mask[t]:
+                steps.append(t)
+        yield starts_anew, steps
+
+
+def one_sample(made: Bench, case: Flags, window: int, i: int, carry: pb.Carry) -> Result:
+    """The pieces of sample `i`, each run alone and without flags, their gradients added up."""
+    fresh, data = sample_of_carry(made.start("vmap"), i), sample(made.data(STEPS, SAMPLES), i, axis=1)
+    gradients, losses = jax.tree.map(jnp.zeros_like, made.params), np.zeros(STEPS)
+    for starts_anew, steps in pieces(case.mask[i], case.reset[i], window):
+        carry = fresh._replace(keys=carry.keys) if starts_anew else carry
+        if steps:
+            request = Request(None, window=None, steps=len(steps))
+            done = made.run(request, carry, sample(data, np.array(steps)))
+            carry, gradients = done.aux.carry, jax.tree.map(jnp.add, gradients, done.gradients)
+            losses[steps] = done.aux.losses
+    return Result(gradients, pb.Aux(carry, losses, None))
+
+
+@functools.cache
+def expected(made: Bench, name: str, window: int, *, fresh: bool = False) -> Result:
+    """What a pattern of flags must give: each sample in pieces."""
+    carry = made.start("vmap") if fresh else start(made)
+    alone = [one_sample(made, FLAGS[name], window, i, sample_of_carry(carry, i)) for i in range(SAMPLES)]
+    carries = joined_carries([one.aux.carry for one in alone])
+    losses = np.stack([one.aux.losses for one in alone], axis=1)
+    return Result(joined([one.gradients for one in alone]), pb.Aux(carries, losses, None))
+
+
+def window_of(rule: str, window: int | None) -> int:
+    """Where a rule's gradient depends on windows, the one in use; elsewhere the one that is the least to compile."""
+    return (STEPS if window is None else window) if rule in WINDOWED_RULES else 1
+
+
+def assert_same(got: Result, want: Result) -> None:
+    """The same gradients, carry and losses."""
+    assert_close(got.gradients, want.gradients)
+    assert_close(got.aux.carry, want.aux.carry)
+    assert_close(got.aux.losses, want.aux.losses)
+
+
+class TestOfOneSample:
+    """The reference itself is worth something: it cuts where it should, and tells patterns apart."""
+
+    def test_pieces(self) -> None:
+        case = FLAGS["both"]
+        assert list(pieces(case.mask[0], case.reset[0], 3)) == [(False, [0]), (True, [2]), (False, [3]), (True, [])]
+        assert list(pieces(case.mask[1], case.reset[1], 6)) == [
+            (False, []),
+            (True, [1]),
+            (True, [2]),
+            (True, [3, 4, 5]),
+        ]
+        assert list(pieces(ALL[0], NONE[0], 3)) == [(False, [0, 1, 2]), (False, [3, 4, 5])]
+
+    @every_rule
+    def test_is_alive(self, rule: str, seed: int) -> None:
+        made, window = bench(MODEL, seed, RULES[rule]), window_of(rule, WINDOW)
+        plain, masked, reset, both = (expected(made, name, window) for name in ("neither", "mask", "reset", "both"))
+        assert_gradients_alive(plain.gradients)
+        assert_moving(start(made).hidden)
+        assert_close(plain.gradients, run(made, Request("vmap"), FLAGS["neither"], start(made)).gradients)
+        for one, other in [(plain, masked), (plain, reset), (plain, both), (masked, both)]:
+            assert_differ(sample(one.gradients, 0), sample(other.gradients, 0))
+
+
+class TestFlags:
+    @every_window
+    @every_strategy
+    @every_rule
+    def test_both(self, rule: str, strategy: str, window: int | None, seed: int) -> None:
+        self.check("both", rule, Request(strategy, window=window), seed)
+
+    @every_rule
+    @pytest.mark.parametrize("name", ["mask", "reset", "neither"])
+    def test_one_of_them(self, name: str, rule: str, seed: int) -> None:
+        self.check(name, rule, Request("vmap"), seed)
+
+    @pytest.mark.parametrize("window", [1, None])
+    @pytest.mark.parametrize("rule", ["ES_D_RTRL", "D_RTRL", "D_RTRL multi-step"])
+    def test_in_other_windows(self, rule: str, window: int | None, seed: int) -> None:
+        for name in ("mask", "reset"):
+            self.check(name, rule, Request("vmap", window=window), seed)
+
+    @staticmethod
+    def check(name: str, rule: str, request: Request, seed: int) -> None:
+        made = bench(MODEL, seed, RULES[rule])
+        want = expected(made, name, window_of(rule, request.window))
+        assert_same(run(made, request, FLAGS[name], start(made)), want)
+
+    @pytest.mark.parametrize("window", [WINDOW, None])
+    @every_rule
+    def test_from_a_fresh_start(self, rule: str, window: int | None, seed: int) -> None:
+        made = bench(MODEL, seed, RULES[rule])
+        want = expected(made, "both", window_of(rule, window), fresh=True)
+        assert_same(run(made, Request("vmap", window=window), FLAGS["both"], None), want)
+
+    @pytest.mark.parametrize("strategy", ["vmap", "manual"])
+    @every_rule
+    def test_summed_over_samples(self, rule: str, strategy: str, seed: int) -> None:
+        made = bench(MODEL, seed, RULES[rule])
+        each = expected(made, "both", window_of(rule, WINDOW))
+        got = run(made, Request(strategy, "sum"), FLAGS["both"], start(made))
+        assert_same(got, Result(jax.tree.map(lambda x: x.sum(0), each.gradients), each.aux))
+
+    @pytest.mark.parametrize("rule", ["ES_D_RTRL", "D_RTRL published", "D_RTRL multi-step"])
+    @pytest.mark.parametrize("name", ["tutorial", "LSTMCell", "trees", "random_start", "noisy"])
+    def test_of_other_models(self, name: str, rule: str, seed: int) -> None:
+        """Spikes, several states in a group, units, random initial states, and keys, which go on after a reset."""
+        made = bench(name, seed, RULES[rule])
+        want = expected(made, "both", window_of(rule, WINDOW))
+        assert_same(run(made, Request("vmap"), FLAGS["both"], start(made)), want)
+
+
+class TestMaskedSteps:
+    @every_rule
+    def test_nothing_happens_to_a_sample_without_steps(self, rule: str, seed: int) -> None:
+        made, last = bench(MODEL, seed, RULES[rule]), SAMPLES - 1
+        got = run(made, Request("vmap"), FLAGS["mask"], start(made))
+        assert not any(leaf[last].any() for _, leaf in named(got.gradients))
+        assert_identical(sample_of_carry(got.aux.carry, last), sample_of_carry(start(made), last))
+        assert not got.aux.losses[:, last].any()
+
+    @every_rule
+    @pytest.mark.parametrize("reduction", ["none", "sum"])
+    def test_targets_that_are_no_numbers_reach_nothing(self, reduction: str, rule: str, seed: int) -> None:
+        made, request = bench(MODEL, seed, RULES[rule]), Request("vmap", reduction)
+        got = run(made, request, FLAGS["mask"], start(made), targets=True)
+        assert_same(got, run(made, request, FLAGS["mask"], start(made)))
+
+    @pytest.mark.parametrize("rule", ["ES_D_RTRL", "D_RTRL multi-step"])
+    def test_counts_steps_or_windows(self, rule: str, seed: int) -> None:
+        made = bench(MODEL, seed, RULES[rule])
+        counts = run(made, Request("vmap"), FLAGS["mask"], None).aux.carry.update_count
+        assert counts.tolist() == ([4, 2, 0] if rule in ONLINE_RULES else [2, 1, 0])
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("flag", ["mask", "reset"])
+    @pytest.mark.parametrize(
+        ("value", "error", "text"),
+        [
+            (np.ones((STEPS, SAMPLES + 1), bool), BatchSizeError, r"got shape \(6, 4\), expected \(T=6, B=3\)"),
+            (np.ones((STEPS - 1, SAMPLES), bool), ShapeError, r"got shape \(5, 3\), expected \(T=6, B=3\)"),
+            (np.ones(STEPS, bool), ShapeError, r"got shape \(6,\), expected \(T=6, B=3\)\. Add an axis"),
+            (np.ones((STEPS, SAMPLES, 1), bool), ShapeError, r"got shape \(6, 3, 1\), .*Remove an axis"),
+            (np.ones((STEPS, SAMPLES), np.int32), DtypeError, r"got int32, expected bool"),
+            (np.ones((STEPS, SAMPLES)), DtypeError, r"got float64, expected bool"),
+        ],
+    )
+    def test_what_is_no_flag_for_each_step(self, flag: str, value: Any, error: type, text: str, seed: int) -> None:
+        made = bench(MODEL, seed)
+        with pytest.raises(error, match=f"^{flag}: {text}"):
+            made.grad_fn(Request("vmap"))(made.params, None, *made.data(STEPS, SAMPLES), **{flag: value})
+
+    def test_of_one_sample_have_no_batch_axis(self, seed: int) -> None:
+        made, mask = bench(MODEL, seed), np.array(FLAGS["mask"].mask[0])
+        grad_fn, data = made.grad_fn(Request(None)), made.data(STEPS)
+        with pytest.raises(ShapeError, match=r"^mask: got shape \(6, 1\), expected \(T=6\)"):
+            grad_fn(made.params, None, *data, mask=mask[:, None])
+        kept = made.run(Request(None, window=None), None, sample(data, np.flatnonzero(mask)))
+        assert_close(grad_fn(made.params, None, *data, mask=mask)[0], kept.gradients)
+
+    @every_strategy
+    @pytest.mark.parametrize("flag", ["mask", "reset"])
+    @pytest.mark.parametrize(("name", "shared"), [("delayed", r"past\.write_ptr"), ("counting", "clock")])
+    def test_of_samples_that_share_a_state(self, name: str, shared: str, flag: str, strategy: str, seed: int) -> None:
+        made = bench(name, seed)
+        text = rf"^{flag}: got a module whose samples share {shared}, expected states that belong to one sample each"
+        with pytest.raises(OptionError, match=text):
+            made.grad_fn(Request(strategy))(
+                made.params, None, *made.data(STEPS, SAMPLES), **{flag: np.ones((STEPS, SAMPLES), bool)}
+            )

@@ -1,0 +1,203 @@
+"""Native states as trees, and what cannot be carried over."""
+
+import functools
+from typing import Any
+
+import brainscale
+import brainstate
+import brainunit as u
+import jax
+import jax.numpy as jnp
+import pytest
+
+import pure_batching as pb
+from pure_batching._errors import CarryError, DtypeError, NativeError, ShapeError, StructureError, UnitError
+
+from .bench import SAMPLES, bench
+from .models import MODELS, N_REC
+from .trees import assert_identical, assert_not_identical, units_of
+
+MADE = ("tutorial", "lif", "trees", "delayed", "counting", "LRUCell", "group_state")
+
+
+def started(name: str, seed: int, samples: int | None = None) -> Any:
+    """A module of the registry with fresh states."""
+    model = MODELS[name]
+    net = model.build(seed)
+    with brainstate.environ.context(**model.settings):
+        brainstate.nn.init_all_states(net, **({} if samples is None else {"batch_size": samples}))
+    return net
+
+
+def compiled(name: str, seed: int) -> Any:
+    """A compiled algorithm on one sample."""
+    model = MODELS[name]
+    net = started(name, seed)
+    algorithm = brainscale.ES_D_RTRL(net, decay_or_rank=0.9)
+    with brainstate.environ.context(**model.settings):
+        algorithm.compile_graph(*model.inputs(seed))
+    return algorithm
+
+
+@functools.cache
+def shared_algorithm(name: str, seed: int) -> Any:
+    """One for the tests that change nothing."""
+    return compiled(name, seed)
+
+
+def doubled(tree: Any) -> Any:
+    """Other values of the same kinds."""
+    return jax.tree.map(lambda x: x + x + jnp.ones_like(x), tree)
+
+
+class TestStates:
+    @pytest.mark.parametrize("name", MADE)
+    def test_every_state_by_path(self, name: str, seed: int) -> None:
+        net, made = started(name, seed), bench(name, seed)
+        read = pb.read_states(net)
+        assert list(read) == sorted(read)
+        assert set(made.params) | set(made.learner.init().hidden) <= set(read)
+        assert_identical({path: read[path] for path in made.params}, made.params)
+        assert_identical({path: read[path] for path in made.learner.init().hidden}, made.learner.init().hidden)
+
+    @pytest.mark.parametrize("samples", [None, SAMPLES])
+    @pytest.mark.parametrize("name", MADE)
+    def test_round_trip(self, name: str, samples: int | None, seed: int) -> None:
+        net = started(name, seed, samples)
+        before = pb.read_states(net)
+        other = doubled(before)
+        pb.write_states(net, other)
+        assert_identical(pb.read_states(net), other)
+        assert_not_identical(other, before)
+        pb.write_states(net, before)
+        assert_identical(pb.read_states(net), before)
+        assert list(map(str, units_of(pb.read_states(net)))) == list(map(str, units_of(before)))
+
+    def test_some_of_them(self, seed: int) -> None:
+        net = started("tutorial", seed)
+        before = pb.read_states(net)
+        voltage = {"neu.V": before["neu.V"] + 1.0 * u.mV}
+        pb.write_states(net, voltage)
+        assert_identical(pb.read_states(net), before | voltage)
+
+    def test_units_are_converted(self, seed: int) -> None:
+        net = started("tutorial", seed)
+        pb.write_states(net, {"neu.V": u.Quantity(jnp.full(N_REC, 0.5), unit=u.volt)})
+        assert_identical(pb.read_states(net)["neu.V"], u.Quantity(jnp.full(N_REC, 500.0), unit=u.mV))
+
+
+class TestRefusedStates:
+    """A value that does not fit is named, and nothing is written."""
+
+    def test_unknown_path(self, seed: int) -> None:
+        text = r"tree: got the path 'neu\.W', expected one of .*neu\.V.*\. Take paths of read_states\."
+        self.check(seed, {"neu.W": jnp.zeros(N_REC)}, StructureError, text)
+
+    def test_shape(self, seed: int) -> None:
+        self.check(seed, {"neu.V": jnp.zeros(N_REC + 1) * u.mV}, ShapeError, r"neu\.V: got shape \(8,\), expected .*7")
+
+    def test_unit(self, seed: int) -> None:
+        self.check(seed, {"neu.V": jnp.zeros(N_REC) * u.mA}, UnitError, r"neu\.V: got .*mA.*, expected .*mV")
+
+    def test_dtype(self, seed: int) -> None:
+        wrong = jnp.zeros(N_REC, complex) * u.mV
+        self.check(seed, {"neu.V": wrong}, DtypeError, r"neu\.V: got .*complex128.*, expected .*float64")
+
+    @staticmethod
+    def check(seed: int, wrong: dict[str, Any], error: type[Exception], text: str) -> None:
+        net = started("tutorial", seed)
+        before = pb.read_states(net)
+        fitting = {path: doubled(value) for path, value in before.items() if path not in wrong}
+        with pytest.raises(error, match=text):
+            pb.write_states(net, fitting | wrong)
+        assert_identical(pb.read_states(net), before)
+
+
+class TestCompiledAlgorithm:
+    @pytest.mark.parametrize("name", MADE)
+    def test_fresh_on_both_sides(self, name: str, seed: int) -> None:
+        learner = bench(name, seed).learner
+        assert_identical(pb.from_native(learner, shared_algorithm(name, seed)), learner.init())
+
+    @pytest.mark.parametrize("name", MADE)
+    def test_written_and_read(self, name: str, seed: int) -> None:
+        learner, algorithm = bench(name, seed).learner, compiled(name, seed)
+        carry = doubled(learner.init())
+        pb.to_native(learner, carry, algorithm)
+        assert_identical(pb.from_native(learner, algorithm), carry)
+        assert algorithm.running_index.value == carry.update_count
+
+
+class TestRefusedAlgorithms:
+    def test_not_compiled(self, seed: int) -> None:
+        algorithm = brainscale.ES_D_RTRL(started("LSTMCell", seed), decay_or_rank=0.9)
+        text = r"algorithm: got \w+, expected a compiled brainscale algorithm\. Call algorithm\.compile_graph"
+        self.check("LSTMCell", algorithm, text, seed)
+
+    def test_no_algorithm(self, seed: int) -> None:
+        text = r"algorithm: got int, expected a compiled brainscale algorithm"
+        self.check("LSTMCell", 3, text, seed)
+
+    def test_another_module(self, seed: int) -> None:
+        text = (
+            r"algorithm: got a module with the traced weights .*'Wi\.weight_op'.*, expected the traced weights .*'W_u"
+        )
+        self.check("MinimalRNNCell", shared_algorithm("LSTMCell", seed), text, seed)
+
+    @staticmethod
+    def check(name: str, algorithm: Any, text: str, seed: int) -> None:
+        learner = bench(name, seed).learner
+        with pytest.raises(NativeError, match=text):
+            pb.from_native(learner, algorithm)
+        with pytest.raises(NativeError, match=text):
+            pb.to_native(learner, learner.init(), algorithm)
+
+    def test_another_rule(self, seed: int) -> None:
+        learner = bench("MinimalRNNCell", seed, pb.D_RTRL()).learner
+        algorithm = compiled("MinimalRNNCell", seed)
+        before = pb.read_states(algorithm.model if hasattr(algorithm, "model") else algorithm)
+        text = r"algorithm: got .*, expected the native counterpart of D_RTRL"
+        with pytest.raises(NativeError, match=text):
+            pb.from_native(learner, algorithm)
+        with pytest.raises(NativeError, match=text):
+            pb.to_native(learner, learner.init(), algorithm)
+        assert_identical(pb.read_states(algorithm.model if hasattr(algorithm, "model") else algorithm), before)
+
+    def test_samples_of_different_length(self, seed: int) -> None:
+        learner = bench("tutorial", seed).batched("vmap")
+        carry = learner.init()._replace(update_count=jnp.array([4, 4, 2], jnp.int32))
+        net, algorithm = batched_algorithm("tutorial", seed)
+        before = pb.read_states(net)
+        text = r"carry\.update_count: got samples after 2, 4 steps, expected one number of steps\. .*equal length"
+        with pytest.raises(NativeError, match=text):
+            pb.to_native(learner, carry, algorithm)
+        assert_identical(pb.read_states(net), before)
+
+    def test_random_keys_of_a_batch(self, seed: int) -> None:
+        learner = bench("noisy", seed).batched("vmap")
+        algorithm = compiled("noisy", seed)
+        text = r"algorithm: got a batch with the random key 'random', expected a module without random numbers"
+        with pytest.raises(NativeError, match=text):
+            pb.from_native(learner, algorithm)
+        with pytest.raises(NativeError, match=text):
+            pb.to_native(learner, learner.init(), algorithm)
+
+    def test_another_learner_s_carry(self, seed: int) -> None:
+        learner, algorithm = bench("LSTMCell", seed).learner, shared_algorithm("LSTMCell", seed)
+        with pytest.raises(CarryError, match=r"carry.*hidden.*h"):
+            pb.to_native(learner, bench("MinimalRNNCell", seed).learner.init(), algorithm)
+
+    def test_another_batch_size(self, seed: int) -> None:
+        learner = pb.manual(bench("tutorial", seed).learner, SAMPLES + 1)
+        _, algorithm = batched_algorithm("tutorial", seed)
+        with pytest.raises(pb.PureBatchingError):
+            pb.from_native(learner, algorithm)
+
+
+def batched_algorithm(name: str, seed: int) -> tuple[Any, Any]:
+    """A module, and an algorithm compiled on it with `SAMPLES` samples in its manual mode."""
+    model, net = MODELS[name], started(name, seed, SAMPLES)
+    algorithm = brainscale.ES_D_RTRL(net, decay_or_rank=0.9, mode=brainstate.mixin.Batching())
+    with brainstate.environ.context(**model.settings):
+        algorithm.compile_graph(*model.inputs(seed, SAMPLES))
+    return net, algorithm

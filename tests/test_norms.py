@@ -1,0 +1,112 @@
+"""Norms and clipped gradients are those of the per-sample gradients, which they do without."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import pure_batching as pb
+from pure_batching import _norms
+from pure_batching._algorithms.base import Factors
+from pure_batching._errors import OptionError, StrategyError
+
+from .bench import ONLINE_RULES, SAMPLES, STEPS, STRATEGIES, Bench, Request, bench
+from .trees import assert_close
+
+RULES: dict[str, pb.Algorithm] = {**ONLINE_RULES, "BPTT": pb.BPTT()}
+every_rule = pytest.mark.parametrize("rule", RULES)
+
+
+def true_norms(gradients: Any) -> jax.Array:
+    """`[B]`, from per-sample gradients."""
+    return jnp.sqrt(sum((leaf**2).reshape(SAMPLES, -1).sum(1) for leaf in jax.tree.leaves(gradients)))
+
+
+def run(made: Bench, strategy: str = "vmap", carry: pb.Carry | None = None) -> tuple[jax.Array, pb.Aux]:
+    fun = pb.sample_norms(made.batched(strategy), made.model.loss)
+    return fun(made.params, carry, *made.data(STEPS, SAMPLES))
+
+
+class TestSampleNorms:
+    @every_rule
+    @pytest.mark.parametrize("name", ["readouts", "used_twice"])
+    def test_equal_the_gradients(self, name: str, rule: str, seed: int) -> None:
+        made = bench(name, seed, RULES[rule])
+        each = made.result(Request("vmap", window=None))
+        norms, aux = run(made)
+        assert_close(norms, true_norms(each.gradients))
+        assert_close(aux.losses, each.aux.losses)
+        assert_close(aux.carry, each.aux.carry)
+        assert (np.asarray(norms) > 0).all()
+
+    @pytest.mark.parametrize("strategy", STRATEGIES)
+    def test_in_every_strategy(self, strategy: str, seed: int) -> None:
+        made = bench("tutorial", seed)
+        assert_close(run(made, strategy)[0], true_norms(made.result(Request("loop", window=None)).gradients))
+
+    @pytest.mark.parametrize("rule", ["ES_D_RTRL", "D_RTRL published"])
+    def test_from_a_carry(self, rule: str, seed: int) -> None:
+        made = bench("LSTMCell", seed, RULES[rule])
+        carry = made.result(Request("vmap")).aux.carry
+        each = made.run(Request("vmap", window=None), carry, made.data(STEPS, SAMPLES))
+        assert_close(run(made, carry=carry)[0], true_norms(each.gradients))
+
+    @pytest.mark.parametrize("rule", ["ES_D_RTRL", "D_RTRL"])
+    def test_gram_form(self, rule: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        """With a few steps a matrix is never multiplied out; both forms give one number."""
+        made = bench("LSTMCell", seed, RULES[rule])
+        inputs, targets = jax.tree.map(lambda x: x[:2], made.data(STEPS, SAMPLES))
+        assert any(
+            _norms._gram_leaves(relation, _factors_of(relation, 2)) for relation in made.learner.program.relations
+        )
+        fun = pb.sample_norms(made.batched("vmap"), made.model.loss)
+        short, _ = fun(made.params, None, inputs, targets)
+        monkeypatch.setattr(_norms, "_gram_leaves", lambda *_: [])
+        jax.clear_caches()
+        assert_close(short, fun(made.params, None, inputs, targets)[0])
+
+    def test_needs_a_batch(self, seed: int) -> None:
+        with pytest.raises(StrategyError, match=r"pb.sample_norms: got a learner of one sample"):
+            pb.sample_norms(bench("LSTMCell", seed).learner, lambda out, _: out.sum())
+
+
+def _factors_of(relation: Any, steps: int) -> Any:
+    return Factors({}, {relation.name: (jnp.zeros((steps, 1)),)})
+
+
+class TestClippedGrad:
+    @every_rule
+    def test_equal_the_clipped_gradients(self, rule: str, seed: int) -> None:
+        made = bench("readouts", seed, RULES[rule])
+        each = made.result(Request("vmap", window=None)).gradients
+        norms = true_norms(each)
+        bound = float(np.sort(np.asarray(norms))[-2:].mean())
+        fun = pb.clipped_grad(made.batched("vmap"), made.model.loss, bound, reduction="sum")
+        clipped, aux = fun(made.params, None, *made.data(STEPS, SAMPLES))
+        scales = jnp.minimum(1, bound / norms)
+        assert_close(clipped, jax.tree.map(lambda leaf: jnp.einsum("b...,b->...", leaf, scales), each))
+        assert int(aux.clipped) == int((np.asarray(norms) > bound).sum()) == 1
+
+    def test_mean(self, seed: int) -> None:
+        made = bench("tutorial", seed)
+        by = {r: pb.clipped_grad(made.batched("manual"), made.model.loss, 0.1, reduction=r) for r in ("mean", "sum")}
+        results = {r: fun(made.params, None, *made.data(STEPS, SAMPLES))[0] for r, fun in by.items()}
+        assert_close(results["mean"], jax.tree.map(lambda leaf: leaf / SAMPLES, results["sum"]))
+
+    def test_a_large_bound_clips_nothing(self, seed: int) -> None:
+        made = bench("tutorial", seed)
+        fun = pb.clipped_grad(made.batched("vmap"), made.model.loss, 1e6, reduction="sum")
+        gradients, aux = fun(made.params, None, *made.data(STEPS, SAMPLES))
+        assert_close(gradients, made.result(Request("vmap", "sum")).gradients)
+        assert int(aux.clipped) == 0
+
+    @pytest.mark.parametrize("bound", [0, -1.0, float("nan")])
+    def test_bound(self, bound: float, seed: int) -> None:
+        with pytest.raises(OptionError, match=r"bound: got .*, expected a number above 0"):
+            pb.clipped_grad(bench("tutorial", seed).batched("vmap"), lambda out, _: out.sum(), bound)
+
+    def test_reduction(self, seed: int) -> None:
+        with pytest.raises(OptionError, match=r"reduction: got 'none', expected 'mean' or 'sum'"):
+            pb.clipped_grad(bench("tutorial", seed).batched("vmap"), lambda out, _: out.sum(), 1.0, reduction="none")

@@ -1,0 +1,340 @@
+"""The driver of sequences: what it takes, what it gives, what it costs."""
+
+from typing import Any
+
+import brainscale
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import pure_batching as pb
+from pure_batching import _sequence
+from pure_batching._data import check_steps
+
+from .alive import assert_alive, assert_gradients_alive
+from .bench import ONLINE_RULES, SAMPLES, STEPS, STRATEGIES, WINDOW, Bench, Request, bench
+from .models import N_IN, N_OUT, N_REC, squared
+from .modules import Untraced
+from .oracle import expected, fresh, one_sample
+from .trees import (
+    assert_close,
+    assert_identical,
+    assert_not_identical,
+    joined,
+    not_numbers,
+    sample,
+    sample_of_carry,
+    slice_time,
+)
+
+Tree = Any
+
+HALF = STEPS // 2
+
+
+class TestCarry:
+    @pytest.mark.parametrize(("name", "strategy"), [("tutorial", "manual"), ("random_start", "vmap")])
+    def test_none_is_a_fresh_one(self, name: str, strategy: str, seed: int) -> None:
+        made, request = bench(name, seed), Request(strategy)
+        want = made.result(request)
+        assert_alive(made, request, want)
+        got = made.run(request, made.start(strategy), made.data(STEPS, SAMPLES))
+        assert_close(got.gradients, want.gradients)
+        assert_close(got.aux, want.aux)
+
+    def test_it_matters(self, seed: int) -> None:
+        made, request = bench("LSTMCell", seed), Request()
+        first = made.result(request)
+        later = made.run(request, first.aux.carry, made.data(STEPS, SAMPLES))
+        assert_not_identical(later.gradients, first.gradients)
+        assert (later.aux.carry.update_count == 2 * STEPS).all()
+
+
+class TestOneSample:
+    @pytest.mark.parametrize("window", [1, WINDOW, None])
+    def test_equals_python_over_steps(self, window: int | None, seed: int) -> None:
+        made, request = bench("tutorial", seed), Request(None, window=window)
+        got, want = made.result(request), one_sample(made, made.start(None), made.data(STEPS))
+        assert_gradients_alive(want.gradients)
+        assert got.aux.losses.shape == (STEPS,)
+        assert_close(got.gradients, want.gradients)
+        assert_close(got.aux, want.aux)
+
+    def test_no_reduction_changes_it(self, seed: int) -> None:
+        made = bench("tutorial", seed)
+        mean, total, each = (made.result(Request(None, reduction)).gradients for reduction in ("mean", "sum", "none"))
+        assert_gradients_alive(mean)
+        assert_identical(mean, total)
+        assert_identical(mean, each)
+
+
+class TestTransformations:
+    """A gradient goes wherever a JAX function goes."""
+
+    def test_jit(self, seed: int) -> None:
+        made, request = bench("MinimalRNNCell", seed), Request()
+        got = jax.jit(made.grad_fn(request))(made.params, None, *made.data(STEPS, SAMPLES))
+        assert_close(got[0], made.result(request).gradients)
+
+    def test_vmap_over_params(self, seed: int) -> None:
+        made, request = bench("MinimalRNNCell", seed), Request()
+        ensemble = [jax.tree.map(lambda x, s=scale: s * x, made.params) for scale in (1.0, 0.5)]
+        data, grad_fn = made.data(STEPS, SAMPLES), made.grad_fn(request)
+        got, _ = jax.vmap(lambda params: grad_fn(params, None, *data))(joined(ensemble))
+        assert_close(sample(got, 0), made.result(request).gradients)
+        assert_close(sample(got, 1), grad_fn(ensemble[1], None, *data)[0])
+
+
+class TestShapes:
+    @pytest.mark.parametrize("strategy", STRATEGIES)
+    def test_of_everything(self, strategy: str, seed: int) -> None:
+        made = bench("tutorial", seed)
+        each, mean = made.result(Request(strategy)), made.result(Request(strategy, "mean"))
+        shapes = [leaf.shape for leaf in jax.tree.leaves(made.params)]
+        assert [leaf.shape for leaf in jax.tree.leaves(mean.gradients)] == shapes
+        assert [leaf.shape for leaf in jax.tree.leaves(each.gradients)] == [(SAMPLES, *shape) for shape in shapes]
+        assert each.aux.losses.shape == (STEPS, SAMPLES)
+        assert each.aux.outputs.shape == (STEPS, SAMPLES, N_OUT)
+        assert list(each.gradients) == list(made.params)
+
+    @pytest.mark.parametrize("strategy", [None, *STRATEGIES])
+    def test_outputs_only_when_asked_for(self, strategy: str | None, seed: int) -> None:
+        made = bench("trees", seed)
+        run = pb.sequence_grad(made.batched(strategy), made.model.loss, reduction="none", window=WINDOW)
+        request = Request(strategy)
+        gradients, aux = run(made.params, None, *made.data(*request.lead))
+        assert aux.outputs is None
+        assert_close(gradients, made.result(request).gradients)
+        assert set(made.result(request).aux.outputs) == {"potential", "parts"}
+
+
+class TestData:
+    @pytest.mark.parametrize("strategy", STRATEGIES)
+    def test_the_same_label_at_every_step(self, strategy: str, seed: int) -> None:
+        made, request = bench("tutorial", seed), Request(strategy)
+        inputs, targets = made.data(STEPS, SAMPLES)
+        label = targets[0]
+        repeated = np.broadcast_to(label, (STEPS, SAMPLES))
+        want = made.run(request, None, (inputs, repeated))
+        assert_alive(made, request, want)
+        got = made.run(request, None, (inputs, brainscale.SingleStepData(label)))
+        assert_close(got.gradients, want.gradients)
+        assert_close(got.aux, want.aux)
+
+    @pytest.mark.parametrize("strategy", STRATEGIES)
+    def test_the_same_argument_at_every_step(self, strategy: str, seed: int) -> None:
+        made, request = bench("two_inputs", seed), Request(strategy)
+        (x, gate), targets = made.data(STEPS, SAMPLES)
+        repeated = np.broadcast_to(gate[0], gate.shape)
+        want = made.run(request, None, ((x, repeated), targets))
+        assert_alive(made, request, want)
+        got = made.run(request, None, ((x, brainscale.SingleStepData(gate[0])), targets))
+        assert_close(got.gradients, want.gradients)
+        assert_close(got.aux, want.aux)
+
+    def test_one_leaf_of_a_tree(self, seed: int) -> None:
+        made, request = bench("trees", seed), Request()
+        (given,), targets = made.data(STEPS, SAMPLES)
+        current = given["current"]
+        still = jnp.broadcast_to(current.mantissa[0], current.shape) * current.unit
+        want = made.run(request, None, (({**given, "current": still},), targets))
+        got = made.run(request, None, (({**given, "current": brainscale.SingleStepData(current[0])},), targets))
+        assert_alive(made, request, want)
+        assert_close(got.gradients, want.gradients)
+
+    def test_only_the_targets_change(self, seed: int) -> None:
+        made, request = bench("MinimalRNNCell", seed), Request()
+        (x,), targets = made.data(STEPS, SAMPLES)
+        want = made.run(request, None, ((np.broadcast_to(x[0], x.shape),), targets))
+        got = made.run(request, None, ((brainscale.SingleStepData(x[0]),), targets))
+        assert_alive(made, request, want)
+        assert_close(got.gradients, want.gradients)
+
+    def test_many_steps_wrapped(self, seed: int) -> None:
+        made, request = bench("tutorial", seed), Request()
+        (x,), targets = made.data(STEPS, SAMPLES)
+        got = made.run(request, None, ((brainscale.MultiStepData(x),), brainscale.MultiStepData(targets)))
+        assert_identical(got.gradients, made.result(request).gradients)
+
+    def test_one_argument_without_its_tuple(self, seed: int) -> None:
+        made, request = bench("tutorial", seed), Request()
+        (x,), targets = made.data(STEPS, SAMPLES)
+        assert_identical(made.run(request, None, (x, targets)).gradients, made.result(request).gradients)
+
+    def test_a_tree_of_targets(self, seed: int) -> None:
+        made = bench("tutorial", seed)
+        inputs, labels = made.data(STEPS, SAMPLES)
+
+        def loss(out: jax.Array, target: dict[str, Any]) -> jax.Array:
+            return target["weight"] * made.model.loss(out, target["label"])
+
+        targets = {"label": labels, "weight": brainscale.SingleStepData(np.full(SAMPLES, 2.0))}
+        got, _ = pb.sequence_grad(made.batched("vmap"), loss, reduction="none", window=WINDOW)(
+            made.params, None, inputs, targets
+        )
+        assert_close(got, jax.tree.map(lambda x: 2.0 * x, made.result(Request()).gradients))
+
+
+every_kind = pytest.mark.parametrize(
+    ("strategy", "rule"),
+    [("loop", "ES_D_RTRL"), ("vmap", "ES_D_RTRL"), ("manual", "ES_D_RTRL"), ("vmap", "D_RTRL published")],
+)
+
+
+class TestMaskAndReset:
+    """A masked step is no step; a sample that is reset is a fresh one."""
+
+    MASK = np.array([[1, 1, 0], [0, 1, 1], [1, 0, 1], [1, 1, 1], [1, 0, 1], [1, 1, 0]], bool)
+    RESET = np.array([[0, 0, 0], [0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 0], [0, 0, 0]], bool)
+
+    @every_kind
+    def test_mask(self, strategy: str, rule: str, seed: int) -> None:
+        made = bench("readouts", seed, ONLINE_RULES[rule])
+        got = self.run(made, strategy, made.data(STEPS, SAMPLES), mask=self.MASK)
+        assert_gradients_alive(got.gradients)
+        for i in range(SAMPLES):
+            kept = self.MASK[:, i]
+            alone = sample(sample(made.data(STEPS, SAMPLES), i, axis=1), kept)
+            want = one_sample(made, sample_of_carry(fresh(made, SAMPLES), i), alone)
+            assert_close(sample(got.gradients, i), want.gradients)
+            assert_close(sample_of_carry(got.aux.carry, i), want.aux.carry)
+            assert_close(got.aux.losses[kept, i], want.aux.losses)
+            assert not got.aux.losses[~kept, i].any()
+
+    @pytest.mark.parametrize("what", ["inputs", "targets"])
+    @pytest.mark.parametrize("strategy", STRATEGIES)
+    def test_padding_reaches_nothing(self, strategy: str, what: str, seed: int) -> None:
+        made = bench("readouts", seed)
+        inputs, targets = data = made.data(STEPS, SAMPLES)
+        padded = tuple(jax.tree.map(self.padded, data, not_numbers(data)))
+        padded = (padded[0], targets) if what == "inputs" else (inputs, padded[1])
+        got, want = (self.run(made, strategy, given, mask=self.MASK) for given in (padded, data))
+        assert_identical(got.gradients, want.gradients)
+        assert_identical(got.aux.carry, want.aux.carry)
+
+    @every_kind
+    def test_reset(self, strategy: str, rule: str, seed: int) -> None:
+        made = bench("readouts", seed, ONLINE_RULES[rule])
+        data = made.data(STEPS, SAMPLES)
+        got = self.run(made, strategy, data, reset=self.RESET)
+        for i, at in enumerate([2, 3, None]):
+            own, start = sample(data, i, axis=1), sample_of_carry(fresh(made, SAMPLES), i)
+            parts = [own] if at is None else [slice_time(own, 0, at), slice_time(own, at, STEPS)]
+            wanted = [one_sample(made, start, part) for part in parts]
+            total = jax.tree.map(lambda *x: sum(x), *[want.gradients for want in wanted])
+            assert_close(sample(got.gradients, i), total)
+            assert_close(sample_of_carry(got.aux.carry, i), wanted[-1].aux.carry)
+
+    def padded(self, leaf: jax.Array, other: jax.Array) -> jax.Array:
+        """What a mask leaves out, replaced."""
+        mask = self.MASK.reshape(self.MASK.shape + (1,) * (np.ndim(leaf) - 2))
+        return jnp.where(mask, leaf, other)
+
+    @staticmethod
+    def run(made: Bench, strategy: str, data: Any, **flags: Any) -> Any:
+        gradients, aux = made.grad_fn(Request(strategy))(made.params, None, *data, **flags)
+        return _Both(gradients, aux)
+
+
+class _Both:
+    def __init__(self, gradients: Tree, aux: pb.Aux) -> None:
+        self.gradients, self.aux = gradients, aux
+
+
+class TestMemory:
+    """What is compiled for a window does not know how long the sequence is."""
+
+    @pytest.mark.parametrize("strategy", ["vmap", "manual"])
+    @pytest.mark.parametrize("rule", ["ES_D_RTRL", "D_RTRL"])
+    def test_online_needs_the_same_for_any_length(self, rule: str, strategy: str, seed: int) -> None:
+        made = bench("tutorial", seed, ONLINE_RULES[rule])
+        short, long = (temporary_bytes(made, strategy, steps, window=1) for steps in (16, 4096))
+        assert short == long
+        assert short > 0
+
+    def test_a_window_is_paid_for(self, seed: int) -> None:
+        """Or the test above would compare nothing."""
+        made = bench("tutorial", seed)
+        assert temporary_bytes(made, "vmap", 64, window=64) > temporary_bytes(made, "vmap", 64, window=1)
+
+
+def temporary_bytes(made: Bench, strategy: str, steps: int, window: int) -> int:
+    """The temporary memory of a compiled gradient."""
+    grad_fn = pb.sequence_grad(made.batched(strategy), made.model.loss, window=window)
+    data = check_steps(grad_fn.learner, *made.data(steps, SAMPLES), None, None)
+    lowered = _sequence.run_sequence.lower(grad_fn, made.params, made.start(strategy), data)
+    return lowered.compile().memory_analysis().temp_size_in_bytes
+
+
+class TestWindowOfNone:
+    """The whole sequence while what is stacked stays below the budget, else the largest window that does."""
+
+    # The input and the pulled-back output of both weights of the tutorial's net, in double precision.
+    BYTES_OF_A_STEP = 8 * SAMPLES * ((N_IN + N_REC) + N_REC + N_REC + N_OUT)
+
+    @pytest.mark.parametrize(("steps_in_budget", "window"), [(0, 1), (1, 1), (4, 4), (STEPS, STEPS), (1000, STEPS)])
+    def test_rule(self, monkeypatch: pytest.MonkeyPatch, seed: int, steps_in_budget: int, window: int) -> None:
+        execution = bench("tutorial", seed).batched("vmap").execution
+        monkeypatch.setattr(_sequence, "STACK_BUDGET", steps_in_budget * self.BYTES_OF_A_STEP)
+        assert _sequence.window_length(execution, STEPS, None) == window
+
+    def test_a_byte_less_is_a_step_less(self, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+        execution = bench("tutorial", seed).batched("vmap").execution
+        monkeypatch.setattr(_sequence, "STACK_BUDGET", 4 * self.BYTES_OF_A_STEP - 1)
+        assert _sequence.window_length(execution, STEPS, None) == 4 - 1
+
+    def test_what_was_asked_for_stands(self, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+        execution = bench("tutorial", seed).batched("vmap").execution
+        monkeypatch.setattr(_sequence, "STACK_BUDGET", 0)
+        assert [_sequence.window_length(execution, STEPS, window) for window in (1, 4, STEPS + 3)] == [1, 4, STEPS]
+
+    def test_a_small_budget_gives_the_same_gradient(self, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+        made = bench("tutorial", seed)
+        monkeypatch.setattr(_sequence, "STACK_BUDGET", 4 * self.BYTES_OF_A_STEP)
+
+        def loss(out: jax.Array, target: jax.Array) -> jax.Array:
+            return made.model.loss(out, target)
+
+        grad_fn = pb.sequence_grad(made.batched("vmap"), loss, reduction="none")
+        got, _ = grad_fn(made.params, None, *made.data(STEPS, SAMPLES))
+        assert_close(got, expected(made, SAMPLES, STEPS).gradients)
+
+    def test_the_budget_holds_a_quarter_of_a_gibibyte(self) -> None:
+        assert _sequence.STACK_BUDGET == 256 * 2**20
+
+
+class TestStrictArithmetic:
+    """Between a module's own equations nothing is promoted, neither dtypes nor ranks."""
+
+    @pytest.mark.parametrize("rule", ONLINE_RULES)
+    def test_nothing_is_promoted(self, rule: str, seed: int) -> None:
+        """In single precision, while JAX's default is double."""
+        made = bench("MinimalRNNCell", seed, ONLINE_RULES[rule], precision=32)
+
+        def loss(out: jax.Array, target: jax.Array) -> jax.Array:
+            return (out * jnp.broadcast_to(target, out.shape)).sum()
+
+        with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+            gradients, aux = pb.sequence_grad(made.batched("vmap"), loss, window=WINDOW)(
+                made.params, None, *made.data(STEPS, SAMPLES)
+            )
+        assert {leaf.dtype for leaf in jax.tree.leaves(gradients)} == {np.dtype("float32")}
+        assert aux.losses.dtype == np.dtype("float32")
+
+
+def test_a_model_without_traces(seed: int) -> None:
+    """All of its weights get the ordinary gradient of each step."""
+    x, y = np.random.default_rng(seed).normal(size=(STEPS, SAMPLES, N_IN)), np.ones((STEPS, SAMPLES))
+    learner, params = pb.capture(Untraced(N_IN, N_REC), jnp.asarray(x[0, 0]), algorithm=pb.ES_D_RTRL(0.9))
+
+    def loss(params: Tree, x: jax.Array, y: jax.Array) -> jax.Array:
+        weight = params["untraced"]["weight"]
+        return squared(jnp.tanh(x @ weight), y)
+
+    want = jax.vmap(jax.vmap(jax.grad(loss), (None, 0, 0)), (None, 0, 0))(params, x, y)
+    for strategy in STRATEGIES.values():
+        grad_fn = pb.sequence_grad(strategy(learner, SAMPLES), squared, reduction="none", window=WINDOW)
+        got, _ = grad_fn(params, None, x, y)
+        assert_gradients_alive(got)
+        assert_close(got, jax.tree.map(lambda g: g.sum(0), want))

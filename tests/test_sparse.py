@@ -1,0 +1,1 @@
+"""Sparse products: the dense model's numbers, in every strategy."""
