@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import brainunit as u
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -52,9 +53,13 @@ def run_window(task: Task, params: Params, carry: Carry, steps: Steps, opened: T
       steps: the window's data, `[K, B, ...]`.
       opened: the carry's trace, None where it is fresh.
     """
+    chex.assert_tree_shape_prefix((carry.hidden, carry.other, carry.trace, carry.update_count), task.execution.lead)
     if task.execution.algorithm.backpropagation is None:
-        return _step_by_step(task, params, carry, steps, opened)
-    return _propagated_back(task, params, carry, steps)
+        window = _step_by_step(task, params, carry, steps, opened)
+    else:
+        window = _propagated_back(task, params, carry, steps)
+    chex.assert_shape(window.losses, (steps.length, *task.execution.lead))
+    return window
 
 
 def end_window(
@@ -67,6 +72,7 @@ def end_window(
 
     closed_axes: Any = Closed(0, 1, 0)  # type: ignore[arg-type]
     closed = execution.each(close, (0, 0, 1), closed_axes)(params, opened, carried, records)
+    chex.assert_tree_shape_prefix((closed.trace, closed.dense), execution.lead)
     return closed.trace, traced_gradient(execution, params, closed.factors, closed.dense, per_sample=per_sample)
 
 

@@ -4,6 +4,7 @@ import abc
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -146,6 +147,7 @@ def contract(program: Program, params: Params, parts: tuple[Factors, ...]) -> Pa
     """
     gradients: Params = {}
     for factors in parts:
+        chex.assert_equal_shape_prefix(jax.tree.leaves(factors), 1)
         for relation in program.relations:
             if relation.name in factors.dys:
                 x = None if relation.x is None else factors.xs[relation.x.name]

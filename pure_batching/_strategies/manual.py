@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -44,8 +45,9 @@ def _batch_in_front(program: Program, single: Program, batch_size: int) -> Calla
         inside = states._replace(other=moved(states.other, axes, to_module=True))
         done = program.execute(params, inside, inputs, perturbation)
         outside = done.states._replace(other=moved(done.states.other, axes, to_module=False))
-        xs = _for_each_sample(done.jacobians.xs, single, batch_size)
-        return Step(done.output, outside, done.jacobians._replace(xs=xs))
+        jacobians = done.jacobians._replace(xs=_for_each_sample(done.jacobians.xs, single, batch_size))
+        chex.assert_tree_shape_prefix((done.output, outside.hidden, outside.other, jacobians), (batch_size,))
+        return Step(done.output, outside, jacobians)
 
     return execute
 
