@@ -27,7 +27,7 @@ _ELEMENT_WISE = frozenset(
     ]
 )
 _CALLS = frozenset(
-    ["jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "core_call", "remat", "checkpoint"]
+    ["jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "core_call", "remat", "remat2", "checkpoint"]
 )
 
 

@@ -142,7 +142,7 @@ class PureFunction(NamedTuple):
     @classmethod
     def of(cls, function: Callable[[], Tree]) -> "PureFunction":
         """Trace `function` once; every state that it reads, but the random generator, keeps the value it has now."""
-        stateful = brainstate.transform.StatefulFunction(function)
+        stateful = brainstate.transform.StatefulFunction(function, return_only_write=False)
         stateful.make_jaxpr()
         cache = stateful.get_arg_cache_key()
         spec, _ = stateful.get_out_shapes_by_cache(cache)

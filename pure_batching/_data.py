@@ -11,7 +11,7 @@ from ._errors import OptionError, ShapeError, StructureError
 from ._learner import Learner
 from ._native import unwrap_steps
 from ._timed import Steps, Timed
-from ._tree import Axes, Tree, conform, named_leaves
+from ._tree import Axes, Tree, conform, like, named_leaves
 
 
 def check_steps(learner: Learner, inputs: Tree, targets: Tree, mask: Any, reset: Any) -> Steps:
@@ -36,11 +36,16 @@ def check_steps(learner: Learner, inputs: Tree, targets: Tree, mask: Any, reset:
     arguments = conform(arguments, learner.program.inputs, "inputs", axes, _untimed(changing, "inputs"))
     wanted = _with_axes(wanted, "targets", axes, _untimed(wanted_changing, "targets"))
     return Steps(
-        Timed(*eqx.partition(arguments, changing)),
-        Timed(*eqx.partition(wanted, wanted_changing)),
+        _timed(arguments, changing),
+        _timed(wanted, wanted_changing),
         _flags(learner, mask, "mask", axes),
         _flags(learner, reset, "reset", axes),
     )
+
+
+def _timed(tree: Tree, changing: Tree) -> Timed:
+    """The leaves that change apart from the others; units may have been converted since `changing` was made."""
+    return Timed(*eqx.partition(tree, like(tree, jax.tree.leaves(changing))))
 
 
 def _flags(learner: Learner, flags: Any, name: str, axes: Axes) -> jax.Array | None:

@@ -10,7 +10,7 @@ class PureBatchingError(ValueError):
 
     def __init__(self, where: str, *, got: object, expected: object, repair: str) -> None:
         super().__init__(f"{where}: got {got}, expected {expected}. {repair}")
-        self.where = where
+        self.where, self.got, self.expected = where, got, expected
 
 
 class CaptureError(PureBatchingError):

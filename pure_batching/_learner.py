@@ -8,11 +8,11 @@ import jax
 
 from ._algorithms.base import Algorithm
 from ._capture import capture_program
-from ._errors import CarryError, StructureError
+from ._errors import CarryError, PureBatchingError, StructureError
 from ._execution import Carry, Execution
 from ._program import Params, Program
 from ._step import differentiable_step
-from ._tree import Tree, conform, named_leaves, spec_of
+from ._tree import Tree, conform
 
 
 class Learner(eqx.Module):
@@ -76,13 +76,18 @@ class Learner(eqx.Module):
         return conform(params, self.program.params, "params")
 
     def check_carry(self, carry: Carry) -> Carry:
-        """`carry` itself, or CarryError."""
-        expected = named_leaves(self.execution.carry_spec(), "carry")
-        got = named_leaves(spec_of(carry), "carry") if isinstance(carry, Carry) else []
-        wrong = [name for name, spec in got if (name, spec) not in expected]
-        if not isinstance(carry, Carry) or wrong or len(got) != len(expected):
-            raise _carry_error(carry, wrong, dict(got), dict(expected))
-        return carry
+        """`carry` in the captured units, or CarryError."""
+        if not isinstance(carry, Carry):
+            raise CarryError("carry", got=type(carry).__name__, expected="a Carry", repair="Start from learner.init().")
+        try:
+            return conform(carry, self.execution.carry_spec(), "carry")
+        except PureBatchingError as error:
+            raise CarryError(
+                error.where,
+                got=error.got,
+                expected=error.expected,
+                repair="The carry belongs to a learner of another module, algorithm or batch size; start from init().",
+            ) from error
 
     def axes(self, *lead: tuple[str, int]) -> tuple[tuple[str, int], ...]:
         """The axes in front of every leaf that belongs to a sample, after those of `lead`."""
@@ -137,17 +142,3 @@ def _init(execution: Execution, key: jax.Array) -> Carry:
 @partial(jax.jit, static_argnums=0)
 def _step(execution: Execution, params: Params, carry: Carry, inputs: tuple[Tree, ...]) -> tuple[Carry, Tree]:
     return differentiable_step(execution, params, carry, inputs)
-
-
-def _carry_error(carry: Any, wrong: list[str], got: dict[str, Any], expected: dict[str, Any]) -> CarryError:
-    if not isinstance(carry, Carry):
-        return CarryError(
-            "carry", got=type(carry).__name__, expected="a Carry", repair="Start from learner.init() or carry=None."
-        )
-    name = (wrong or sorted(set(expected) - set(got)))[0]
-    return CarryError(
-        name,
-        got=got.get(name, "nothing"),
-        expected=expected.get(name, "no such leaf"),
-        repair="The carry belongs to another learner, batch size or step; start from this learner's init().",
-    )

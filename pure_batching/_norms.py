@@ -141,34 +141,35 @@ def _check_batched(learner: Learner, name: str) -> None:
 def _sample_norms(norm_fn: NormFn, params: Params, carry: Carry | None, steps: Steps) -> tuple[jax.Array, Aux]:
     execution = norm_fn.learner.execution
     check_loss(execution, norm_fn.loss, steps.targets)
-    start = execution.fresh(jax.random.key(0)) if carry is None else carry
+    fresh = execution.fresh(jax.random.key(0))
+    start = fresh if carry is None else carry
     task = Task(execution, norm_fn.loss, per_sample=False, outputs=False)
     is_online = execution.algorithm.backpropagation is None and not execution.program.direct
     if is_online and carry is None:
         return _from_factors(task, params, start, steps)
-    return _sample_by_sample(task, params, start, steps)
+    return _sample_by_sample(task, params, start, steps, fresh)
 
 
-def _sample_by_sample(task: Task, params: Params, carry: Carry, steps: Steps) -> tuple[jax.Array, Aux]:
+def _sample_by_sample(task: Task, params: Params, carry: Carry, steps: Steps, fresh: Carry) -> tuple[jax.Array, Aux]:
     """The whole sequence for as many samples at once as `TILE_BUDGET` allows."""
     execution = task.execution
     one = task._replace(execution=Execution.of_one_sample(execution.program, execution.algorithm))
 
-    def own(common: tuple[Params, Any], carry: Carry, steps: Steps) -> tuple[jax.Array, Carry, jax.Array]:
+    def own(common: tuple[Params, Any], carry: Carry, steps: Steps, fresh: Carry) -> Any:
         whole = carry._replace(shared=common[1])
-        window = run_window(one, common[0], whole, steps, whole.trace)
+        window = run_window(one, common[0], whole, steps, whole.trace, fresh)
         return _square(window.gradients), window.carry, window.losses
 
     each = each_in_turn(execution.lead[0], tile=_tile(execution, nbytes(params)))
-    mapped = each(own, (0, Steps.sample_axes()), (0, 0, 1))
-    squares, after, losses = mapped((params, carry.shared), carry._replace(shared={}), steps)
+    mapped = each(own, (0, Steps.sample_axes(), 0), (0, 0, 1))
+    squares, after, losses = mapped((params, carry.shared), carry._replace(shared={}), steps, fresh._replace(shared={}))
     shared = jax.tree.map(lambda leaf: leaf[0], after.shared)  # the same for every sample
     return jnp.sqrt(squares), Aux(after._replace(shared=shared), losses, None)
 
 
 def _from_factors(task: Task, params: Params, carry: Carry, steps: Steps) -> tuple[jax.Array, Aux]:
     """From the outer products of one window over the whole sequence."""
-    execution, done = task.execution, collect(task, params, carry, steps)
+    execution, done = task.execution, collect(task, params, carry, steps, carry)
 
     def close(params: Params, *own: Any) -> Closed:
         return execution.algorithm.close(execution.program, params, None, *own)

@@ -3,6 +3,7 @@
 What is stacked is what a window costs; the sequence's length never enters.
 """
 
+import numbers
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -101,11 +102,11 @@ def sequence_grad(
     if reduction not in REDUCTIONS:
         expected = " or ".join(map(repr, REDUCTIONS))
         raise OptionError("reduction", got=repr(reduction), expected=expected, repair="Choose one of them.")
-    if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
+    if window is not None and (isinstance(window, bool) or not isinstance(window, numbers.Integral) or window < 1):
         raise OptionError(
             "window", got=repr(window), expected="None or an integer >= 1", repair="Give a number of steps."
         )
-    return GradFn(learner, loss, reduction, window, outputs)
+    return GradFn(learner, loss, reduction, None if window is None else int(window), outputs)
 
 
 def window_length(execution: Execution, time: int, window: int | None) -> int:
@@ -136,21 +137,22 @@ def run_sequence(grad_fn: GradFn, params: Params, carry: Carry | None, steps: St
     execution, time = grad_fn.learner.execution, steps.length
     check_loss(execution, grad_fn.loss, steps.targets)
     task = Task(execution, grad_fn.loss, grad_fn.reduction == "none", grad_fn.outputs)
-    start = execution.fresh(jax.random.key(0)) if carry is None else carry
+    fresh = execution.fresh(jax.random.key(0))
+    start = fresh if carry is None else carry
     length = window_length(execution, time, grad_fn.window)
     if length == time:
-        window = run_window(task, params, start, steps, None if carry is None else start.trace)
+        window = run_window(task, params, start, steps, None if carry is None else start.trace, fresh)
         gradients, aux = window.gradients, Aux(window.carry, window.losses, window.outputs)
     else:
-        gradients, aux = _windows(task, params, start, steps, length)
+        gradients, aux = _windows(task, params, start, steps, length, fresh)
     return _complete(task, params, gradients, mean=grad_fn.reduction == "mean"), aux
 
 
-def _windows(task: Task, params: Params, carry: Carry, steps: Steps, length: int) -> tuple[Params, Aux]:
+def _windows(task: Task, params: Params, carry: Carry, steps: Steps, length: int, fresh: Carry) -> tuple[Params, Aux]:
     """Windows of one length in a scan, and what is left of the sequence in a shorter one."""
 
     def one(state: tuple[Carry, Params], start: jax.Array) -> tuple[tuple[Carry, Params], Any]:
-        window = run_window(task, params, state[0], steps.window(start, length), state[0].trace)
+        window = run_window(task, params, state[0], steps.window(start, length), state[0].trace, fresh)
         return (window.carry, add_gradients(state[1], window.gradients)), (window.losses, window.outputs)
 
     whole, left = divmod(steps.length, length)
@@ -158,7 +160,7 @@ def _windows(task: Task, params: Params, carry: Carry, steps: Steps, length: int
     state, emitted = jax.lax.scan(one, state, jnp.arange(whole) * length)
     emitted = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), emitted)
     if left:
-        window = run_window(task, params, state[0], steps.window(whole * length, left), state[0].trace)
+        window = run_window(task, params, state[0], steps.window(whole * length, left), state[0].trace, fresh)
         state = (window.carry, add_gradients(state[1], window.gradients))
         emitted = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), emitted, (window.losses, window.outputs))
     return state[1], Aux(state[0], *emitted)

@@ -63,8 +63,9 @@ class Steps(eqx.Module):
     def at(self, changing: Any) -> Moment:
         """One step, from what a scan hands out."""
         inputs, targets, mask, reset = changing
-        moment = Moment(self.inputs.at(inputs), self.targets.at(targets), mask, reset)
-        return moment if mask is None else eqx.tree_at(lambda m: m.inputs, moment, _blank(moment.inputs, mask))
+        data = (self.inputs.at(inputs), self.targets.at(targets))
+        arguments, wanted = data if mask is None else _blank(data, mask)
+        return Moment(arguments, wanted, mask, reset)
 
     @property
     def length(self) -> int:
@@ -102,6 +103,6 @@ def select(condition: jax.Array, yes: Tree, no: Tree) -> Tree:
     return jax.tree.map(choose, yes, no)
 
 
-def _blank(inputs: Tree, mask: jax.Array) -> Tree:
-    """Inputs of masked steps are zeros, so that padding of any kind (NaN too) reaches no derivative."""
-    return select(mask, inputs, jax.tree.map(jnp.zeros_like, inputs))
+def _blank(data: Tree, mask: jax.Array) -> Tree:
+    """The data of masked steps are zeros, so that padding of any kind (NaN too) reaches no derivative."""
+    return select(mask, data, jax.tree.map(jnp.zeros_like, data))

@@ -43,7 +43,7 @@ class Window(NamedTuple):
     outputs: Tree
 
 
-def run_window(task: Task, params: Params, carry: Carry, steps: Steps, opened: Trace) -> Window:
+def run_window(task: Task, params: Params, carry: Carry, steps: Steps, opened: Trace, fresh: Carry) -> Window:
     """Run a window and add up its gradient.
 
     Args:
@@ -52,12 +52,13 @@ def run_window(task: Task, params: Params, carry: Carry, steps: Steps, opened: T
       carry: before the window.
       steps: the window's data, `[K, B, ...]`.
       opened: the carry's trace, None where it is fresh.
+      fresh: where a sample starts anew.
     """
     chex.assert_tree_shape_prefix((carry.hidden, carry.other, carry.trace, carry.update_count), task.execution.lead)
     if task.execution.algorithm.backpropagation is None:
-        window = _step_by_step(task, params, carry, steps, opened)
+        window = _step_by_step(task, params, carry, steps, opened, fresh)
     else:
-        window = _propagated_back(task, params, carry, steps)
+        window = _propagated_back(task, params, carry, steps, fresh)
     chex.assert_shape(window.losses, (steps.length, *task.execution.lead))
     return window
 
@@ -137,17 +138,16 @@ class Collected(NamedTuple):
     outputs: Tree
 
 
-def _step_by_step(task: Task, params: Params, carry: Carry, steps: Steps, opened: Trace) -> Window:
+def _step_by_step(task: Task, params: Params, carry: Carry, steps: Steps, opened: Trace, fresh: Carry) -> Window:
     """Credit through time by the traces alone."""
-    done = collect(task, params, carry, steps)
+    done = collect(task, params, carry, steps, fresh)
     ended = end_window(task.execution, params, opened, done.carry.trace, done.records, per_sample=task.per_sample)
     after = done.carry._replace(trace=ended[0])
     return Window(after, add_gradients(ended[1], done.direct), done.losses, done.outputs)
 
 
-def collect(task: Task, params: Params, carry: Carry, steps: Steps) -> Collected:
+def collect(task: Task, params: Params, carry: Carry, steps: Steps, fresh: Carry) -> Collected:
     """Make the steps of a window, each with its learning signal."""
-    fresh = _fresh(task.execution, steps)
 
     def one(state: tuple[Carry, Params], changing: Any) -> tuple[tuple[Carry, Params], Any]:
         moment = steps.at(changing)
@@ -203,17 +203,17 @@ def _direct_of_each_sample(task: Task, params: Params, carry: Carry, moment: Mom
     return task.execution.each(own)((params, carry.shared), states, moment)
 
 
-def _propagated_back(task: Task, params: Params, carry: Carry, steps: Steps) -> Window:
+def _propagated_back(task: Task, params: Params, carry: Carry, steps: Steps, fresh: Carry) -> Window:
     """Credit inside the window by backpropagation, and for what lies behind it by the trace."""
     if task.per_sample and task.execution.batch_size is not None:
-        return _propagated_back_for_each(task, params, carry, steps)
-    execution, fresh = task.execution, _fresh(task.execution, steps)
+        return _propagated_back_for_each(task, params, carry, steps, fresh)
+    execution = task.execution
     wrap: Any = execution.algorithm.backpropagation
 
     def total(params: Params, hidden: Any) -> Any:
         def one(states: States, changing: Any) -> tuple[States, Any]:
             moment = steps.at(changing)
-            before = states if moment.reset is None else _restarted(states, fresh.states, moment.reset)
+            before = _restarted(states, fresh.states, moment.reset)
             done = execution.execute(params, before, moment.inputs, execution.zero_perturbation())
             emitted = (_losses(task, done.output, moment), _neutral(done.jacobians, moment), done.output)
             return _frozen(done.states, before, moment.mask), emitted
@@ -224,41 +224,55 @@ def _propagated_back(task: Task, params: Params, carry: Carry, steps: Steps) -> 
     gradient = jax.grad(total, argnums=(0, 1), has_aux=True)
     (within, of_hidden), (states, (losses, jacobians, outputs)) = gradient(params, carry.hidden)
     behind = trace_gradient(execution, params, carry.trace, of_hidden, carry.update_count)
-    after = _updated(execution, params, carry, states, jacobians, steps)
+    after = _updated(execution, params, carry, states, jacobians, steps, fresh)
     return Window(after, add_gradients(within, behind), losses, outputs if task.outputs else None)
 
 
-def _propagated_back_for_each(task: Task, params: Params, carry: Carry, steps: Steps) -> Window:
+def _propagated_back_for_each(task: Task, params: Params, carry: Carry, steps: Steps, fresh: Carry) -> Window:
     one_sample = Execution.of_one_sample(task.execution.program, task.execution.algorithm)
 
-    def own(common: tuple[Params, Any], carry: Carry, steps: Steps) -> Window:
+    def own(common: tuple[Params, Any], carry: Carry, steps: Steps, fresh: Carry) -> Window:
         params, shared = common
-        return _propagated_back(task._replace(execution=one_sample), params, carry._replace(shared=shared), steps)
+        whole = carry._replace(shared=shared)
+        return _propagated_back(task._replace(execution=one_sample), params, whole, steps, fresh)
 
     axes: Any = Window(0, 0, 1, 1)  # type: ignore[arg-type]
-    each = task.execution.each(own, (0, Steps.sample_axes()), axes)
-    window = each((params, carry.shared), carry._replace(shared={}), steps)
+    each = task.execution.each(own, (0, Steps.sample_axes(), 0), axes)
+    window = each((params, carry.shared), carry._replace(shared={}), steps, fresh._replace(shared={}))
     shared = jax.tree.map(lambda leaf: leaf[0], window.carry.shared)  # the same for every sample
     return window._replace(carry=window.carry._replace(shared=shared))
 
 
 def _updated(
-    execution: Execution, params: Params, carry: Carry, states: States, jacobians: Jacobians, steps: Steps
+    execution: Execution,
+    params: Params,
+    carry: Carry,
+    states: States,
+    jacobians: Jacobians,
+    steps: Steps,
+    fresh: Carry,
 ) -> Carry:
     """The carry after a window that was propagated back: its trace has made all steps, its count one."""
     signal = execution.program.signal(execution.zero_perturbation())
-    fresh = None if steps.reset is None else execution.fresh(jax.random.key(0)).trace
 
     def one(trace: Trace, step: tuple[Jacobians, Any, Any]) -> tuple[Trace, Any]:
-        before = trace if step[2] is None else select(step[2], fresh, trace)
+        before = trace if step[2] is None else select(step[2], fresh.trace, trace)
         new, record = step_trace(execution, params, before, step[0], signal, carry.update_count)
         return _frozen(new, before, step[1]), record
 
     carried, records = jax.lax.scan(one, carry.trace, (jacobians, steps.mask, steps.reset))
     trace, _ = end_window(execution, params, carry.trace, carried, records, per_sample=False)
-    before = carry.update_count if steps.reset is None else jnp.where(steps.reset.any(0), 0, carry.update_count)
-    made = 1 if steps.mask is None else steps.mask.any(0).astype(jnp.int32)
-    return Carry(*states, trace=trace, update_count=before + made)
+    return Carry(*states, trace=trace, update_count=_counted(carry.update_count, steps))
+
+
+def _counted(count: jax.Array, steps: Steps) -> jax.Array:
+    """One update more where some step counts, from zero where a sample started anew, whose steps before are forgotten."""
+    none = jnp.zeros((steps.length, *count.shape), bool)
+    reset = none if steps.reset is None else steps.reset
+    mask = ~none if steps.mask is None else steps.mask
+    resets_from_here = jnp.cumsum(reset[::-1], 0)[::-1]
+    is_last_life = resets_from_here - reset == 0
+    return jnp.where(reset.any(0), 0, count) + (mask & is_last_life).any(0)
 
 
 def _losses(task: Task, output: Tree, moment: Moment) -> jax.Array:
@@ -275,10 +289,6 @@ def _number(loss: Any) -> Any:
 
 def _masked(losses: jax.Array, mask: jax.Array | None) -> jax.Array:
     return losses if mask is None else jnp.where(mask, losses, 0)
-
-
-def _fresh(execution: Execution, steps: Steps) -> Any:
-    return None if steps.reset is None else execution.fresh(jax.random.key(0))
 
 
 def _restarted(now: Any, fresh: Any, reset: jax.Array | None) -> Any:

@@ -151,12 +151,15 @@ _ALL = (
     ),
     Model(
         "normalized",
-        lambda: modules.Normalized(N_IN, N_REC),
+        lambda: modules.Normalized((6, 2), N_REC),
+        draws=(floats(6, 2),),
         strategies=("loop", "vmap"),
         environ={"fit": True},
         native=False,
     ),
-    Model("normalized_fixed", lambda: modules.Normalized(N_IN, N_REC), environ={"fit": False}),
+    Model(
+        "normalized_fixed", lambda: modules.Normalized((6, 2), N_REC), draws=(floats(6, 2),), environ={"fit": False}
+    ),
 )
 
 MODELS: Mapping[str, Model] = {model.name: model for model in _ALL}

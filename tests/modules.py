@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from brainpy.state import CUBA, LIF, AlignPostProj, Expon
 from brainscale import ElemWiseParam, NonTempParam
-from brainscale.nn import BatchNorm0d, Conv1d, Conv2d, LeakyRateReadout, Linear, LoRA, MinimalRNNCell, SignedWLinear
+from brainscale.nn import BatchNorm1d, Conv1d, Conv2d, LeakyRateReadout, Linear, LoRA, MinimalRNNCell, SignedWLinear
 from brainstate import HiddenGroupState, HiddenState, ShortTermState
 from brainstate.nn import Delay, Dropout, Module
 
@@ -273,14 +273,15 @@ class Noisy(Module):
 
 
 class Normalized(Module):
-    """Batch normalisation inside the step."""
+    """Batch normalisation inside the step, over the rows of an image and, in a batch, over the images too."""
 
-    def __init__(self, n_in: int, n_rec: int) -> None:
+    def __init__(self, size: tuple[int, int], n_rec: int) -> None:
         super().__init__()
-        self.norm, self.cell = BatchNorm0d(n_in), MinimalRNNCell(n_in, n_rec)
+        self.norm, self.cell = BatchNorm1d(size), MinimalRNNCell(size[0] * size[1], n_rec)
 
     def update(self, x: Array) -> Array:
-        return self.cell(self.norm(x))
+        normalized = self.norm(x)
+        return self.cell(normalized.reshape(*normalized.shape[:-2], -1))
 
 
 class Stack(Module):

@@ -419,7 +419,7 @@ class TestRefusals:
     def test_what_brainscale_cannot_compile(self) -> None:
         text = (
             r"Broken: got NotImplementedError: Currently, we do not support the hidden states are computed within a "
-            r"cond function\. .*, expected a module whose update\(\) is one step of one sample that BrainScale can compile"
+            r"cond function\. .*, expected a module whose update\(\) is one step of one sample"
         )
         error = self.check(Broken(N_IN, N_REC), text, jnp.ones(N_IN))
         assert isinstance(error.__cause__, NotImplementedError)

@@ -1,8 +1,11 @@
 """The order of the modules: a reader meets each before what is built from it."""
 
 import ast
+import inspect
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -10,12 +13,13 @@ import pytest
 import pure_batching
 
 PACKAGE = Path(pure_batching.__file__).parent
+ROOT = Path(__file__).parents[1]
 
 # From the bottom up; a folder is one room, whose own files may not import each other in a circle.
 ORDER = (
     *("_errors", "_tree", "_jaxpr", "_alignment", "_sparse", "_program", "_assembly", "_blueprint", "_capture"),
     *("_algorithms", "_timed", "_execution", "_window", "_step", "_learner", "_native", "_data", "_strategies"),
-    *("_sequence", "_batch", "_audit", "testing", "_tutorial", "__main__"),
+    *("_sequence", "_batch", "_norms", "_audit", "testing", "_tutorial", "__main__"),
 )
 FACADE = "__init__"
 
@@ -25,6 +29,16 @@ USERS = {"_tutorial", "__main__"}
 
 # What runs inside a step; it knows JAX and the package's own data alone.
 PURE = {"_jaxpr", "_program", "_assembly", "_execution", "_window", "_step", "_algorithms", "_strategies"}
+
+PUBLIC = {
+    *("capture", "Learner", "Carry", "read_states", "write_states", "from_native", "to_native"),
+    *("Algorithm", "ES_D_RTRL", "D_RTRL", "Hybrid", "BPTT", "loop", "manual", "vmap", "PureBatchingError"),
+    *("sequence_grad", "Aux", "sample_norms", "clipped_grad"),
+    *("stack", "unstack", "concat", "split", "gather", "scatter", "permute"),
+}
+
+# What the tests, the examples and the main job need, and nobody else.
+EXTRAS = {"hypothesis", "pytest", "matplotlib", "rich", "optax"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -95,9 +109,61 @@ def test_steps_know_jax_alone(path: Path) -> None:
     assert not imports(path) & {"brainscale", "brainstate", "brainpy"}
 
 
-def test_the_package_needs_no_test_library() -> None:
-    code = "import sys, pure_batching; print(*sorted({'hypothesis', 'pytest'} & set(sys.modules)))"
+def test_importing_the_package_loads_no_extra() -> None:
+    """BrainScale's own dependencies load some of them; what counts is what comes on top."""
+    code = (
+        "import sys, brainscale, brainstate, braintools, brainunit, chex, equinox, jax; before = set(sys.modules)\n"
+        f"import pure_batching; print(*sorted(set({sorted(EXTRAS)}) & (set(sys.modules) - before)))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent, timeout=300
     )
     assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_extras_are_for_the_main_job_and_for_testing(path: Path) -> None:
+    allowed = EXTRAS if room(name_of(path)) in USERS else {"hypothesis"} if room(name_of(path)) == "testing" else set()
+    assert imports(path) & EXTRAS <= allowed
+
+
+def test_public_names_are_those_promised() -> None:
+    names = {name: value for name, value in vars(pure_batching).items() if not name.startswith("_")}
+    assert {name for name, value in names.items() if not inspect.ismodule(value)} == PUBLIC
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC))
+def test_public_names_have_docstrings(name: str) -> None:
+    assert (vars(pure_batching)[name].__doc__ or "").strip()
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *sorted((ROOT / "examples").glob("*.py"))], ids=lambda p: p.name)
+def test_pages_use_public_names_alone(path: Path) -> None:
+    used = set(re.findall(r"\bpb\.(\w+)", path.read_text(encoding="utf-8")))
+    assert used
+    assert used <= PUBLIC
+
+
+def test_the_wheel_is_typed() -> None:
+    """It holds the whole folder, with the mark of a typed package in it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert project["tool"]["hatch"]["build"]["targets"]["wheel"] == {"packages": ["pure_batching"]}
+    assert (PACKAGE / "py.typed").is_file()
+
+
+@pytest.mark.parametrize("ending", ["-m pytest", "-m pure_batching"])
+def test_ci_runs_the_commands_of_the_readme(ending: str) -> None:
+    """There is one such line, it sets everything up by itself, and CI takes it from there."""
+    assert f"$(readme_command '{ending}')" in (ROOT / ".ci/run").read_text(encoding="utf-8")
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    (command,) = [line for line in lines if line.endswith(ending)]
+    assert lines[lines.index(command) - 1] == "```sh"
+    assert command.startswith("python3 -m venv .venv && ")
+
+
+@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-parity.lock"])
+def test_locks_hold_every_dependency(lock: str) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = {re.split(r"[<>=]", dependency)[0] for dependency in project["dependencies"]}
+    pinned = re.findall(r"^([\w.-]+)==", (ROOT / lock).read_text(encoding="utf-8"), re.MULTILINE)
+    assert wanted <= set(pinned)

@@ -32,19 +32,24 @@ WINDOWED_RULES = {
     "BPTT": pb.BPTT(),
     "ES_D_RTRL multi-step": pb.ES_D_RTRL(0.9, vjp="multi-step"),
     "D_RTRL multi-step": pb.D_RTRL(vjp="multi-step"),
-    "D_RTRL published multi-step": pb.D_RTRL(rule="published", vjp="multi-step"),
-    "Hybrid multi-step": pb.Hybrid(0.9, vjp="multi-step"),
 }
-RULES = {**ONLINE_RULES, **WINDOWED_RULES}
+RULES = {
+    **{name: ONLINE_RULES[name] for name in ("ES_D_RTRL", "D_RTRL", "D_RTRL published", "Hybrid")},
+    **WINDOWED_RULES,
+}
+
+# One rule for each way of a gradient: contracted factors, the linear trace, backpropagation with a trace behind it.
+SOME_RULES = ("ES_D_RTRL", "D_RTRL published", "D_RTRL multi-step")
 
 # Two layers, with a weight that has a trace, one that has none, and an ordinary one.
 MODEL = "readouts"
 
-WINDOWS = (1, WINDOW, None)
+# Every strategy with the usual window, and every window with one strategy.
+RUNS = [*((strategy, WINDOW) for strategy in STRATEGIES), ("vmap", 1), ("vmap", None)]
 
 every_rule = pytest.mark.parametrize("rule", RULES)
+some_rules = pytest.mark.parametrize("rule", SOME_RULES)
 every_strategy = pytest.mark.parametrize("strategy", STRATEGIES)
-every_window = pytest.mark.parametrize("window", WINDOWS)
 
 
 def flags(*samples: str) -> tuple[tuple[bool, ...], ...]:
@@ -57,24 +62,32 @@ ALL, NONE = flags(*["xxxxxx"] * SAMPLES), flags(*["......"] * SAMPLES)
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
-    """Which steps count, and where samples start anew, `[B][T]`; the windows begin at steps 0 and 3."""
+    """Which steps count, and where samples start anew, `[B][T]`; None where nothing is said of it."""
 
-    mask: tuple[tuple[bool, ...], ...] = ALL
-    reset: tuple[tuple[bool, ...], ...] = NONE
+    mask: tuple[tuple[bool, ...], ...] | None = None
+    reset: tuple[tuple[bool, ...], ...] | None = None
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """As `[T, B]`."""
-        return {"mask": np.array(self.mask).T, "reset": np.array(self.reset).T}
+        """What is said, as `[T, B]`."""
+        said = {"mask": self.mask, "reset": self.reset}
+        return {name: np.array(value).T for name, value in said.items() if value is not None}
+
+    def of(self, i: int) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
+        """The mask and the resets of sample `i`."""
+        return (self.mask or ALL)[i], (self.reset or NONE)[i]
 
 
+# Windows of three begin at steps 0 and 3.
 FLAGS = {
-    "neither": Flags(),
+    "neither": Flags(ALL, NONE),
     # a gap, a whole window missing, nothing at all
     "mask": Flags(mask=flags("xx.xx.", "...x.x", "......")),
     # inside a window and twice in a row, at both beginnings, never
     "reset": Flags(reset=flags(".x..xx", "x..x..", "......")),
-    # a reset at a step that counts, at one that does not, with nothing after it, and of a sample that has no step
-    "both": Flags(mask=flags("x.xx..", ".xxxxx", "......"), reset=flags(".x..x.", "x.xx..", "...x..")),
+    # a reset before steps that count, before one that does not, and of a sample that has no step
+    "both": Flags(flags("x.xx.x", ".xxxxx", "......"), flags(".x..x.", "x.xx..", "...x..")),
+    # a reset after the last step that counts in its window
+    "late": Flags(flags("xxxx..", "x..xxx", "xxx..."), flags("....x.", ".x....", "......")),
 }
 
 
@@ -95,8 +108,8 @@ def where_masked(data: Data, mask: np.ndarray, *, targets: bool) -> Data:
 
 def run(made: Bench, request: Request, case: Flags, carry: pb.Carry | None, *, targets: bool = False) -> Result:
     """The gradient under a mask and resets, with padding that ruins what it touches."""
-    given = case.arrays()
-    data = where_masked(made.data(STEPS, SAMPLES), given["mask"], targets=targets)
+    given, data = case.arrays(), made.data(STEPS, SAMPLES)
+    data = where_masked(data, given["mask"], targets=targets) if "mask" in given else data
     return Result(*made.grad_fn(request)(made.params, carry, *data, **given))
 
 
@@ -117,7 +130,7 @@ def one_sample(made: Bench, case: Flags, window: int, i: int, carry: pb.Carry) -
     """The pieces of sample `i`, each run alone and without flags, their gradients added up."""
     fresh, data = sample_of_carry(made.start("vmap"), i), sample(made.data(STEPS, SAMPLES), i, axis=1)
     gradients, losses = jax.tree.map(jnp.zeros_like, made.params), np.zeros(STEPS)
-    for starts_anew, steps in pieces(case.mask[i], case.reset[i], window):
+    for starts_anew, steps in pieces(*case.of(i), window):
         carry = fresh._replace(keys=carry.keys) if starts_anew else carry
         if steps:
             request = Request(None, window=None, steps=len(steps))
@@ -153,15 +166,14 @@ class TestOfOneSample:
     """The reference itself is worth something: it cuts where it should, and tells patterns apart."""
 
     def test_pieces(self) -> None:
-        case = FLAGS["both"]
-        assert list(pieces(case.mask[0], case.reset[0], 3)) == [(False, [0]), (True, [2]), (False, [3]), (True, [])]
-        assert list(pieces(case.mask[1], case.reset[1], 6)) == [
-            (False, []),
-            (True, [1]),
-            (True, [2]),
-            (True, [3, 4, 5]),
-        ]
-        assert list(pieces(ALL[0], NONE[0], 3)) == [(False, [0, 1, 2]), (False, [3, 4, 5])]
+        assert self.cut("both", 0, 3) == [(False, [0]), (True, [2]), (False, [3]), (True, [5])]
+        assert self.cut("late", 0, 3) == [(False, [0, 1, 2]), (False, [3]), (True, [])]
+        assert self.cut("both", 1, 6) == [(False, []), (True, [1]), (True, [2]), (True, [3, 4, 5])]
+        assert self.cut("neither", 0, 3) == [(False, [0, 1, 2]), (False, [3, 4, 5])]
+
+    @staticmethod
+    def cut(name: str, i: int, window: int) -> list[tuple[bool, list[int]]]:
+        return list(pieces(*FLAGS[name].of(i), window))
 
     @every_rule
     def test_is_alive(self, rule: str, seed: int) -> None:
@@ -175,22 +187,24 @@ class TestOfOneSample:
 
 
 class TestFlags:
-    @every_window
-    @every_strategy
+    @pytest.mark.parametrize(("strategy", "window"), RUNS)
     @every_rule
     def test_both(self, rule: str, strategy: str, window: int | None, seed: int) -> None:
         self.check("both", rule, Request(strategy, window=window), seed)
 
     @every_rule
-    @pytest.mark.parametrize("name", ["mask", "reset", "neither"])
+    @pytest.mark.parametrize("name", ["mask", "reset"])
     def test_one_of_them(self, name: str, rule: str, seed: int) -> None:
         self.check(name, rule, Request("vmap"), seed)
 
-    @pytest.mark.parametrize("window", [1, None])
-    @pytest.mark.parametrize("rule", ["ES_D_RTRL", "D_RTRL", "D_RTRL multi-step"])
-    def test_in_other_windows(self, rule: str, window: int | None, seed: int) -> None:
-        for name in ("mask", "reset"):
-            self.check(name, rule, Request("vmap", window=window), seed)
+    @pytest.mark.parametrize("strategy", ["loop", "manual"])
+    @pytest.mark.parametrize("name", ["mask", "reset"])
+    def test_one_of_them_in_other_strategies(self, name: str, strategy: str, seed: int) -> None:
+        self.check(name, "D_RTRL multi-step", Request(strategy, window=None), seed)
+
+    @every_rule
+    def test_a_reset_after_the_last_step_that_counts(self, rule: str, seed: int) -> None:
+        self.check("late", rule, Request("vmap"), seed)
 
     @staticmethod
     def check(name: str, rule: str, request: Request, seed: int) -> None:
@@ -198,22 +212,20 @@ class TestFlags:
         want = expected(made, name, window_of(rule, request.window))
         assert_same(run(made, request, FLAGS[name], start(made)), want)
 
-    @pytest.mark.parametrize("window", [WINDOW, None])
     @every_rule
-    def test_from_a_fresh_start(self, rule: str, window: int | None, seed: int) -> None:
+    def test_from_a_fresh_start(self, rule: str, seed: int) -> None:
         made = bench(MODEL, seed, RULES[rule])
-        want = expected(made, "both", window_of(rule, window), fresh=True)
-        assert_same(run(made, Request("vmap", window=window), FLAGS["both"], None), want)
+        want = expected(made, "both", window_of(rule, None), fresh=True)
+        assert_same(run(made, Request("vmap", window=None), FLAGS["both"], None), want)
 
-    @pytest.mark.parametrize("strategy", ["vmap", "manual"])
     @every_rule
-    def test_summed_over_samples(self, rule: str, strategy: str, seed: int) -> None:
+    def test_summed_over_samples(self, rule: str, seed: int) -> None:
         made = bench(MODEL, seed, RULES[rule])
         each = expected(made, "both", window_of(rule, WINDOW))
-        got = run(made, Request(strategy, "sum"), FLAGS["both"], start(made))
+        got = run(made, Request("manual", "sum"), FLAGS["both"], start(made))
         assert_same(got, Result(jax.tree.map(lambda x: x.sum(0), each.gradients), each.aux))
 
-    @pytest.mark.parametrize("rule", ["ES_D_RTRL", "D_RTRL published", "D_RTRL multi-step"])
+    @some_rules
     @pytest.mark.parametrize("name", ["tutorial", "LSTMCell", "trees", "random_start", "noisy"])
     def test_of_other_models(self, name: str, rule: str, seed: int) -> None:
         """Spikes, several states in a group, units, random initial states, and keys, which go on after a reset."""
@@ -231,9 +243,9 @@ class TestMaskedSteps:
         assert_identical(sample_of_carry(got.aux.carry, last), sample_of_carry(start(made), last))
         assert not got.aux.losses[:, last].any()
 
-    @every_rule
     @pytest.mark.parametrize("reduction", ["none", "sum"])
-    def test_targets_that_are_no_numbers_reach_nothing(self, reduction: str, rule: str, seed: int) -> None:
+    @some_rules
+    def test_targets_that_are_no_numbers_reach_nothing(self, rule: str, reduction: str, seed: int) -> None:
         made, request = bench(MODEL, seed, RULES[rule]), Request("vmap", reduction)
         got = run(made, request, FLAGS["mask"], start(made), targets=True)
         assert_same(got, run(made, request, FLAGS["mask"], start(made)))
@@ -264,7 +276,7 @@ class TestRefusals:
             made.grad_fn(Request("vmap"))(made.params, None, *made.data(STEPS, SAMPLES), **{flag: value})
 
     def test_of_one_sample_have_no_batch_axis(self, seed: int) -> None:
-        made, mask = bench(MODEL, seed), np.array(FLAGS["mask"].mask[0])
+        made, mask = bench(MODEL, seed), np.array(FLAGS["mask"].of(0)[0])
         grad_fn, data = made.grad_fn(Request(None)), made.data(STEPS)
         with pytest.raises(ShapeError, match=r"^mask: got shape \(6, 1\), expected \(T=6\)"):
             grad_fn(made.params, None, *data, mask=mask[:, None])

@@ -16,21 +16,16 @@ from .alive import assert_alive, assert_gradients_alive
 from .bench import ONLINE_RULES, SAMPLES, STEPS, STRATEGIES, WINDOW, Bench, Request, bench
 from .models import N_IN, N_OUT, N_REC, squared
 from .modules import Untraced
-from .oracle import expected, fresh, one_sample
+from .oracle import expected, one_sample
 from .trees import (
     assert_close,
     assert_identical,
     assert_not_identical,
     joined,
-    not_numbers,
     sample,
-    sample_of_carry,
-    slice_time,
 )
 
 Tree = Any
-
-HALF = STEPS // 2
 
 
 class TestCarry:
@@ -174,72 +169,6 @@ class TestData:
             made.params, None, inputs, targets
         )
         assert_close(got, jax.tree.map(lambda x: 2.0 * x, made.result(Request()).gradients))
-
-
-every_kind = pytest.mark.parametrize(
-    ("strategy", "rule"),
-    [("loop", "ES_D_RTRL"), ("vmap", "ES_D_RTRL"), ("manual", "ES_D_RTRL"), ("vmap", "D_RTRL published")],
-)
-
-
-class TestMaskAndReset:
-    """A masked step is no step; a sample that is reset is a fresh one."""
-
-    MASK = np.array([[1, 1, 0], [0, 1, 1], [1, 0, 1], [1, 1, 1], [1, 0, 1], [1, 1, 0]], bool)
-    RESET = np.array([[0, 0, 0], [0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 0], [0, 0, 0]], bool)
-
-    @every_kind
-    def test_mask(self, strategy: str, rule: str, seed: int) -> None:
-        made = bench("readouts", seed, ONLINE_RULES[rule])
-        got = self.run(made, strategy, made.data(STEPS, SAMPLES), mask=self.MASK)
-        assert_gradients_alive(got.gradients)
-        for i in range(SAMPLES):
-            kept = self.MASK[:, i]
-            alone = sample(sample(made.data(STEPS, SAMPLES), i, axis=1), kept)
-            want = one_sample(made, sample_of_carry(fresh(made, SAMPLES), i), alone)
-            assert_close(sample(got.gradients, i), want.gradients)
-            assert_close(sample_of_carry(got.aux.carry, i), want.aux.carry)
-            assert_close(got.aux.losses[kept, i], want.aux.losses)
-            assert not got.aux.losses[~kept, i].any()
-
-    @pytest.mark.parametrize("what", ["inputs", "targets"])
-    @pytest.mark.parametrize("strategy", STRATEGIES)
-    def test_padding_reaches_nothing(self, strategy: str, what: str, seed: int) -> None:
-        made = bench("readouts", seed)
-        inputs, targets = data = made.data(STEPS, SAMPLES)
-        padded = tuple(jax.tree.map(self.padded, data, not_numbers(data)))
-        padded = (padded[0], targets) if what == "inputs" else (inputs, padded[1])
-        got, want = (self.run(made, strategy, given, mask=self.MASK) for given in (padded, data))
-        assert_identical(got.gradients, want.gradients)
-        assert_identical(got.aux.carry, want.aux.carry)
-
-    @every_kind
-    def test_reset(self, strategy: str, rule: str, seed: int) -> None:
-        made = bench("readouts", seed, ONLINE_RULES[rule])
-        data = made.data(STEPS, SAMPLES)
-        got = self.run(made, strategy, data, reset=self.RESET)
-        for i, at in enumerate([2, 3, None]):
-            own, start = sample(data, i, axis=1), sample_of_carry(fresh(made, SAMPLES), i)
-            parts = [own] if at is None else [slice_time(own, 0, at), slice_time(own, at, STEPS)]
-            wanted = [one_sample(made, start, part) for part in parts]
-            total = jax.tree.map(lambda *x: sum(x), *[want.gradients for want in wanted])
-            assert_close(sample(got.gradients, i), total)
-            assert_close(sample_of_carry(got.aux.carry, i), wanted[-1].aux.carry)
-
-    def padded(self, leaf: jax.Array, other: jax.Array) -> jax.Array:
-        """What a mask leaves out, replaced."""
-        mask = self.MASK.reshape(self.MASK.shape + (1,) * (np.ndim(leaf) - 2))
-        return jnp.where(mask, leaf, other)
-
-    @staticmethod
-    def run(made: Bench, strategy: str, data: Any, **flags: Any) -> Any:
-        gradients, aux = made.grad_fn(Request(strategy))(made.params, None, *data, **flags)
-        return _Both(gradients, aux)
-
-
-class _Both:
-    def __init__(self, gradients: Tree, aux: pb.Aux) -> None:
-        self.gradients, self.aux = gradients, aux
 
 
 class TestMemory:

@@ -1,8 +1,5 @@
 """Every strategy equals BrainScale run one sample at a time."""
 
-from typing import Any
-
-import jax
 import pytest
 
 import pure_batching as pb
@@ -12,7 +9,7 @@ from ..bench import RUNS, Bench, Request, bench
 from ..models import MODELS
 from ..tolerances import tolerance
 from ..trees import Tree, assert_close, distance, joined, named
-from .brainscale_runs import by_input_output, by_parameter, es_d_rtrl, one_sample
+from .brainscale_runs import by_input_output, by_parameter, divided, es_d_rtrl, one_sample
 
 # What BrainScale raises for one sample, and why.
 CANNOT = {
@@ -93,7 +90,7 @@ class TestParameterTraces:
     def test_traces(self, name: str, strategy: str, seed: int) -> None:
         made = bench(name, seed, pb.D_RTRL())
         trace = made.result(Request(strategy)).aux.carry.trace
-        got = {link: list(leaves.values()) for link, leaves in divided(trace).items()}
+        got = {link: list(leaves.values()) for link, leaves in divided(trace).weights.items()}
         ends = [traces for _, traces in by_parameter(made).ends]
         want = joined([{link: list(leaves.values()) for link, leaves in traces.items()} for traces in ends])
         assert_close(got, want, "native")
@@ -109,13 +106,6 @@ class TestParameterTraces:
     def test_normalisation_shows(self, name: str, seed: int) -> None:
         other = bench(name, seed, pb.D_RTRL(rule="published"))
         assert_far(other, Request("loop"), by_parameter(bench(name, seed, pb.D_RTRL())).gradients)
-
-
-def divided(trace: Any) -> dict[str, dict[str, jax.Array]]:
-    """The traces with the division done that waits in their scales."""
-    return jax.tree.map(
-        lambda eps, scale: eps / scale.reshape(-1, *(1 for _ in eps.shape[1:])), trace.weights, trace.scales
-    )
 
 
 def assert_far(made: Bench, request: Request, other: Tree) -> None:
