@@ -1,5 +1,6 @@
 """The norm of every sample's gradient, and the sum of gradients clipped by it, without the gradients themselves."""
 
+import dataclasses
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,7 +23,8 @@ from ._window import Task, collect, run_window
 TILE_BUDGET = 32 * 2**20
 
 
-class NormFn(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class NormFn:
     """`(params, carry, inputs, targets) -> (norms, Aux)`; made by `sample_norms`."""
 
     learner: Learner
@@ -54,7 +56,8 @@ class ClippedAux(NamedTuple):
     clipped: jax.Array
 
 
-class ClippedGradFn(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class ClippedGradFn:
     """`(params, carry, inputs, targets) -> (gradients, ClippedAux)`; made by `clipped_grad`."""
 
     learner: Learner
@@ -76,7 +79,8 @@ class ClippedGradFn(NamedTuple):
         return gradients, ClippedAux(aux.carry, aux.losses, norms, (scales < 1).sum())
 
 
-class _Weighted(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class _Weighted:
     """A loss times a weight of its sample; a gradient is linear in it."""
 
     loss: Loss

@@ -3,6 +3,7 @@
 What is stacked is what a window costs; the sequence's length never enters.
 """
 
+import dataclasses
 import numbers
 from collections.abc import Callable
 from functools import partial
@@ -44,7 +45,8 @@ class Aux(NamedTuple):
     outputs: Tree
 
 
-class GradFn(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class GradFn:
     """`(params, carry, inputs, targets) -> (gradients, Aux)`; made by `sequence_grad`."""
 
     learner: Learner

@@ -85,7 +85,7 @@ def traced_gradient(
     if execution.batch_size is None:
         return add_gradients(fun(factors), dense)
     if per_sample:
-        return add_gradients(jax.vmap(fun, in_axes=1)(factors), dense)
+        return add_gradients(jax.vmap(fun, in_axes=1, axis_size=execution.batch_size)(factors), dense)
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), factors)
     return add_gradients(fun(flat), jax.tree.map(lambda x: x.sum(0), dense))
 
@@ -266,7 +266,7 @@ def _updated(
 
 
 def _counted(count: jax.Array, steps: Steps) -> jax.Array:
-    """One update more where some step counts, from zero where a sample started anew, whose steps before are forgotten."""
+    """One update more where some step counts; from zero where a sample started anew, without the steps before."""
     none = jnp.zeros((steps.length, *count.shape), bool)
     reset = none if steps.reset is None else steps.reset
     mask = ~none if steps.mask is None else steps.mask
