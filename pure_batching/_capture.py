@@ -68,6 +68,7 @@ class _Tracer:
     def batched(self, batch_size: int, single: Program) -> Program:
         """The module's own arithmetic on arrays with a batch axis."""
         axes = self.axes(single.states)
+        self._check_own(single.states)
         inputs = with_lead(self.inputs, (batch_size,))
         with self.blueprint.environment():
             module = self.blueprint.build()
@@ -109,6 +110,18 @@ class _Tracer:
             for field in (states.hidden, states.other)
             for path, spec in field.items()
         }
+
+    def _check_own(self, states: States) -> None:
+        """A state that inputs reach and that the module itself does not multiply by its samples couples them."""
+        two, three = self._two_sizes
+        for path in states.other:
+            if path in two and _same_shapes(two[path], three[path]):
+                raise StrategyError(
+                    f"{self.blueprint.name}: {path}",
+                    got="a state that the module keeps once for a whole batch, and that its inputs change",
+                    expected="a state for each sample",
+                    repair="The module's own code couples the samples here; use pb.vmap.",
+                )
 
     @cached_property
     def _two_sizes(self) -> tuple[dict[str, Tree], dict[str, Tree]]:
@@ -292,6 +305,10 @@ def _native_key(key: jax.Array) -> jax.Array:
     if is_typed == wants_typed:
         return key
     return jax.random.wrap_key_data(key) if wants_typed else jax.random.key_data(key)
+
+
+def _same_shapes(two: Tree, three: Tree) -> bool:
+    return [leaf.shape for leaf in jax.tree.leaves(two)] == [leaf.shape for leaf in jax.tree.leaves(three)]
 
 
 def _differing_axis(two: jax.ShapeDtypeStruct, three: jax.ShapeDtypeStruct) -> int:

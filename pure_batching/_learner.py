@@ -86,7 +86,7 @@ class Learner(eqx.Module):
                 error.where,
                 got=error.got,
                 expected=error.expected,
-                repair="The carry belongs to a learner of another module, algorithm or batch size; start from init().",
+                repair="The carry belongs to another learner, or to one sample or batch more; start from init().",
             ) from error
 
     def axes(self, *lead: tuple[str, int]) -> tuple[tuple[str, int], ...]:

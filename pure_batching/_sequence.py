@@ -153,17 +153,20 @@ def run_sequence(grad_fn: GradFn, params: Params, carry: Carry | None, steps: St
 def _windows(task: Task, params: Params, carry: Carry, steps: Steps, length: int, fresh: Carry) -> tuple[Params, Aux]:
     """Windows of one length in a scan, and what is left of the sequence in a shorter one."""
 
-    def one(state: tuple[Carry, Params], start: jax.Array) -> tuple[tuple[Carry, Params], Any]:
+    def one(state: tuple[Carry, Params, jax.Array], _: None) -> tuple[tuple[Carry, Params, jax.Array], Any]:
+        start = state[2]
         window = run_window(task, params, state[0], steps.window(start, length), state[0].trace, fresh)
-        return (window.carry, add_gradients(state[1], window.gradients)), (window.losses, window.outputs)
+        after = (window.carry, add_gradients(state[1], window.gradients), start + length)
+        return after, (window.losses, window.outputs)
 
     whole, left = divmod(steps.length, length)
-    state = (carry, _complete(task, params, {}))
-    state, emitted = jax.lax.scan(one, state, jnp.arange(whole) * length)
+    # The position is counted in the carry: as scanned-over numbers it would need memory that grows with the sequence.
+    begun = (carry, _complete(task, params, {}), jnp.zeros((), jnp.int32))
+    (*state, _), emitted = jax.lax.scan(one, begun, None, length=whole)
     emitted = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), emitted)
     if left:
         window = run_window(task, params, state[0], steps.window(whole * length, left), state[0].trace, fresh)
-        state = (window.carry, add_gradients(state[1], window.gradients))
+        state = [window.carry, add_gradients(state[1], window.gradients)]
         emitted = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), emitted, (window.losses, window.outputs))
     return state[1], Aux(state[0], *emitted)
 

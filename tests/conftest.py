@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from .open_failures import reason_to_skip
+
 # What the libraries below us warn of; everything else is an error. message:category:module
 UPSTREAM_WARNINGS = (
     "(?s).*does not found the associated hidden states:UserWarning",
@@ -40,3 +42,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
 @pytest.fixture(scope="session")
 def seed(pytestconfig: pytest.Config) -> int:
     return pytestconfig.getoption("--seed")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        reason = reason_to_skip(item.nodeid)
+        if reason is not None:
+            item.add_marker(pytest.mark.skip(reason=reason))

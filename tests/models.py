@@ -157,9 +157,7 @@ _ALL = (
         environ={"fit": True},
         native=False,
     ),
-    Model(
-        "normalized_fixed", lambda: modules.Normalized((6, 2), N_REC), draws=(floats(6, 2),), environ={"fit": False}
-    ),
+    Model("normalized_fixed", lambda: modules.Normalized((6, 2), N_REC), draws=(floats(6, 2),), environ={"fit": False}),
 )
 
 MODELS: Mapping[str, Model] = {model.name: model for model in _ALL}
