@@ -162,13 +162,13 @@ def _windows(task: Task, params: Params, carry: Carry, steps: Steps, length: int
     whole, left = divmod(steps.length, length)
     # The position is counted in the carry: as scanned-over numbers it would need memory that grows with the sequence.
     begun = (carry, _complete(task, params, {}), jnp.zeros((), jnp.int32))
-    (*state, _), emitted = jax.lax.scan(one, begun, None, length=whole)
+    (carry, gradients, _), emitted = jax.lax.scan(one, begun, None, length=whole)
     emitted = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), emitted)
     if left:
-        window = run_window(task, params, state[0], steps.window(whole * length, left), state[0].trace, fresh)
-        state = [window.carry, add_gradients(state[1], window.gradients)]
+        window = run_window(task, params, carry, steps.window(whole * length, left), carry.trace, fresh)
+        carry, gradients = window.carry, add_gradients(gradients, window.gradients)
         emitted = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), emitted, (window.losses, window.outputs))
-    return state[1], Aux(state[0], *emitted)
+    return gradients, Aux(carry, *emitted)
 
 
 def _complete(task: Task, params: Params, gradients: Params, *, mean: bool = False) -> Params:
