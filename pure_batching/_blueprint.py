@@ -75,9 +75,9 @@ class Blueprint:
         if not isinstance(module, brainstate.nn.Module):
             raise CaptureError(
                 "net",
-                got=type(module).__name__,
+                got=f"the class {module.__name__}" if isinstance(module, type) else type(module).__name__,
                 expected="a brainstate.nn.Module",
-                repair="Wrap the step function in a Module whose update() is one step.",
+                repair="Pass an instance of a Module whose update() is one step.",
             )
         self.name = type(module).__name__
         self._module = copy_module(module)
@@ -86,13 +86,18 @@ class Blueprint:
 
     @contextmanager
     def environment(self) -> Iterator[None]:
-        """The settings that were in force at capture; the global random generator comes out as it went in."""
-        generator = brainstate.random.DEFAULT.value
+        """The settings that were in force at capture; the global random generator comes out as it went in.
+
+        BrainState's precision sets JAX's along with its own; here JAX's stays as the user has it.
+        """
+        generator, is_x64 = brainstate.random.DEFAULT.value, jax.config.read("jax_enable_x64")
         try:
             with brainstate.environ.context(**self._environ):
+                jax.config.update("jax_enable_x64", is_x64)
                 yield
         finally:
             brainstate.random.DEFAULT.value = generator
+            jax.config.update("jax_enable_x64", is_x64)
 
     def build(self) -> brainstate.nn.Module:
         """A copy, its states freshly initialised for one sample."""

@@ -15,7 +15,7 @@ import brainscale
 import brainstate
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 
 from ._assembly import Assembly, Compiled, FoundGroup, FoundRelation, split_states
 from ._blueprint import Blueprint, states_of
@@ -140,7 +140,7 @@ class _Tracer:
                 self.blueprint.name,
                 got=f"{type(reason).__name__}: {_first_lines(reason)}",
                 expected="a module whose update() is one step of one sample that BrainScale can compile",
-                repair="Change what the message names; settings such as dt go into capture(..., environ={...}).",
+                repair=_LOST if _is_lost(reason) else _CHANGE,
             ) from reason
 
     def _mapped(self, trace: Callable[[], Result]) -> Result:
@@ -358,6 +358,21 @@ def _check_batched(compiled: Compiled, single: Program, batch_size: int, module:
             )
 
 
+_CHANGE = "Change what the message names; settings such as dt go into capture(..., environ={...})."
+_LOST = (
+    "BrainScale does not follow a hidden state or a traced weight into a program inside the step: "
+    "use both in update() itself, outside jax.jit, cond, scan and loops."
+)
+
+
+def _is_lost(reason: Exception) -> bool:
+    """BrainScale looks a variable up that lives in another jaxpr."""
+    return isinstance(reason, KeyError) and bool(reason.args) and isinstance(reason.args[0], Var)
+
+
 def _first_lines(reason: Exception) -> str:
-    lines = [line.strip() for line in str(reason).splitlines() if line.strip()]
+    """The beginning of a message; a KeyError's own text would quote it."""
+    text = str(reason.args[0]) if isinstance(reason, KeyError) and reason.args else str(reason)
+    text = "a variable that it does not know" if _is_lost(reason) else text
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return " ".join(lines[:4])

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ._errors import OptionError, ShapeError, StructureError
+from ._errors import OptionError, ShapeError, StructureError, count, listed
 from ._learner import Learner
 from ._native import unwrap_steps
 from ._timed import Steps, Timed
@@ -54,7 +54,7 @@ def _flags(learner: Learner, flags: Any, name: str, axes: Axes) -> jax.Array | N
     if learner.program.states.shared:
         raise OptionError(
             name,
-            got=f"a module whose samples share {', '.join(learner.program.states.shared)}",
+            got=f"a module whose samples share {listed(list(learner.program.states.shared))}",
             expected="states that belong to one sample each",
             repair="A shared pointer or counter moves for all samples at once; run samples of equal length.",
         )
@@ -64,31 +64,31 @@ def _flags(learner: Learner, flags: Any, name: str, axes: Axes) -> jax.Array | N
 def _as_arguments(learner: Learner, inputs: Tree) -> tuple[Tree, ...]:
     """A module of one argument may get it bare."""
     expected = learner.program.inputs
-    if (
-        isinstance(inputs, tuple)
-        and len(inputs) == len(expected)
-        and not (len(expected) == 1 and isinstance(expected[0], tuple))
-    ):
+    are_arguments = isinstance(inputs, tuple) and not (len(expected) == 1 and isinstance(expected[0], tuple))
+    if are_arguments and len(inputs) == len(expected):
         return inputs
-    if len(expected) == 1:
+    if len(expected) == 1 and not are_arguments:
         return (inputs,)
     raise StructureError(
         "inputs",
-        got=f"{len(inputs)} arguments" if isinstance(inputs, tuple) else type(inputs).__name__,
-        expected=f"a tuple of {len(expected)} arguments",
+        got=count(len(inputs), "argument") if isinstance(inputs, tuple) else type(inputs).__name__,
+        expected=f"a tuple of {count(len(expected), 'argument')}",
         repair="Pass the arguments that capture() saw as examples, each with a time axis.",
     )
 
 
 def _length(tree: Tree, changing: Tree, root: str) -> int | None:
+    """`T` of the first leaf that has a time axis; a quantity that is not timed is left without its array."""
     timed, _ = eqx.partition(tree, changing)
-    for name, leaf in named_leaves(timed, root):
-        if not jnp.shape(leaf):
-            raise ShapeError(
-                name, got="shape ()", expected="(T, ...)", repair="Give it a time axis, or wrap it in SingleStepData."
-            )
-        return jnp.shape(leaf)[0]
-    return None
+    arrays = [(name, array) for name, leaf in named_leaves(timed, root) for array in jax.tree.leaves(leaf)]
+    if not arrays:
+        return None
+    name, array = arrays[0]
+    if not jnp.shape(array):
+        raise ShapeError(
+            name, got="shape ()", expected="(T, ...)", repair="Give it a time axis, or wrap it in SingleStepData."
+        )
+    return jnp.shape(array)[0]
 
 
 def _untimed(changing: Tree, root: str) -> frozenset[str]:

@@ -22,7 +22,7 @@ class Carry(NamedTuple):
       keys: random keys by path.
       shared: states that are the same for every sample (write pointers, counters) by path.
       trace: the algorithm's eligibility traces.
-      update_count: how many updates were made, `[]` int32: steps, or windows with `vjp="multi-step"`.
+      update_count: how many updates were made, `[]` or `[B]` int32: steps, or windows with `vjp="multi-step"`.
     """
 
     hidden: Mapping[str, Tree]

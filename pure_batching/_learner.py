@@ -8,7 +8,7 @@ import jax
 
 from ._algorithms.base import Algorithm
 from ._capture import capture_program
-from ._errors import CarryError, PureBatchingError, StructureError
+from ._errors import CarryError, PureBatchingError, StructureError, count
 from ._execution import Carry, Execution
 from ._program import Params, Program
 from ._step import differentiable_step
@@ -86,7 +86,7 @@ class Learner(eqx.Module):
                 error.where,
                 got=error.got,
                 expected=error.expected,
-                repair="The carry belongs to another learner, or to one sample or batch more; start from init().",
+                repair="The carry belongs to another learner or another batch size; start from init().",
             ) from error
 
     def axes(self, *lead: tuple[str, int]) -> tuple[tuple[str, int], ...]:
@@ -98,7 +98,7 @@ class Learner(eqx.Module):
         if len(inputs) != len(self.program.inputs):
             raise StructureError(
                 "inputs",
-                got=f"{len(inputs)} arguments",
+                got=count(len(inputs), "argument"),
                 expected=f"{len(self.program.inputs)}",
                 repair="Pass the arguments that capture() saw as examples.",
             )
@@ -128,7 +128,10 @@ def capture(
     """
     if not isinstance(algorithm, Algorithm):
         raise StructureError(
-            "algorithm", got=type(algorithm).__name__, expected="an algorithm", repair="Pass pb.ES_D_RTRL(0.9), say."
+            "algorithm",
+            got=f"the class {algorithm.__name__}" if isinstance(algorithm, type) else type(algorithm).__name__,
+            expected="an algorithm",
+            repair="Pass an instance: pb.ES_D_RTRL(0.9), say.",
         )
     program, params = capture_program(net, example_inputs, environ)
     return Learner(Execution.of_one_sample(program, algorithm)), params

@@ -20,7 +20,7 @@ from ._execution import Carry, Execution
 from ._learner import Learner
 from ._program import Params
 from ._timed import Steps, Timed
-from ._tree import Tree, nbytes, with_lead
+from ._tree import Tree, nbytes, spec_text, with_lead
 from ._window import Task, run_window, step_trace
 
 Loss = Callable[[Tree, Tree], jax.Array]
@@ -192,7 +192,7 @@ def check_loss(execution: Execution, loss: Loss, targets: Timed) -> None:
     if not is_number or not u.get_unit(result).is_unitless:
         raise LossError(
             "loss",
-            got=result,
+            got=spec_text(result),
             expected="one real number without a unit for the output and target of one sample at one step",
             repair="Reduce over features inside the loss; samples and time are added up outside.",
         )

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._errors import BatchSizeError, DtypeError, PureBatchingError, ShapeError, StructureError, UnitError
+from ._errors import BatchSizeError, DtypeError, ShapeError, StructureError, UnitError, listed
 
 Tree = Any
 Axes = Sequence[tuple[str, int]]
@@ -38,6 +38,32 @@ def like(tree: Tree, arrays: Sequence[jax.Array]) -> Tree:
 def spec_of(tree: Tree) -> Tree:
     """Shapes and dtypes in place of arrays, units kept."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), tree)
+
+
+def spec_text(spec: Tree) -> str:
+    """A specification as a text reads it: `float32[3, 2]`, with units, in the tree's containers."""
+
+    def text(leaf: Any) -> _Text:
+        array, unit = u.get_mantissa(leaf), u.get_unit(leaf)
+        return _Text(f"{array.dtype}{list(array.shape)}" + ("" if unit.is_unitless else f" {unit}"))
+
+    return repr(jax.tree.map(text, spec, is_leaf=u.math.is_quantity))
+
+
+def _described(leaf: Any) -> str:
+    try:
+        return spec_text(spec_of(leaf))
+    except TypeError:
+        return type(leaf).__name__
+
+
+class _Text(str):
+    """A string that is printed without quotes."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
 
 
 def zeros_of(spec: Tree) -> Tree:
@@ -91,7 +117,7 @@ def conform(value: Tree, spec: Tree, root: str, axes: Axes = (), untimed: frozen
       DtypeError: a dtype that would lose digits; bool and integers are promoted.
     """
     got, expected = named_leaves(value, root), named_leaves(spec, root)
-    _check_names([name for name, _ in got], [name for name, _ in expected], root)
+    _check_names(dict(got), dict(expected))
     leaves = [
         _conform_leaf(leaf, want, name, axes[1:] if name in untimed else axes)
         for (name, leaf), (_, want) in zip(got, expected, strict=True)
@@ -99,15 +125,19 @@ def conform(value: Tree, spec: Tree, root: str, axes: Axes = (), untimed: frozen
     return jax.tree.unflatten(jax.tree.structure(spec, is_leaf=u.math.is_quantity), leaves)
 
 
-def _check_names(got: list[str], expected: list[str], root: str) -> None:
-    if got == expected:
+def _check_names(got: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Raise StructureError at the first leaf that is too many, or else missing."""
+    extra = [name for name in got if name not in expected]
+    missing = [name for name in expected if name not in got]
+    if not extra and not missing:
         return
-    missing, extra = sorted(set(expected) - set(got)), sorted(set(got) - set(expected))
+    name = (extra or missing)[0]
+    others = listed((extra + missing)[1:])
     raise StructureError(
-        root,
-        got=f"{len(got)} leaves" + (f" with {', '.join(extra)} too many" if extra else ""),
-        expected=f"{len(expected)} leaves" + (f" with {', '.join(missing)}" if missing else ""),
-        repair="Pass a tree of the captured structure.",
+        name,
+        got=_described(got[name]) if extra else "nothing",
+        expected="no such leaf" if extra else spec_text(expected[name]),
+        repair="Pass a tree of the captured structure." + (f" The same holds for {others}." if others else ""),
     )
 
 
@@ -126,35 +156,47 @@ def _to_unit(leaf: Any, unit: Any, name: str) -> Any:
     if not u.have_same_dim(u.get_unit(leaf), unit):
         raise UnitError(
             name,
-            got=f"unit {u.get_unit(leaf)}",
-            expected=f"unit {unit}",
-            repair="Give the quantity the unit that it had at capture.",
+            got=_unit_text(u.get_unit(leaf)),
+            expected=_unit_text(unit),
+            repair="Give it the unit that it had at capture.",
         )
     return leaf.in_unit(unit)
 
 
+def _unit_text(unit: Any) -> str:
+    return "no unit" if unit.is_unitless else f"unit {unit}"
+
+
 def _check_shape(name: str, got: tuple[int, ...], spec: tuple[int, ...], axes: Axes) -> None:
-    want = (*(size for _, size in axes), *spec)
-    if got == want:
+    if got == (*(size for _, size in axes), *spec):
         return
     legend = ", ".join([f"{label}={size}" for label, size in axes] + [str(size) for size in spec])
-    raise _shape_error(name, got, want, axes, f"({legend})")
+    error, repair = _shape_fault(got, axes, len(axes) + len(spec))
+    raise error(name, got=f"shape {got}", expected=f"({legend})", repair=repair)
 
 
-def _shape_error(name: str, got: tuple[int, ...], want: tuple[int, ...], axes: Axes, legend: str) -> PureBatchingError:
-    lead = len(axes)
-    labels = " and ".join(label for label, _ in axes) or "no"
-    if len(got) > len(want):
-        return ShapeError(name, got=f"shape {got}", expected=legend, repair=f"Remove an axis; {labels} axes lead.")
-    if len(got) < len(want):
-        return ShapeError(name, got=f"shape {got}", expected=legend, repair=f"Add an axis; {labels} axes lead.")
-    if got[lead:] == want[lead:]:
-        return BatchSizeError(
-            name, got=f"shape {got}", expected=legend, repair="Use a batch of the size that the strategy was built for."
-        )
-    return ShapeError(
-        name, got=f"shape {got}", expected=legend, repair="Use the feature sizes of the captured example."
-    )
+_REPAIRS: Mapping[str, tuple[type[ShapeError], str]] = {
+    "T": (ShapeError, "Give inputs, targets, mask and reset the same number of steps."),
+    "B": (BatchSizeError, "Use a batch of the size that the strategy was built for."),
+}
+
+
+def _shape_fault(got: tuple[int, ...], axes: Axes, rank: int) -> tuple[type[ShapeError], str]:
+    """What is wrong with a shape, and the repair: the number of axes, a feature, or the first leading axis."""
+    labels = " and ".join(label for label, _ in axes)
+    leads = f"; {labels} lead{'s' if len(axes) == 1 else ''}" if axes else ""
+    if len(got) > rank:
+        is_single = all(label != "B" for label, _ in axes)
+        return ShapeError, f"Remove an axis{leads}" + (", and pb.vmap makes a batch." if is_single else ".")
+    if len(got) < rank:
+        return ShapeError, f"Add an axis{leads}."
+    for (label, size), found in zip(axes, got, strict=False):
+        if found != size:
+            return _REPAIRS[label]
+    return ShapeError, "Use the feature sizes of the captured example."
+
+
+_OR_CAPTURE = ", or capture the module with this dtype."
 
 
 def _to_dtype(array: Any, dtype: Any, name: str) -> jax.Array:
@@ -162,11 +204,12 @@ def _to_dtype(array: Any, dtype: Any, name: str) -> jax.Array:
     if array.dtype == dtype:
         return array
     if is_key(dtype) or is_key(array.dtype) or not _widens(array.dtype, dtype):
+        is_number = jnp.issubdtype(dtype, jnp.inexact)
         raise DtypeError(
             name,
             got=array.dtype,
             expected=dtype,
-            repair=f"Convert it with .astype({str(dtype)!r}), or capture the module with this dtype.",
+            repair=f"Convert it with .astype({str(dtype)!r}){_OR_CAPTURE if is_number else '.'}",
         )
     return array.astype(dtype)
 

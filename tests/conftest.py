@@ -3,9 +3,8 @@
 from collections.abc import Generator
 from typing import Any
 
+import jax
 import pytest
-
-from .open_failures import reason_to_skip
 
 # What the libraries below us warn of; everything else is an error. message:category:module
 UPSTREAM_WARNINGS = (
@@ -44,8 +43,8 @@ def seed(pytestconfig: pytest.Config) -> int:
     return pytestconfig.getoption("--seed")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        reason = reason_to_skip(item.nodeid)
-        if reason is not None:
-            item.add_marker(pytest.mark.skip(reason=reason))
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_programs_of_one_module() -> Generator[None, Any, Any]:
+    """Frees them: all of a run are more than a process may map."""
+    yield
+    jax.clear_caches()

@@ -102,9 +102,9 @@ def identity(step: Any) -> Any:
     return step
 
 
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """Raise AlgorithmError for a rule or method that does not exist."""
-    if value not in choices:
+def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    """Raise AlgorithmError for a rule, method or flag that does not exist."""
+    if not any(type(value) is type(choice) and value == choice for choice in choices):
         expected = " or ".join(map(repr, choices))
         raise AlgorithmError(name, got=repr(value), expected=expected, repair="Choose one of them.")
 

@@ -4,7 +4,7 @@ import equinox as eqx
 import jax
 
 from .._program import Jacobians, Params, Program
-from .base import Algorithm, Closed, Factors, Signal, StepTransform, identity
+from .base import Algorithm, Closed, Factors, Signal, StepTransform, check_choice, identity
 
 
 class BPTT(Algorithm):
@@ -18,6 +18,10 @@ class BPTT(Algorithm):
     """
 
     checkpoint: bool = eqx.field(static=True, default=False)
+
+    def __check_init__(self) -> None:
+        """Raise AlgorithmError for a flag that is none."""
+        check_choice("checkpoint", self.checkpoint, (False, True))
 
     @property
     def backpropagation(self) -> StepTransform:

@@ -6,8 +6,15 @@ from .._errors import BatchSizeError, StrategyError
 from .._learner import Learner
 
 
-def check_unbatched(learner: Learner, batch_size: object, name: str) -> int:
+def check_unbatched(learner: object, batch_size: object, name: str) -> int:
     """The batch size as an int, or an error that says why this learner cannot get one."""
+    if not isinstance(learner, Learner):
+        raise StrategyError(
+            f"pb.{name}",
+            got=type(learner).__name__,
+            expected="a Learner",
+            repair="pb.capture returns a learner and its params; pass the first.",
+        )
     if learner.batch_size is not None:
         raise StrategyError(
             f"pb.{name}",
