@@ -11,7 +11,7 @@ NAMED = 5
 
 
 def count(number: int, one: str, many: str | None = None) -> str:
-    """ "1 leaf", "2 leaves"."""
+    """A number of things, such as `1 leaf` or `2 leaves`."""
     return f"{number} {one if number == 1 else many or one + 's'}"
 
 

@@ -71,6 +71,12 @@ def assert_differ(got: Tree, want: Tree) -> None:
         assert distance(one, other) > 1e3 * tolerance("schedule", other.dtype), f"{name}: the same numbers"
 
 
+def assert_some_differ(got: Tree, want: Tree) -> None:
+    """Some pair of leaves differs by more than any tolerance could hide."""
+    pairs = [(one, other) for (_, one), (_, other) in zip(named(got), named(want), strict=True)]
+    assert any(distance(one, other) > 1e3 * tolerance("schedule", other.dtype) for one, other in pairs), "the same"
+
+
 def largest(tree: Tree) -> float:
     """The largest magnitude in a tree."""
     return max((float(np.abs(leaf).max()) for _, leaf in named(tree) if leaf.size), default=0.0)
