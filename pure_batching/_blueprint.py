@@ -82,18 +82,19 @@ class Blueprint:
         self.name = type(module).__name__
         self._module = copy_module(module)
         settings = {**brainstate.environ.all(), **(environ or {})}
+        self._is_x64 = jax.config.read("jax_enable_x64")
         self._environ = {key: value for key, value in settings.items() if key not in _OF_THE_PROCESS}
 
     @contextmanager
     def environment(self) -> Iterator[None]:
-        """The settings that were in force at capture; the global random generator comes out as it went in.
+        """The settings that were in force at capture; what is global comes out as it went in.
 
-        BrainState's precision sets JAX's along with its own; here JAX's stays as the user has it.
+        BrainState's precision sets JAX's along with its own; here each is what it was at capture.
         """
         generator, is_x64 = brainstate.random.DEFAULT.value, jax.config.read("jax_enable_x64")
         try:
             with brainstate.environ.context(**self._environ):
-                jax.config.update("jax_enable_x64", is_x64)
+                jax.config.update("jax_enable_x64", self._is_x64)
                 yield
         finally:
             brainstate.random.DEFAULT.value = generator
