@@ -51,7 +51,14 @@ class FirstResult(NamedTuple):
     compiling: float
 
 
-def run_benchmark(script: str, cases: dict[str, Build], speed_bars: Sequence[Bar], first_bars: Sequence[Bar]) -> None:
+def run_benchmark(
+    script: str,
+    cases: dict[str, Build],
+    speed_bars: Sequence[Bar],
+    first_bars: Sequence[Bar] = (),
+    *,
+    is_same_work: bool = True,
+) -> None:
     """The command line of every benchmark: measure all cases, or the first result of one."""
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
     parser.add_argument("--rounds", type=int, default=100, help="of interleaved runs")
@@ -62,9 +69,10 @@ def run_benchmark(script: str, cases: dict[str, Build], speed_bars: Sequence[Bar
         print(json.dumps(measure_first(cases[options.first])._asdict()))
         return
     runs = {name: build(*make_problem()) for name, build in cases.items()}
-    print_differences(runs)
+    if is_same_work:
+        print_differences(runs)
     print_speed(*measure_rounds(runs, options.rounds), speed_bars)
-    if options.processes:
+    if options.processes and first_bars:
         names = [name for name in cases if any(name in (bar.case, bar.against) for bar in first_bars)]
         print_firsts(measure_firsts(script, names, options.processes), first_bars)
 

@@ -5,6 +5,7 @@ from ._algorithms.bptt import BPTT as BPTT
 from ._algorithms.d_rtrl import D_RTRL as D_RTRL
 from ._algorithms.es_d_rtrl import ES_D_RTRL as ES_D_RTRL
 from ._algorithms.hybrid import Hybrid as Hybrid
+from ._audit import Audit as Audit, audit as audit
 from ._batch import (
     concat as concat,
     gather as gather,
@@ -14,7 +15,7 @@ from ._batch import (
     stack as stack,
     unstack as unstack,
 )
-from ._errors import PureBatchingError as PureBatchingError
+from ._errors import PureBatchingError as PureBatchingError, SampleCouplingError as SampleCouplingError
 from ._execution import Carry as Carry
 from ._learner import Learner as Learner, capture as capture
 from ._native import (

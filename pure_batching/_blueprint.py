@@ -1,6 +1,7 @@
 """A private copy of a module: nothing that happens to the caller's module reaches a learner, nor the reverse."""
 
 import copy
+import inspect
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -102,9 +103,18 @@ class Blueprint:
 
     def build(self) -> brainstate.nn.Module:
         """A copy, its states freshly initialised for one sample."""
+        return self._started(None)
+
+    def _started(self, batch_size: int | None) -> brainstate.nn.Module:
         module = copy_module(self._module)
-        brainstate.nn.init_all_states(module)
+        is_asked = batch_size is not None or any(_demands_size(node) for _, node in brainstate.graph.iter_node(module))
+        sizes: dict[str, Any] = {"batch_size": batch_size} if is_asked else {}
+        brainstate.nn.init_all_states(module, **sizes)
         return module
+
+    def holds(self, kind: type) -> bool:
+        """Whether some part of the module is of a kind."""
+        return any(isinstance(node, kind) for _, node in brainstate.graph.iter_node(self._module))
 
     def params(self) -> Params:
         """The trainable values by path, sorted."""
@@ -116,16 +126,19 @@ class Blueprint:
 
         Raises what the module's own `init_state` raises where it does not know a batch size.
         """
-        sizes: dict[str, Any] = {} if batch_size is None else {"batch_size": batch_size}
 
         def build() -> dict[str, Tree]:
-            module = copy_module(self._module)
-            brainstate.nn.init_all_states(module, **sizes)
-            states = states_of(module).items()
+            states = states_of(self._started(batch_size)).items()
             return {path: state.value for path, state in states if not isinstance(state, brainstate.ParamState)}
 
         with self.environment():
             return PureFunction.of(build)
+
+
+def _demands_size(node: Any) -> bool:
+    """Whether an `init_state` cannot be called without a batch size; None then stands for one sample."""
+    given = inspect.signature(node.init_state).parameters.get("batch_size") if hasattr(node, "init_state") else None
+    return given is not None and given.default is inspect.Parameter.empty
 
 
 def states_of(module: brainstate.nn.Module) -> dict[str, brainstate.State]:

@@ -15,13 +15,15 @@ import brainscale
 import brainstate
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from ._assembly import Assembly, Compiled, FoundGroup, FoundRelation, split_states
 from ._blueprint import Blueprint, states_of
 from ._errors import CaptureError, PureBatchingError, StrategyError
 from ._jaxpr import spec_of_var
 from ._program import Params, Program, States
+from ._readable import readable
+from ._reasons import first_lines, repair_of
 from ._sparse import written_out, written_out_equation
 from ._tree import Tree, named_leaves, path_name, spec_of, strong, with_lead, zeros_of
 
@@ -63,12 +65,14 @@ class _Tracer:
         with self.blueprint.environment():
             compiled = self._explained(lambda: compile_module(self.blueprint.build(), self.inputs))
         _check_unchanged(compiled, self.blueprint.name)
+        _check_dtypes(compiled, self.blueprint.name)
+        _check_reach(compiled, self.blueprint.name)
         return self._program(compiled, split_states(compiled))
 
     def batched(self, batch_size: int, single: Program) -> Program:
         """The module's own arithmetic on arrays with a batch axis."""
-        axes = self.axes(single.states)
-        self._check_own(single.states)
+        once = {path for path in single.states.other if self._is_kept_once(path)}
+        axes = {path: axis for path, axis in self.axes(single.states).items() if path not in once}
         inputs = with_lead(self.inputs, (batch_size,))
         with self.blueprint.environment():
             module = self.blueprint.build()
@@ -111,17 +115,10 @@ class _Tracer:
             for path, spec in field.items()
         }
 
-    def _check_own(self, states: States) -> None:
-        """A state that inputs reach and that the module itself does not multiply by its samples couples them."""
+    def _is_kept_once(self, path: str) -> bool:
+        """Whether the module itself does not multiply a state by its samples: running statistics of a batch, say."""
         two, three = self._two_sizes
-        for path in states.other:
-            if path in two and _same_shapes(two[path], three[path]):
-                raise StrategyError(
-                    f"{self.blueprint.name}: {path}",
-                    got="a state that the module keeps once for a whole batch, and that its inputs change",
-                    expected="a state for each sample",
-                    repair="The module's own code couples the samples here; use pb.vmap.",
-                )
+        return path in two and _same_shapes(two[path], three[path])
 
     @cached_property
     def _two_sizes(self) -> tuple[dict[str, Tree], dict[str, Tree]]:
@@ -138,9 +135,9 @@ class _Tracer:
         except Exception as reason:
             raise CaptureError(
                 self.blueprint.name,
-                got=f"{type(reason).__name__}: {_first_lines(reason)}",
+                got=f"{type(reason).__name__}: {first_lines(reason)}",
                 expected="a module whose update() is one step of one sample that BrainScale can compile",
-                repair=_LOST if _is_lost(reason) else _CHANGE,
+                repair=repair_of(reason, self.blueprint),
             ) from reason
 
     def _mapped(self, trace: Callable[[], Result]) -> Result:
@@ -149,7 +146,7 @@ class _Tracer:
         except Exception as reason:
             raise StrategyError(
                 self.blueprint.name,
-                got=f"{type(reason).__name__} with a batch axis: {_first_lines(reason)}",
+                got=f"{type(reason).__name__} with a batch axis: {first_lines(reason)}",
                 expected="a module whose own code carries a batch axis",
                 repair="Use pb.vmap, which needs the step of one sample only.",
             ) from reason
@@ -159,7 +156,7 @@ def compile_module(module: brainstate.nn.Module, inputs: tuple[Tree, ...]) -> Co
     """What BrainScale's compiler finds in a module, which it marks and which must therefore be a copy."""
     _apply_weight_functions_once(module)
     with _quiet():
-        info = brainscale.extract_module_info(module, *zeros_of(inputs))
+        info = _made_readable(brainscale.extract_module_info(module, *zeros_of(inputs)))
         groups = _all_groups(info)
         group_of = {path: group for group in groups for path in group.hidden_paths}
         relations = brainscale.find_hidden_param_op_relations_from_minfo(info, group_of)
@@ -174,6 +171,14 @@ class Found(NamedTuple):
     groups: list[brainscale.HiddenGroup]
     relations: Sequence[brainscale.HiddenParamOpRelation]
     perturb: brainscale.HiddenPerturbation
+
+
+def _made_readable(info: brainscale.ModuleInfo) -> brainscale.ModuleInfo:
+    """The same step, without what BrainScale's compiler refuses in its own equations."""
+    jaxpr = readable(
+        info.jaxpr, set(info.invar_to_hidden_path), set(info.outvar_to_hidden_path), opaque=_is_weight_operation
+    )
+    return info._replace(closed_jaxpr=ClosedJaxpr(jaxpr, info.closed_jaxpr.consts))
 
 
 def _all_groups(info: brainscale.ModuleInfo) -> list[brainscale.HiddenGroup]:
@@ -217,6 +222,7 @@ def _described(found: Found, inputs: tuple[Tree, ...]) -> Compiled:
     states = {state_name(info.state_id_to_path[id(state)], state): state for state in info.compiled_model_states}
     cache = info.stateful_model.get_arg_cache_key(*zeros_of(inputs))
     output, _ = info.stateful_model.get_out_shapes_by_cache(cache)
+    traced = {path_name(relation.path) for relation in found.relations}
     return Compiled(
         closed=ClosedJaxpr(written_out(perturb.perturb_jaxpr.jaxpr), perturb.perturb_jaxpr.consts),
         num_inputs=len(jax.tree.leaves(inputs)),
@@ -229,7 +235,7 @@ def _described(found: Found, inputs: tuple[Tree, ...]) -> Compiled:
         },
         groups=tuple(found_group(group) for group in found.groups),
         relations=tuple(_found_relation(relation, info) for relation in found.relations),
-        direct=tuple(sorted(path for path, state in states.items() if _is_direct(state))),
+        direct=tuple(sorted(path for path, state in states.items() if _is_direct(state, path in traced))),
         is_blocked=_is_blocked,
     )
 
@@ -278,10 +284,14 @@ def _width(state: brainstate.HiddenState) -> int:
     return state.num_state if isinstance(state, brainstate.HiddenGroupState) else 0
 
 
-def _is_direct(state: brainstate.State) -> bool:
-    """BrainScale trains a weight by its trace unless one of its uses reaches no hidden state."""
-    is_traced = isinstance(state, brainscale.ETraceParam) and state.is_etrace
+def _is_direct(state: brainstate.State, is_related: bool) -> bool:  # noqa: FBT001 - of one state
+    """BrainScale trains a weight by its trace unless one of its uses reaches no hidden state, or none that fits."""
+    is_traced = isinstance(state, brainscale.ETraceParam) and state.is_etrace and is_related
     return isinstance(state, brainstate.ParamState) and not is_traced
+
+
+def _is_weight_operation(eqn: JaxprEqn) -> bool:
+    return str(eqn.params.get("name", "")).startswith(_WEIGHT_OPERATION)
 
 
 def _is_blocked(eqn: JaxprEqn) -> bool:
@@ -340,6 +350,46 @@ def _check_unchanged(compiled: Compiled, module: str) -> None:
                 )
 
 
+def _check_dtypes(compiled: Compiled, module: str) -> None:
+    """A hidden state has a derivative."""
+    states = [(path, var) for group in compiled.groups for path, var in zip(group.paths, group.outvars, strict=True)]
+    for path, var in states:
+        if not jnp.issubdtype(spec_of_var(var).dtype, jnp.inexact):
+            raise CaptureError(
+                f"{module}: {path}",
+                got=f"a hidden state of dtype {spec_of_var(var).dtype}",
+                expected="real or complex numbers, which have a derivative",
+                repair="Keep it in a brainstate.ShortTermState, or leave it out (ref_var=False in brainpy.state).",
+            )
+
+
+def _check_reach(compiled: Compiled, module: str) -> None:
+    """What a weight makes has the shape of the hidden states that it reaches, or is broadcast to it."""
+    shapes = {group.name: _shape_of_one(group) for group in compiled.groups}
+    for relation in compiled.relations:
+        for name, _ in relation.links:
+            if not _is_broadcast(spec_of_var(relation.y).shape, shapes[name]):
+                raise CaptureError(
+                    f"{module}: {relation.weight}",
+                    got=f"an output of shape {spec_of_var(relation.y).shape} in front of {name}",
+                    expected=f"one that broadcasts to {shapes[name]}, the shape of the hidden state",
+                    repair="Give the hidden state the shape of the weight's output, axes of length one included.",
+                )
+
+
+def _shape_of_one(group: FoundGroup) -> tuple[int, ...]:
+    """Of one state of a group; several in one array lie along its last axis."""
+    shape = tuple(spec_of_var(group.outvars[0]).shape)
+    return shape[:-1] if group.widths[0] else shape
+
+
+def _is_broadcast(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
+    try:
+        return jnp.broadcast_shapes(shape, target) == target
+    except ValueError:
+        return False
+
+
 def _check_batched(compiled: Compiled, single: Program, batch_size: int, module: str) -> None:
     """Every output and state must come out with the batch axis where it is expected."""
     _, outs = compiled.state_vars()
@@ -356,23 +406,3 @@ def _check_batched(compiled: Compiled, single: Program, batch_size: int, module:
                 expected=f"{want}",
                 repair="The module's own code does not carry a batch axis here; use pb.vmap.",
             )
-
-
-_CHANGE = "Change what the message names; settings such as dt go into capture(..., environ={...})."
-_LOST = (
-    "BrainScale does not follow a hidden state or a traced weight into a program inside the step: "
-    "use both in update() itself, outside jax.jit, cond, scan and loops."
-)
-
-
-def _is_lost(reason: Exception) -> bool:
-    """BrainScale looks a variable up that lives in another jaxpr."""
-    return isinstance(reason, KeyError) and bool(reason.args) and isinstance(reason.args[0], Var)
-
-
-def _first_lines(reason: Exception) -> str:
-    """The beginning of a message; a KeyError's own text would quote it."""
-    text = str(reason.args[0]) if isinstance(reason, KeyError) and reason.args else str(reason)
-    text = "a variable that it does not know" if _is_lost(reason) else text
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return " ".join(lines[:4])

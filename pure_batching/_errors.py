@@ -77,5 +77,9 @@ class RandomnessError(StrategyError):
     """A module draws random numbers inside its step, which `manual` cannot give to each sample alone."""
 
 
+class SampleCouplingError(StrategyError):
+    """A module's own code lets one sample of a batch reach another, which `manual` refuses unless told otherwise."""
+
+
 class NativeError(PureBatchingError):
     """Native BrainScale states do not fit a learner."""

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from brainpy.state import Gif
 from brainstate import HiddenState, ShortTermState
 from brainstate.nn import Module
 
@@ -29,6 +28,7 @@ from pure_batching._errors import (
     OptionError,
     PureBatchingError,
     RandomnessError,
+    SampleCouplingError,
     ShapeError,
     StrategyError,
     StructureError,
@@ -508,9 +508,11 @@ CAPTURE = (
     ),
     Refusal(
         "what BrainScale cannot compile",
-        lambda _: captured(modules.ExponNet(N_IN, N_REC, Gif), one_input()),
+        lambda _: captured(modules.Broken(N_IN, N_REC), one_input()),
         CaptureError,
-        "ExponNet: got ~ Currently, we only support one hidden state in a single equation. ~ V_th ~ " + ONE_STEP,
+        "Broken: got NotImplementedError: ~ hidden states are computed within a cond function. ~"
+        + ONE_STEP
+        + ". BrainScale does not follow",
     ),
     Refusal(
         "a state that changes its shape",
@@ -568,10 +570,11 @@ STRATEGY = (
         "Summed: output: got shape () when traced with 3 samples, expected (3,). ~ use pb.vmap.",
     ),
     Refusal(
-        "manual with a state that forgets the batch axis",
+        "manual with a state that is summed over the batch",
         lambda _: pb.manual(captured(Remembering(), one_input()), SAMPLES),
-        StrategyError,
-        "Remembering: memory: got a state that the module keeps once for a whole batch, ~ use pb.vmap.",
+        SampleCouplingError,
+        "pb.manual: other['memory']: got samples coupled by reduce_sum at test_errors.py: ~ (Remembering.update), "
+        "expected samples that do not reach each other. Use pb.vmap, ~ or pass allow_coupling=True",
     ),
     Refusal(
         "manual with code that knows no batch axis",
@@ -728,9 +731,7 @@ class TestNothingIsHalfChanged:
         assert_identical((made.params, made.data(STEPS, SAMPLES)), before)
         assert_identical(gradient(seed), want)
 
-    @pytest.mark.parametrize(
-        "make", [tutorial, Impassable, Growing, TwoShapes, lambda: modules.ExponNet(N_IN, N_REC, Gif)]
-    )
+    @pytest.mark.parametrize("make", [tutorial, Impassable, Growing, TwoShapes, lambda: modules.Broken(N_IN, N_REC)])
     def test_a_module_that_is_refused(self, make: Callable[[], Module]) -> None:
         net = make()
         before, surroundings = remembered(net), everything_global()

@@ -1,0 +1,65 @@
+"""What the laws are tried on: every algorithm, on modules that cover every kind of layer, in both precisions."""
+
+import functools
+from typing import NamedTuple
+
+import brainstate
+
+import pure_batching as pb
+from pure_batching.testing import Subject
+from pure_batching.testing.modules import SETTINGS, Cell, Leaky, Net, Readout, Spiking, squared
+from pure_batching.testing.strategies import SIZE
+
+# The sequence and the batch of every example; the window is shorter, and does not divide the batch.
+STEPS, SAMPLES = 4, 3
+
+
+class Entry(NamedTuple):
+    """A module under an algorithm, in a precision."""
+
+    net: Net
+    algorithm: pb.Algorithm
+    precision: int = 64
+
+    def __str__(self) -> str:
+        return f"{self.net}-{self.algorithm}-{self.precision}"
+
+
+GATED = Net((Cell("GRUCell", SIZE), Readout("linear")), n_inputs=2)
+DEEP = Net((Cell("MinimalRNNCell", SIZE), Cell("MiniLSTM", SIZE), Readout("untraced")), is_normalized=True)
+COMPLEX = Net((Cell("LRUCell", SIZE), Readout("leaky")), has_units=True)
+RECURRENT_SPIKES = Net((Spiking("LIF", "delta", SIZE, is_recurrent=True), Readout("leaky")))
+ADAPTIVE = Net((Spiking("ALIF", "expon", SIZE), Readout("linear")))
+SHARED = Net((Leaky("lora", SIZE), Readout("leaky")), is_shared=True)
+CONVOLVED = Net((Leaky("conv", SIZE), Readout("linear")), has_units=True)
+SCALED = Net((Leaky("element_wise", SIZE),), n_inputs=2)
+MASKED = Net((Leaky("masked", SIZE), Leaky("signed", SIZE)))
+
+ENTRIES = (
+    Entry(GATED, pb.ES_D_RTRL(0.9)),
+    Entry(RECURRENT_SPIKES, pb.ES_D_RTRL(0.9)),
+    Entry(SHARED, pb.ES_D_RTRL(0.9)),
+    Entry(DEEP, pb.ES_D_RTRL(5, rule="published")),
+    Entry(ADAPTIVE, pb.ES_D_RTRL(0.9, vjp="multi-step")),
+    Entry(RECURRENT_SPIKES, pb.D_RTRL()),
+    Entry(GATED, pb.D_RTRL()),
+    Entry(ADAPTIVE, pb.D_RTRL(rule="published")),
+    Entry(CONVOLVED, pb.D_RTRL(rule="published")),
+    Entry(SCALED, pb.D_RTRL(rule="published")),
+    Entry(COMPLEX, pb.D_RTRL(vjp="multi-step")),
+    Entry(MASKED, pb.Hybrid(0.9)),
+    Entry(DEEP, pb.BPTT()),
+    Entry(RECURRENT_SPIKES, pb.BPTT(checkpoint=True)),
+    Entry(ADAPTIVE, pb.ES_D_RTRL(0.9), 32),
+    Entry(GATED, pb.D_RTRL(), 32),
+    Entry(COMPLEX, pb.D_RTRL(rule="published"), 32),
+    Entry(GATED, pb.BPTT(), 32),
+)
+
+
+@functools.cache
+def subject(entry: Entry) -> Subject:
+    """The entry's module, captured once in a run."""
+    with brainstate.environ.context(precision=entry.precision):
+        net = entry.net
+        return Subject.of(net, entry.algorithm, net.example(), squared, environ=dict(SETTINGS), is_exact=net.is_exact)

@@ -1,0 +1,15 @@
+"""The catalogue of faults is up to date; whether each is found, `python -m property_tests.faults` shows."""
+
+import pytest
+
+from .faults import FAULTS, ROOT, Fault, with_fault
+
+
+def test_there_are_enough() -> None:
+    assert len({fault.name for fault in FAULTS}) == len(FAULTS) >= 25
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_can_be_put_in(fault: Fault) -> None:
+    text = (ROOT / "pure_batching" / fault.file).read_text(encoding="utf-8")
+    assert with_fault(fault, text) != text

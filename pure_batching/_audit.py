@@ -1,0 +1,225 @@
+"""Are the samples of a batch independent? Where not, which line couples them."""
+
+import dataclasses
+import numbers
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._algorithms.bptt import BPTT
+from ._coupling.verdicts import Verdict, is_shared, leaves_of
+from ._errors import BatchSizeError, StructureError, count
+from ._execution import Execution
+from ._learner import Learner, capture
+from ._program import Params, Perturbation, States, Step
+from ._strategies.manual import kept_once_by, leaf_verdicts, manual
+from ._tree import Tree, is_key, spec_of, with_lead
+
+# What the numbers of a probe are drawn from, one draw each: silence, activity, saturation.
+_SCALES = (0.1, 1.0, 10.0)
+
+_ORDER = ("coupled", "undecided", "independent")
+_REPAIRS = {
+    "pb.manual": "Use pb.vmap, which runs the step of one sample; or accept it: pb.manual(..., allow_coupling=True).",
+    "": "Change the lines that the table names.",
+}
+_UNDECIDED = "What is undecided is tried with numbers by pb.audit(..., probe=True)."
+
+
+@dataclasses.dataclass(frozen=True)
+class Audit:
+    """What was found out about the samples of a batched step; `print` it to read it.
+
+    Attributes:
+      strategy: the name of the strategy that runs the step.
+      leaves: for each leaf that the step computes (`"output"`, `"hidden['neu.V']"`, `"other['norm.running_mean']"`,
+        `"jacobians.diagonals['neu.V']"`) a verdict: `kind` is "independent", "coupled" or "undecided"; `how` is
+        "proved", "probed" or ""; `primitive` and `where` are the operation and the source line that couple the samples,
+        or that cannot be followed.
+    """
+
+    strategy: str
+    leaves: Mapping[str, Verdict]
+
+    @property
+    def is_independent(self) -> bool:
+        """Whether no leaf is coupled and none is left undecided."""
+        return all(verdict.kind == "independent" for verdict in self.leaves.values())
+
+    def __str__(self) -> str:
+        kinds = [verdict.kind for verdict in self.leaves.values()]
+        found = ", ".join(f"{kinds.count(kind)} {kind}" for kind in _ORDER if kind in kinds)
+        rows = sorted(self.leaves.items(), key=lambda row: _ORDER.index(row[1].kind))
+        width = max((len(name) for name in self.leaves), default=0)
+        lines = [f"  {verdict.kind:<11}  {name:<{width}}  {_reason(verdict)}" for name, verdict in rows]
+        return "\n".join(
+            [f"{self.strategy}: {count(len(kinds), 'leaf', 'leaves')}, {found}", *lines, *self._repair(kinds)]
+        )
+
+    def _repair(self, kinds: list[str]) -> Iterator[str]:
+        if "coupled" in kinds:
+            yield _REPAIRS.get(self.strategy, _REPAIRS[""])
+        if "undecided" in kinds:
+            yield _UNDECIDED
+
+
+def _reason(verdict: Verdict) -> str:
+    if not verdict.primitive:
+        return verdict.how
+    return {
+        "coupled": f"by {verdict.cause}" + (" (probed)" if verdict.how == "probed" else ""),
+        "undecided": f"behind {verdict.cause}",
+        "independent": f"probed, behind {verdict.cause}",
+    }[verdict.kind]
+
+
+def audit(
+    net_or_learner: Any,
+    *example_inputs: Tree,
+    batch_size: int = 3,
+    environ: dict[str, Any] | None = None,
+    probe: bool = True,
+    params: Params | None = None,
+) -> Audit:
+    """Whether the samples of a batch are independent, leaf by leaf, and what couples them where they are not.
+
+    The samples' axis is followed through every equation of the batched step. "independent (proved)" means that no value
+    of another sample enters; "coupled" names the first operation that brings samples together, even where its result is
+    then multiplied by zero. What no rule can follow is tried with numbers: where one sample is changed or poisoned with
+    NaN, the other samples' rows must keep every bit.
+
+    Args:
+      net_or_learner: a module, or an unbatched learner, which is run as `pb.manual` runs it, even where its samples are
+        coupled; or a batched learner, which is audited as it is.
+      *example_inputs: for a module, the arguments of one step of one sample.
+      batch_size: the number of samples, where the learner has none yet; at least 2.
+      environ: for a module, settings (`dt`, `fit`) on top of those in force.
+      probe: whether undecided leaves are tried with numbers.
+      params: what the numbers are tried with; by default the module's own, or drawn ones.
+
+    Raises:
+      StructureError: example inputs for a learner, which has seen its own at capture.
+      BatchSizeError: fewer than two samples.
+      CaptureError, RandomnessError, StrategyError: the module cannot be captured, or `pb.manual` cannot run it; audit
+        `pb.vmap(learner, B)` instead.
+    """
+    learner, own = _learner(net_or_learner, example_inputs, environ)
+    batched = learner if learner.batch_size is not None else manual(learner, batch_size, allow_coupling=True)
+    _check_size(batched.batch_size)
+    leaves = leaf_verdicts(batched.execution, kept_once_by(batched.execution))
+    undecided = [name for name, verdict in leaves.items() if verdict.kind == "undecided"]
+    if undecided and probe:
+        moved = _moved_leaves(batched, own if params is None else params)
+        leaves = {name: _probed(leaves[name], name in moved) if name in undecided else leaves[name] for name in leaves}
+    return Audit(batched.execution.name, leaves)
+
+
+def _learner(given: Any, examples: tuple[Tree, ...], environ: dict[str, Any] | None) -> tuple[Learner, Params | None]:
+    if not isinstance(given, Learner):
+        return capture(given, *examples, algorithm=BPTT(), environ=environ)
+    if examples:
+        raise StructureError(
+            "pb.audit",
+            got=f"a learner and {count(len(examples), 'example input')}",
+            expected="a learner alone",
+            repair="A learner has seen its examples at capture; leave them out.",
+        )
+    return given, None
+
+
+def _check_size(size: Any) -> None:
+    if not isinstance(size, numbers.Integral) or size < 2:  # noqa: PLR2004 - one sample has no neighbour
+        raise BatchSizeError(
+            "pb.audit",
+            got=f"batch size {size!r}",
+            expected="at least 2",
+            repair="One sample has no other that it could reach; audit with two or more.",
+        )
+
+
+def _probed(verdict: Verdict, is_moved: bool) -> Verdict:  # noqa: FBT001 - a fact, not a mode
+    return dataclasses.replace(verdict, kind="coupled" if is_moved else "independent", how="probed")
+
+
+def _moved_leaves(learner: Learner, params: Params | None) -> set[str]:
+    """The leaves of which some row moved when another sample was changed, or poisoned."""
+    execute, moved = jax.jit(learner.execution.execute), set[str]()
+    for seed, scale in enumerate(_SCALES):
+        draw = _Draw(learner, np.random.default_rng(seed), scale)
+        weights = draw.like(learner.program.params) if params is None else learner.check_params(params)
+        base, other = draw.sample_values(2 * seed), draw.sample_values(2 * seed + 1)
+        before = execute(weights, *_arguments(base, learner.execution))
+        for row in range(learner.batch_size or 0):
+            for new in (other, _poisoned(other)):
+                after = execute(weights, *_arguments(_with_row(base, new, row), learner.execution))
+                moved |= _rows_that_moved(before, after, row)
+    return moved
+
+
+Values = tuple[States, tuple[Tree, ...], Perturbation]
+
+
+def _arguments(values: Values, execution: Execution) -> Values:
+    """The states that are shared are those of a fresh start."""
+    states, inputs, perturbation = values
+    shared = execution.fresh(jax.random.key(0)).shared
+    return states._replace(shared=shared), inputs, perturbation
+
+
+@dataclasses.dataclass(frozen=True)
+class _Draw:
+    """Numbers for every leaf of a sample."""
+
+    learner: Learner
+    rng: np.random.Generator
+    scale: float
+
+    def sample_values(self, seed: int) -> Values:
+        """States around those of a fresh start, inputs, and a perturbation; nothing that is shared."""
+        execution, carry = self.learner.execution, self.learner.init(jax.random.key(seed))
+        hidden, other = (self.around(field) for field in (carry.hidden, carry.other))
+        inputs = self.like(with_lead(self.learner.program.inputs, execution.lead))
+        perturbation = self.around(execution.zero_perturbation())
+        return States(hidden, other, carry.keys, {}), inputs, perturbation
+
+    def around(self, tree: Tree) -> Tree:
+        """Floats near those of a tree; everything else as it is."""
+        drawn = self.like(spec_of(tree))
+        return jax.tree.map(lambda x, noise: x + noise if _is_number(x) else x, tree, drawn)
+
+    def like(self, spec: Tree) -> Tree:
+        """Values of a specification: small integers, and floats around zero."""
+        return jax.tree.map(self._leaf, spec)
+
+    def _leaf(self, spec: jax.ShapeDtypeStruct) -> jax.Array:
+        if _is_number(spec):
+            return jnp.asarray(self.scale * self.rng.standard_normal(spec.shape), spec.dtype)
+        return jnp.asarray(self.rng.integers(0, 3, spec.shape)).astype(spec.dtype)
+
+
+def _is_number(leaf: Any) -> bool:
+    return bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
+
+
+def _poisoned(tree: Tree) -> Tree:
+    return jax.tree.map(lambda x: jnp.full_like(x, jnp.nan) if _is_number(x) else x, tree)
+
+
+def _with_row(tree: Tree, other: Tree, row: int) -> Tree:
+    return jax.tree.map(lambda x, new: x.at[row].set(new[row]), tree, other)
+
+
+def _rows_that_moved(before: Step, after: Step, row: int) -> set[str]:
+    """The leaves in which a row other than the changed one has other bits."""
+    pairs = zip(leaves_of(before), leaves_of(after), strict=True)
+    return {name for (name, old), (_, new) in pairs if _rest(name, old, row) != _rest(name, new, row)}
+
+
+def _rest(name: str, leaf: Tree, row: int) -> bytes:
+    """The bits of a leaf without a sample's own."""
+    (array,) = jax.tree.leaves(leaf)
+    bits = np.asarray(jax.random.key_data(array) if is_key(array.dtype) else array)
+    return bits.tobytes() if is_shared(name) else np.delete(bits, row, axis=0).tobytes()

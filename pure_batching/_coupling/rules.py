@@ -1,0 +1,204 @@
+"""Where the samples lie in the result of one operation, from where they lie in its operands.
+
+A rule is asked only where nothing is lost in an operand. It never looks at sizes to find the samples; it raises
+`Mixing` where an operation brings samples together, and `Unclear` where it cannot tell.
+"""
+
+from collections.abc import Mapping
+from math import prod
+
+from .indexing import INDEXING
+from .operation import At, Mixing, Rule, Unclear, agreed, put, without
+from .values import Along
+
+
+def _element_wise(at: At) -> Along:
+    """Operands have the shape of the result, or size 1 where it does not hold the samples, or are one number."""
+    along, shapes = agreed(at), [at.shape(i) for i, place in enumerate(at.places) if place is not None]
+    if any(len(shape) != len(at.out) or shape[along.axis] != at.out[along.axis] for shape in shapes):
+        raise Unclear
+    return along
+
+
+def _leading(at: At) -> Along:
+    """Operations on the last axes (of random keys, matrices): the others stay."""
+    along = agreed(at)
+    if along.axis >= min(len(at.shape(i)) for i, place in enumerate(at.places) if place is not None):
+        raise Unclear
+    return along
+
+
+def _on_matrices(at: At) -> Along:
+    along = agreed(at)
+    if any(place is not None and along.axis >= len(at.shape(i)) - 2 for i, place in enumerate(at.places)):
+        raise Mixing
+    return along
+
+
+def _unwrapped(at: At) -> Along:
+    if at.only.axis >= len(at.out):
+        raise Unclear
+    return at.only
+
+
+def _position_wise(at: At) -> list[Along | None]:
+    """Results that are the operands."""
+    return list(at.places)
+
+
+def _broadcast(at: At) -> Along:
+    return put(at.only, at.params["broadcast_dimensions"][at.only.axis])
+
+
+def _transpose(at: At) -> Along:
+    return put(at.only, tuple(at.params["permutation"]).index(at.only.axis))
+
+
+def _squeeze(at: At) -> Along:
+    return without(at.only, at.params["dimensions"])
+
+
+def _reduce(at: At) -> Along:
+    axes = at.params["axes"] if "axes" in at.params else at.params["dimensions"]
+    return without(agreed(at), axes)
+
+
+def _collective(at: At) -> list[Along | None]:
+    """Under `jax.vmap(..., axis_name=)`, a sum or maximum over the mapped axis."""
+    if not all(isinstance(axis, int) for axis in at.params["axes"]):
+        raise Unclear
+    return [None if place is None else without(place, at.params["axes"]) for place in at.places]
+
+
+def _reshape(at: At) -> Along:
+    """Samples are `inner` numbers apart, in blocks of `B * inner`: the new axis that counts them has to exist."""
+    along, old, new = at.only, at.shape(), at.out
+    if at.params.get("dimensions") is not None:
+        raise Unclear
+    apart = prod(old[along.axis + 1 :]) * along.inner
+    samples = old[along.axis] // (along.outer * along.inner)
+    for axis, size in enumerate(new):
+        stride = prod(new[axis + 1 :])
+        if size > 1 and stride and apart % stride == 0 and (stride * size) % (apart * samples) == 0:
+            return Along(axis, stride * size // (apart * samples), apart // stride)
+    raise Unclear
+
+
+def _running(at: At) -> Along:
+    if at.only.axis == at.params["axis"]:
+        raise Mixing
+    return at.only
+
+
+def _sort(at: At) -> Along:
+    along = agreed(at)
+    if along.axis == at.params["dimension"]:
+        raise Mixing
+    return along
+
+
+def _reverse(at: At) -> Along:
+    if at.only.axis in at.params["dimensions"]:
+        raise Mixing
+    return at.only
+
+
+def _top_k(at: At) -> Along:
+    axis = at.params.get("axis", -1) % len(at.shape())
+    if at.only.axis == axis:
+        raise Mixing
+    return at.only
+
+
+def _transform(at: At) -> Along:
+    """Of the last axes."""
+    if at.only.axis >= len(at.shape()) - len(at.params["fft_lengths"]):
+        raise Mixing
+    return at.only
+
+
+def _window(at: At) -> Along:
+    """A window that moves over the samples one by one, and sees one at a time, mixes none."""
+    along = agreed(at)
+    single = {"window_dimensions": 1, "window_strides": 1, "padding": (0, 0), "base_dilation": 1, "window_dilation": 1}
+    for name, value in single.items():
+        given = at.params.get(name)
+        if given is not None and given[along.axis] not in (value, list(value) if isinstance(value, tuple) else value):
+            raise Mixing
+    return along
+
+
+def _dot(at: At) -> Along:
+    """Two operands that hold samples must pair them: the axes have to be the same batch axis of the product."""
+    found = {_dot_side(at, side, place) for side, place in enumerate(at.places) if place is not None}
+    if len(found) != 1:
+        raise Mixing
+    return found.pop()
+
+
+def _dot_side(at: At, side: int, along: Along) -> Along:
+    """Batch axes come first, then the free axes of the left side, then those of the right one."""
+    contract, batch = at.params["dimension_numbers"]
+    if along.axis in contract[side]:
+        raise Mixing
+    if along.axis in batch[side]:
+        return put(along, tuple(batch[side]).index(along.axis))
+    free = [[i for i in range(len(at.shape(k))) if i not in (*contract[k], *batch[k])] for k in (0, 1)]
+    return put(along, len(batch[side]) + len(free[0]) * side + free[side].index(along.axis))
+
+
+def _convolution(at: At) -> Along:
+    """Images of different samples do not meet; everything else about them does."""
+    numbers, along = at.params["dimension_numbers"], at.only
+    if along.axis != numbers.lhs_spec[0]:
+        if at.params["feature_group_count"] != 1:
+            raise Unclear
+        raise Mixing
+    if at.params["batch_group_count"] != 1:
+        raise Unclear
+    return put(along, numbers.out_spec[0])
+
+
+_ELEMENT_WISE = (
+    *("abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh", "bessel_i0e"),
+    *("bessel_i1e", "bitcast_convert_type", "cbrt", "ceil", "clamp", "clz", "complex", "conj"),
+    *("convert_element_type", "copy", "cos", "cosh", "digamma", "div", "eq", "eq_to", "erf", "erf_inv", "erfc"),
+    *("exp", "exp2", "expm1", "exprel", "floor", "ge", "gt", "heaviside_surrogate_gradient", "igamma"),
+    *("igamma_grad_a", "igammac", "imag", "integer_pow", "is_finite", "layout_constraint", "le", "le_to", "lgamma"),
+    *("log", "log1p", "logistic", "lt", "lt_to", "max", "min", "mul", "mulhi", "name", "ne", "neg", "nextafter"),
+    *("not", "or", "polygamma", "population_count", "pow", "pvary", "random_clone", "random_fold_in"),
+    *("random_gamma", "real", "reduce_precision", "regularized_incomplete_beta", "rem", "reshard", "round"),
+    *("rsqrt", "select_n", "sharding_constraint", "shift_left", "shift_right_arithmetic", "shift_right_logical"),
+    *("sign", "sin", "sinh", "sqrt", "square", "stop_gradient", "sub", "tan", "tanh", "threefry2x32", "xor"),
+    *("zeta",),
+)
+_REDUCTIONS = (
+    *("argmax", "argmin", "reduce", "reduce_and", "reduce_max", "reduce_min", "reduce_or", "reduce_prod", "reduce_sum"),
+    "reduce_xor",
+)
+_WINDOWS = ("reduce_window", "reduce_window_max", "reduce_window_min", "reduce_window_sum", "select_and_gather_add")
+_MATRICES = ("cholesky", "eig", "eigh", "lu", "qr", "svd", "triangular_solve")
+
+RULES: Mapping[str, Rule] = {
+    **INDEXING,
+    **dict.fromkeys(_ELEMENT_WISE, _element_wise),
+    **dict.fromkeys(_REDUCTIONS, _reduce),
+    **dict.fromkeys(("cumlogsumexp", "cummax", "cummin", "cumprod", "cumsum"), _running),
+    **dict.fromkeys(("pmax", "pmin", "psum"), _collective),
+    **dict.fromkeys((*_WINDOWS, "select_and_scatter_add"), _window),
+    **dict.fromkeys(_MATRICES, _on_matrices),
+    **dict.fromkeys(("random_bits", "random_seed", "random_split", "random_unwrap"), _leading),
+    "broadcast_in_dim": _broadcast,
+    "conv_general_dilated": _convolution,
+    "device_put": _position_wise,
+    "dot_general": _dot,
+    "fft": _transform,
+    "optimization_barrier": _position_wise,
+    "random_wrap": _unwrapped,
+    "reshape": _reshape,
+    "rev": _reverse,
+    "sort": _sort,
+    "squeeze": _squeeze,
+    "top_k": _top_k,
+    "transpose": _transpose,
+}

@@ -1,0 +1,81 @@
+"""What is said of each leaf that a batched step computes."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Literal as OneOf
+
+import jax
+from jax.extend.core import JaxprEqn, Literal
+
+from .._tree import Tree, named_leaves
+from .follow import follow
+from .sources import place
+from .values import Along, Lost, Value
+
+Kind = OneOf["independent", "coupled", "undecided"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What is known of one leaf `[B, ...]`.
+
+    Attributes:
+      kind: whether its row of a sample depends on that sample alone.
+      how: "proved" by the equations, "probed" by numbers, or "" while it is undecided.
+      primitive: the operation that mixed the samples, or that cannot be followed; "" where there is none.
+      where: the source line of that operation, such as `net.py:33 (Net.update)`; "" where it is not known.
+    """
+
+    kind: Kind
+    how: OneOf["proved", "probed", ""]
+    primitive: str = ""
+    where: str = ""
+
+    @property
+    def cause(self) -> str:
+        """The operation and its line."""
+        return f"{self.primitive} at {self.where or 'an unknown line'}"
+
+
+def verdicts(function: Callable[..., Tree], arguments: Sequence[Tree], values: Sequence[Value]) -> dict[str, Verdict]:
+    """A verdict for each leaf of what a function of batched arrays returns, by name.
+
+    Args:
+      function: a pure function.
+      arguments: the specifications of its arguments.
+      values: where the samples lie in each array of the arguments.
+    """
+    closed, output = jax.make_jaxpr(function, return_shape=True)(*arguments)
+    makers = {var: eqn for eqn in closed.jaxpr.eqns for var in eqn.outvars}
+    last = [None if isinstance(var, Literal) else makers.get(var) for var in closed.jaxpr.outvars]
+    names = [name for name, _ in leaves_of(output)]
+    found = zip(names, follow(closed, values), last, strict=True)
+    return {name: _verdict(value, eqn, None if is_shared(name) else Along(0)) for name, value, eqn in found}
+
+
+def leaves_of(step: Tree) -> list[tuple[str, Tree]]:
+    """The leaves of a step with the names that verdicts have: `output`, `hidden['neu.V']`."""
+    return [(name.removeprefix(".").removeprefix("states."), leaf) for name, leaf in named_leaves(step, "")]
+
+
+def is_shared(name: str) -> bool:
+    """Whether a leaf is the same for all samples."""
+    return name.startswith("shared[")
+
+
+def lost(verdict: Verdict) -> Value:
+    """What a value is known to be that a verdict was given on."""
+    if verdict.kind == "independent":
+        return Along(0)
+    return Lost(verdict.kind == "coupled", verdict.primitive, verdict.where)
+
+
+def _verdict(value: Value, eqn: JaxprEqn | None, allowed: Value) -> Verdict:
+    """A leaf of a sample holds the samples along its first axis; a shared one must not depend on them."""
+    if value is None or value == allowed:
+        return Verdict("independent", "proved")
+    if isinstance(value, Lost):
+        kind, how = ("coupled", "proved") if value.is_coupled else ("undecided", "")
+        return Verdict(kind, how, value.primitive, value.where)
+    name, line = ("the step's arguments", "") if eqn is None else (eqn.primitive.name, place(eqn))
+    return Verdict("coupled", "proved", name, line)

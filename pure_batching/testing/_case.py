@@ -1,0 +1,248 @@
+"""What a law is about: a captured module with its strategies, and the data of a batch."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+from .._algorithms.base import Algorithm
+from .._errors import StrategyError
+from .._execution import Carry
+from .._learner import Learner, capture
+from .._program import Params
+from .._sequence import Loss, sequence_grad
+from .._strategies.loop import loop
+from .._strategies.manual import manual
+from .._strategies.vmap import vmap
+from .._tree import Tree
+
+NetFactory = Callable[[], Any]
+
+
+class Data(NamedTuple):
+    """Inputs and targets of a batch, `[T, B, ...]`; inputs are the tuple of the module's arguments."""
+
+    inputs: tuple[Tree, ...]
+    targets: Tree
+
+    @property
+    def steps(self) -> int:
+        """`T`."""
+        return jax.tree.leaves(self.inputs)[0].shape[0]
+
+    @property
+    def samples(self) -> int:
+        """`B`."""
+        return jax.tree.leaves(self.inputs)[0].shape[1]
+
+    def of_steps(self, start: int, stop: int) -> "Data":
+        """Some steps of every sample."""
+        return jax.tree.map(lambda x: x[start:stop], self)
+
+    def of_samples(self, samples: Any) -> "Data":
+        """Some samples, in the order given."""
+        rows = np.asarray(samples)
+        return jax.tree.map(lambda x: x[:, rows], self)
+
+
+class Result(NamedTuple):
+    """What a run gives.
+
+    Attributes:
+      outputs, losses: `[T, B, ...]`.
+      gradients: by path, `[B, *param.shape]` of each sample, or reduced over samples.
+      carry: after the last step.
+    """
+
+    outputs: Tree
+    losses: Any
+    gradients: Params
+    carry: Carry
+
+
+class Request(NamedTuple):
+    """How a gradient is asked for: reduction over samples, and window."""
+
+    reduction: str = "none"
+    window: int | None = None
+
+
+class Runner(Protocol):
+    """A batch of samples that can be run: a strategy's learner, or an adapter of something else."""
+
+    def init(self, key: jax.Array | None = None) -> Any:
+        """The carry before the first step."""
+        ...
+
+    def run(self, request: Request, params: Params, carry: Any, data: Data, flags: Mapping[str, Any]) -> Result:
+        """The gradient of a sequence from a carry; flags are `mask` and `reset`."""
+        ...
+
+
+MakeRunner = Callable[[Learner, int], Learner | Runner]
+
+STRATEGIES: Mapping[str, MakeRunner] = {"loop": loop, "vmap": vmap, "manual": manual}
+"""The strategies by name; the first is what the others are compared with."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OfLearner:
+    """A strategy's learner as a runner; each kind of gradient is made once."""
+
+    learner: Learner
+    loss: Loss
+
+    def init(self, key: jax.Array | None = None) -> Carry:
+        """The learner's."""
+        return self.learner.init(key)
+
+    def run(
+        self, request: Request, params: Params, carry: Carry | None, data: Data, flags: Mapping[str, Any]
+    ) -> Result:
+        """The learner's `sequence_grad`."""
+        gradients, aux = self._grad_fn(request)(params, carry, data.inputs, data.targets, **flags)
+        return Result(aux.outputs, aux.losses, gradients, aux.carry)
+
+    @functools.cache  # noqa: B019 - lives as long as its subject
+    def _grad_fn(self, request: Request) -> Any:
+        return sequence_grad(self.learner, self.loss, reduction=request.reduction, window=request.window, outputs=True)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subject:
+    """A module under an algorithm: what is compiled once and then run on any values.
+
+    Attributes:
+      net_factory: a new module, with its weights.
+      learner: of one sample.
+      params: the weights of the module that was captured.
+      loss: `(output, target) -> []` of one sample at one step.
+      strategies: by name; the first is what the others are compared with.
+      environ: the settings of the capture.
+      is_exact: whether the published D_RTRL is exact for the module: one layer without recurrent weights, or an
+        element-wise recurrence, and a readout without memory.
+      traces: counts how often the loss was traced, which only happens when something is compiled.
+    """
+
+    net_factory: NetFactory
+    learner: Learner
+    params: Params
+    loss: Loss
+    strategies: Mapping[str, MakeRunner]
+    environ: dict[str, Any] | None
+    is_exact: bool
+    traces: list[None] = dataclasses.field(default_factory=list)
+
+    @classmethod
+    def of(
+        cls,
+        net_factory: NetFactory,
+        algorithm: Algorithm,
+        example_inputs: tuple[Tree, ...],
+        loss: Loss,
+        *,
+        environ: dict[str, Any] | None = None,
+        strategies: Mapping[str, MakeRunner] = STRATEGIES,
+        is_exact: bool = False,
+    ) -> "Subject":
+        """Capture a module.
+
+        Args:
+          net_factory: `() -> module`.
+          algorithm: the learning rule.
+          example_inputs: the arguments of one step of one sample.
+          loss: `(output, target) -> []`.
+          environ: settings of the capture.
+          strategies: by name, `(learner, B) -> learner` or an adapter.
+          is_exact: see the attribute.
+        """
+        learner, params = capture(net_factory(), *example_inputs, algorithm=algorithm, environ=environ)
+        traces: list[None] = []
+
+        def counted(output: Tree, target: Tree) -> jax.Array:
+            traces.append(None)
+            return loss(output, target)
+
+        return cls(net_factory, learner, params, counted, strategies, environ, is_exact, traces)
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """The learning rule."""
+        return self.learner.algorithm
+
+    @functools.cache  # noqa: B019 - lives as long as the subject
+    def runner(self, name: str, samples: int) -> Runner:
+        """A strategy for a number of samples."""
+        made = self.strategies[name](self.learner, samples)
+        return OfLearner(made, self.loss) if isinstance(made, Learner) else made
+
+    @functools.cached_property
+    def refused(self) -> dict[str, str]:
+        """The strategies that cannot run the module, and why."""
+        reasons = {}
+        for name in self.strategies:
+            try:
+                self.runner(name, 2)
+            except StrategyError as reason:
+                reasons[name] = str(reason)
+        return reasons
+
+    @property
+    def names(self) -> list[str]:
+        """The strategies that run the module."""
+        return [name for name in self.strategies if name not in self.refused]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Case:
+    """A subject with values: what a law is true of.
+
+    Attributes:
+      subject: the module, its algorithm and its strategies.
+      params: the weights in use.
+      data: of a batch.
+      window: of the gradients compared, shorter than the sequence where that has more than one step.
+      key: what initial states are drawn from.
+    """
+
+    subject: Subject
+    params: Params
+    data: Data
+    window: int = 2
+    key: jax.Array = dataclasses.field(default_factory=lambda: jax.random.key(0))
+
+    def init(self, name: str) -> Any:
+        """A fresh carry."""
+        return self.subject.runner(name, self.data.samples).init(self.key)
+
+    def run(
+        self, name: str, data: Data | None = None, carry: Any = None, request: Request | None = None, **flags: Any
+    ) -> Result:
+        """The gradient under a strategy, from a fresh carry unless one is given."""
+        data = self.data if data is None else data
+        runner = self.subject.runner(name, data.samples)
+        carry = runner.init(self.key) if carry is None else carry
+        request = Request(window=self.window) if request is None else request
+        return runner.run(request, self.params, carry, data, flags)
+
+    @functools.cache  # noqa: B019 - lives as long as the case
+    def result(self, name: str) -> Result:
+        """The gradient of each sample under a strategy, of the case's own data."""
+        return self.run(name)
+
+    @property
+    def reference(self) -> str:
+        """The strategy that the others are compared with."""
+        return self.subject.names[0]
+
+    @property
+    def others(self) -> list[str]:
+        """The strategies that are compared with it."""
+        return self.subject.names[1:]
+
+    def with_data(self, data: Data) -> "Case":
+        """The same subject and weights on other data."""
+        return dataclasses.replace(self, data=data)

@@ -1,0 +1,138 @@
+"""All laws at once, for a user's own module."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from .._algorithms.base import Algorithm
+from .._batch import unstack
+from .._sequence import Loss
+from .._tree import Tree
+from ._alive import assert_alive
+from ._case import STRATEGIES, Case, Data, MakeRunner, NetFactory, Subject
+from ._margins import ROUNDINGS, smallest_margin
+from .laws import ALL, Law, LawViolation
+
+
+class Report(NamedTuple):
+    """What was found.
+
+    Attributes:
+      held: the laws that hold, by name.
+      excused: the laws that do not concern the module, and why.
+      refused: the strategies that cannot run it, and why.
+    """
+
+    held: tuple[str, ...]
+    excused: Mapping[str, str]
+    refused: Mapping[str, str]
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.held)} laws hold: {', '.join(self.held)}"]
+        lines += [f"{law} does not apply: {reason}" for law, reason in self.excused.items()]
+        return "\n".join([*lines, *(f"{name} does not run: {reason}" for name, reason in self.refused.items())])
+
+
+def assert_interchangeable(
+    net_factory: NetFactory,
+    algorithm: Algorithm,
+    inputs: Tree,
+    targets: Tree,
+    loss: Loss,
+    *,
+    environ: dict[str, Any] | None = None,
+    strategies: Mapping[str, MakeRunner] = STRATEGIES,
+    laws: Sequence[str] | None = None,
+    window: int = 2,
+    is_exact: bool = False,
+    spikes: bool = False,
+) -> Report:
+    """Check every law for a module, and raise LawViolation at the first that does not hold.
+
+    The text of the violation names the law, the strategy, the leaf's path, the sample and the step, what was got and
+    what was expected, and the smallest batch and time that still fail.
+
+    Args:
+      net_factory: `() -> module`; each call gives the same weights.
+      algorithm: the learning rule.
+      inputs: `[T, B, ...]`; a tuple for a module with several arguments.
+      targets: `[T, B, ...]`.
+      loss: `(output, target) -> []` of one sample at one step.
+      environ: settings of the capture, such as `dt`.
+      strategies: by name, `(learner, B) -> learner` or an adapter; the first is what the others are compared with.
+      laws: names of `laws.ALL`; None stands for all.
+      window: of the gradients compared.
+      is_exact: whether the published D_RTRL equals BPTT here (see `Subject`).
+      spikes: whether the outputs are silent until a neuron fires.
+
+    Raises:
+      LawViolation: a law does not hold.
+      DeadComparisonError: nothing happens in the data given, so that nothing would be shown.
+      PureBatchingError: the module cannot be captured, or the data does not fit it.
+    """
+    data = Data(inputs if isinstance(inputs, tuple) else (inputs,), targets)
+    example = jax.tree.map(lambda x: x[0, 0], data.inputs)
+    subject = Subject.of(
+        net_factory, algorithm, example, loss, environ=environ, strategies=strategies, is_exact=is_exact
+    )
+    case = Case(subject, subject.params, data, window)
+    assert_alive(case.result(case.reference), spikes=spikes, large_traces=False)
+    excused = {}
+    for name in ALL if laws is None else laws:
+        reason = ALL[name].excuse(case)
+        if reason is None:
+            _check(ALL[name], case)
+        else:
+            excused[name] = reason
+    return Report(tuple(name for name in (laws or ALL) if name not in excused), excused, subject.refused)
+
+
+def _check(law: Law, case: Case) -> None:
+    """The law, with what else can be found out about a violation."""
+    try:
+        law(case)
+    except LawViolation as violation:
+        small = _smallest(law, case)
+        noted = violation.with_note(f"smallest case that fails: B = {small.data.samples}, T = {small.data.steps}")
+        raise _with_margin(noted, case) from None
+
+
+def _smallest(law: Law, case: Case) -> Case:
+    """The smallest batch, and for it the shortest sequence, that still violate the law."""
+    return next((small for small in _smaller(case) if _is_violated(law, small)), case)
+
+
+def _smaller(case: Case) -> Iterator[Case]:
+    for samples in range(1, case.data.samples + 1):
+        for steps in range(1, case.data.steps + 1):
+            yield case.with_data(case.data.of_steps(0, steps).of_samples(range(samples)))
+
+
+def _is_violated(law: Law, case: Case) -> bool:
+    try:
+        law(case)
+    except LawViolation:
+        return True
+    return False
+
+
+def _with_margin(violation: LawViolation, case: Case) -> LawViolation:
+    """A violation in which some comparison of a step was closer than the order of a sum can decide."""
+    margin = margin_of(case, violation.difference.place.get("sample", 0))
+    if margin > ROUNDINGS:
+        return violation
+    return violation.with_note(
+        f"a comparison within the step, such as a spike's threshold, was decided by {margin:.1f} units of rounding: "
+        "the order of a sum may flip it, which is no fault of a strategy"
+    )
+
+
+def margin_of(case: Case, sample: int) -> float:
+    """The smallest margin of a sample's steps, in units of rounding."""
+    carry, margins = unstack(case.init(case.reference))[sample], []
+    for t in range(case.data.steps):
+        inputs = jax.tree.map(lambda x, t=t: x[t, sample], case.data.inputs)
+        margins.append(smallest_margin(case.subject.learner, case.params, carry, inputs))
+        carry, _ = case.subject.learner.step(case.params, carry, *inputs)
+    return min(margins)

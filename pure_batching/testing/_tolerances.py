@@ -1,0 +1,32 @@
+"""The only numbers by which two results may differ: relative to the largest entry of a leaf, by what is compared."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+_TABLE: Mapping[str, Mapping[str, float]] = {
+    # two schedules of the same arithmetic, in what the module itself computes: outputs, losses, states
+    "forward": {"float64": 1e-12, "float32": 2e-6, "complex64": 2e-6, "complex128": 1e-12},
+    # the same for eligibility traces, which are longer products
+    "trace": {"float64": 1e-12, "float32": 2e-6, "complex64": 2e-6, "complex128": 1e-12},
+    # and for gradients, which are sums over time
+    "gradient": {"float64": 1e-12, "float32": 2e-6, "complex64": 2e-6, "complex128": 1e-12},
+    # brainscale's own run
+    "native": {"float64": 1e-10, "float32": 1e-5},
+    # the exact gradient, by another way through the model
+    "exact": {"float64": 1e-9, "float32": 1e-4},
+    # bit for bit
+    "nothing": {},
+}
+
+
+def tolerance(kind: str, dtype: Any) -> float:
+    """By how much two arrays may differ, relative to the largest entry of the expected one.
+
+    Args:
+      kind: "forward", "trace", "gradient" (the same arithmetic in another order), "native" (BrainScale's own run),
+        "exact" (another way to the same gradient) or "nothing" (bit for bit).
+      dtype: of the expected array; types without digits may not differ at all.
+    """
+    return _TABLE[kind].get(str(jnp.dtype(dtype)), 0.0) if jnp.issubdtype(dtype, jnp.inexact) else 0.0

@@ -1,0 +1,78 @@
+"""One cheap law for every layer: it is captured, and every strategy gives the numbers of the loop."""
+
+import pytest
+
+import pure_batching as pb
+from pure_batching._errors import StrategyError
+
+from .alive import assert_alive
+from .bench import SAMPLES, Request
+from .layers import EXACT, LAYERS, NOT_BY_HAND, REFUSED, SHOWN, captured, offered
+from .models import MODELS
+from .trees import assert_close
+
+
+def check_strategies(name: str, seed: int) -> None:
+    """Of each sample: gradients, carry, losses and outputs."""
+    made = captured(name, seed)
+    want = made.result(Request("loop"))
+    assert_alive(made, Request("loop"), want)
+    for strategy in made.model.strategies:
+        got = made.result(Request(strategy))
+        assert_close(got.gradients, want.gradients)
+        assert_close(got.aux, want.aux)
+
+
+# Two halves of the same law, which two workers share.
+HALVES = (list(LAYERS)[::2], list(LAYERS)[1::2])
+
+
+class TestOneHalf:
+    @pytest.mark.parametrize("name", HALVES[0])
+    def test_every_strategy_equals_the_loop(self, name: str, seed: int) -> None:
+        check_strategies(name, seed)
+
+
+class TestOtherHalf:
+    @pytest.mark.parametrize("name", HALVES[1])
+    def test_every_strategy_equals_the_loop(self, name: str, seed: int) -> None:
+        check_strategies(name, seed)
+
+
+class TestNewOperations:
+    @pytest.mark.parametrize("name", EXACT)
+    def test_published_rule_is_exact(self, name: str, seed: int) -> None:
+        """One layer without recurrent weights: D_RTRL in windows is the gradient of the whole sequence."""
+        made, exact = captured(name, seed, pb.D_RTRL(rule="published")), captured(name, seed, pb.BPTT())
+        got, want = made.result(Request("manual")), exact.result(Request("vmap", window=None))
+        assert_alive(made, Request("manual"), got)
+        assert_close(got.gradients, want.gradients, "exact")
+
+    def test_a_jitted_step_is_the_plain_one(self, seed: int) -> None:
+        """What BrainScale refuses is opened before it looks."""
+        jitted, plain = (captured(f"model `{name}`", seed) for name in ("Jitted", "Opened"))
+        want, got = plain.result(Request("manual")), jitted.result(Request("manual"))
+        assert_alive(plain, Request("manual"), want)
+        assert_close(got.gradients, want.gradients)
+        assert_close(got.aux, want.aux)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("name", REFUSED)
+    def test_says_why_and_what_to_change(self, name: str, seed: int) -> None:
+        with pytest.raises(REFUSED[name].error, match="(?s)^" + REFUSED[name].text):
+            REFUSED[name].capture(seed)
+
+    @pytest.mark.parametrize("name", [name for name in NOT_BY_HAND if name in LAYERS])
+    def test_by_hand(self, name: str, seed: int) -> None:
+        with pytest.raises(StrategyError, match=f"(?s)({NOT_BY_HAND[name][0]}).*pb\\.vmap"):
+            pb.manual(captured(name, seed).learner, SAMPLES)
+
+    def test_every_missing_strategy_has_a_reason(self) -> None:
+        missing = {model.name for model in (*MODELS.values(), *LAYERS.values()) if "manual" not in model.strategies}
+        assert missing == set(NOT_BY_HAND)
+
+
+def test_no_layer_is_left_out() -> None:
+    shown = {layer for layers in SHOWN.values() for layer in layers}
+    assert offered() <= {*shown, *LAYERS, *REFUSED}

@@ -1,0 +1,177 @@
+"""The testing kit: it finds what is broken, says where, and does not pass what is dead."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import brainstate
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import pure_batching as pb
+from pure_batching import testing
+from pure_batching.testing import DeadComparisonError, LawViolation, assert_interchangeable, laws, smallest_margin
+from pure_batching.testing.modules import SETTINGS, Cell, Leaky, Net, Readout, Spiking, squared
+
+from .models import MODELS
+
+SMALL = Net((Leaky("linear", 6), Readout("linear")))
+COUPLED = {"vmap": pb.vmap, "manual": functools.partial(pb.manual, allow_coupling=True)}
+
+
+class Centred(brainstate.nn.Module):
+    """The mean over the first axis is that of features, or that of samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = SMALL()
+
+    def update(self, x: jax.Array) -> jax.Array:
+        y = self.inner(x)
+        return y - 0.5 * y.mean(axis=0)
+
+
+def check(net: Any, algorithm: pb.Algorithm = pb.ES_D_RTRL(0.9), **options: Any) -> testing.Report:  # noqa: B008
+    data = SMALL.data(0, 4, 3)
+    return assert_interchangeable(net, algorithm, data.inputs, data.targets, squared, environ=dict(SETTINGS), **options)
+
+
+class TestInterchangeable:
+    def test_what_holds_and_what_does_not_apply(self) -> None:
+        report = check(SMALL, pb.D_RTRL(rule="published"), is_exact=True)
+        assert set(report.held) == set(laws.ALL) - {"parity"}
+        assert list(report.excused) == ["parity"]
+        assert report.refused == {}
+        assert str(report).startswith(f"{len(report.held)} laws hold: init, equality, swap")
+
+    def test_a_strategy_that_cannot_run_it(self) -> None:
+        model = MODELS["noisy"]
+        report = assert_interchangeable(
+            lambda: model.build(0),
+            pb.ES_D_RTRL(0.9),
+            model.inputs(0, 4, 2),
+            model.targets(0, 4, 2),
+            model.loss,
+            environ=model.settings,
+            laws=("equality",),
+        )
+        assert list(report.refused) == ["manual"]
+        assert "draws from the random key" in str(report)
+
+    def test_a_mean_over_samples(self) -> None:
+        with pytest.raises(LawViolation) as caught:
+            check(Centred, strategies=COUPLED, laws=("locality",))
+        text = str(caught.value)
+        assert text.startswith("locality does not hold under manual: outputs, step ")
+        assert ", sample " in text
+        assert "smallest case that fails: B = 2, T = 1" in text
+        assert caught.value.strategy == "manual"
+
+    def test_batch_normalisation(self) -> None:
+        model = MODELS["normalized"]
+        with pytest.raises(LawViolation, match=r"locality does not hold under manual: .*, sample 0: got .*, expected"):
+            assert_interchangeable(
+                lambda: model.build(0),
+                pb.ES_D_RTRL(0.9),
+                model.inputs(0, 3, 2),
+                model.targets(0, 3, 2),
+                model.loss,
+                environ=model.settings,
+                strategies=COUPLED,
+                laws=("locality",),
+            )
+
+    def test_dead_data(self) -> None:
+        data = jax.tree.map(np.zeros_like, Net((Cell("MiniGRU", 6),)).data(0, 3, 2))
+        with pytest.raises(DeadComparisonError, match=r"never left zero|is zero"):
+            assert_interchangeable(
+                Net((Leaky("lora", 6),)), pb.D_RTRL(), data.inputs, data.targets, squared, laws=("init",)
+            )
+
+
+class Broken:
+    """A strategy with one fault."""
+
+    def __init__(self, fault: Any, learner: pb.Learner, samples: int) -> None:
+        self.learner, self.fault = pb.vmap(learner, samples), fault
+
+    def init(self, key: Any = None) -> pb.Carry:
+        return self.learner.init(key)
+
+    def run(self, request: Any, params: Any, carry: Any, data: Any, flags: Any) -> testing.Result:
+        grad_fn = pb.sequence_grad(
+            self.learner, squared, reduction=request.reduction, window=request.window, outputs=True
+        )
+        gradients, aux = grad_fn(params, carry, data.inputs, data.targets, **flags)
+        return self.fault(testing.Result(aux.outputs, aux.losses, gradients, aux.carry), flags)
+
+
+def tenth(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x * 1.1, tree)
+
+
+FAULTS = {
+    "equality": lambda result, _: result._replace(gradients=tenth(result.gradients)),
+    "swap": lambda result, _: result._replace(carry=result.carry._replace(hidden=tenth(result.carry.hidden))),
+    "locality": lambda result, _: result._replace(outputs=result.outputs + jnp.nanmean(result.outputs)),
+    "algebra": lambda result, _: result._replace(losses=result.losses + jnp.arange(result.losses.shape[1])),
+    "reduction": lambda result, _: (
+        result._replace(gradients=tenth(result.gradients))
+        if jax.tree.leaves(result.gradients)[0].ndim == jax.tree.leaves(result.gradients)[-1].ndim == 0
+        else result._replace(gradients=jax.tree.map(lambda x: x + x.size, result.gradients))
+    ),
+    "time": lambda result, _: result._replace(losses=result.losses + result.losses.shape[0]),
+    "mask_and_reset": lambda result, flags: result._replace(losses=result.losses + len(flags)),
+}
+
+
+@functools.cache
+def subject() -> testing.Subject:
+    return testing.Subject.of(SMALL, pb.ES_D_RTRL(0.9), SMALL.example(), squared, environ=dict(SETTINGS))
+
+
+@pytest.mark.parametrize("law", FAULTS)
+def test_each_law_finds_a_fault(law: str) -> None:
+    strategies = {"vmap": pb.vmap, "broken": functools.partial(Broken, FAULTS[law])}
+    broken = dataclasses.replace(subject(), strategies=strategies)
+    with pytest.raises(LawViolation, match=rf"^{law} does not hold under .*broken"):
+        laws.ALL[law](testing.Case(broken, broken.params, SMALL.data(0, 4, 3)))
+
+
+class TestMargins:
+    def test_an_ordinary_step_is_far_from_its_threshold(self) -> None:
+        net = Net((Spiking("LIF", "delta", 6), Readout("linear")))
+        learner, params = pb.capture(net(), *net.example(), algorithm=pb.BPTT(), environ=dict(SETTINGS))
+        assert smallest_margin(learner, params, learner.init(), net.example()) > testing.ROUNDINGS
+
+    def test_counts_units_of_rounding(self) -> None:
+        class Threshold(brainstate.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.inner = SMALL()
+
+            def update(self, x: jax.Array) -> jax.Array:
+                return jnp.where(x.sum() >= 1.0, self.inner(x), 0.0)
+
+        learner, params = pb.capture(Threshold(), np.zeros(3), algorithm=pb.BPTT())
+        eps = np.finfo(np.float64).eps
+        given = np.array([1.0 + 8 * eps, 0.0, 0.0])
+        assert smallest_margin(learner, params, learner.init(), (given,)) == pytest.approx(8, rel=0.01)
+
+
+class TestTolerances:
+    def test_by_type_and_by_what_is_compared(self) -> None:
+        assert testing.tolerance("gradient", np.float64) == 1e-12
+        assert testing.tolerance("gradient", np.float32) == 2e-6
+        assert testing.tolerance("native", np.float64) == 1e-10
+        assert testing.tolerance("exact", np.float64) == 1e-9
+        assert testing.tolerance("nothing", np.float64) == testing.tolerance("forward", np.int32) == 0
+
+
+@pytest.mark.parametrize("operator", ["linear", "lora", "masked", "signed", "element_wise", "conv"])
+def test_descriptions_can_be_pasted(operator: str) -> None:
+    net = Net((Leaky(operator, 6), Readout("untraced")), n_inputs=2, is_shared=True)
+    assert eval(repr(net)) == net
+    assert jax.tree.structure(pb.read_states(net())) == jax.tree.structure(pb.read_states(eval(repr(net))()))
