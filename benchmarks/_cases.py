@@ -10,6 +10,7 @@ import brainscale
 import brainstate
 import brainunit as u
 import jax
+import numpy as np
 from _common import Gradients, Run
 
 import pure_batching as pb
@@ -40,7 +41,7 @@ def ours_outside_jit(
 def _parts(
     strategy: Strategy, algorithm: pb.Algorithm, window: int | None, net: LIFNet, data: Dataset
 ) -> tuple[Gradients, Callable[[Gradients, Dataset], Gradients]]:
-    learner, params = pb.capture(net, data.inputs[0, 0], algorithm=algorithm)
+    learner, params = pb.capture(net, np.asarray(data.inputs)[0, 0], algorithm=algorithm)
     grad_fn = pb.sequence_grad(strategy(learner, len(data.labels)), loss, window=window)
 
     def gradient(params: Gradients, data: Dataset) -> Gradients:

@@ -15,6 +15,7 @@ import brainscale
 import brainstate
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from ._assembly import Assembly, Compiled, FoundGroup, FoundRelation, split_states
@@ -327,9 +328,9 @@ def _differing_axis(two: jax.ShapeDtypeStruct, three: jax.ShapeDtypeStruct) -> i
 
 
 def _add_batch(module: brainstate.nn.Module, axes: dict[str, Tree], batch_size: int) -> None:
-    def widen(leaf: jax.Array, axis: int) -> jax.Array:
+    def widen(leaf: jax.Array, axis: int) -> np.ndarray:
         shape = (*leaf.shape[:axis], batch_size, *leaf.shape[axis:])
-        return jnp.broadcast_to(jnp.expand_dims(leaf, axis), shape)
+        return np.broadcast_to(np.expand_dims(np.asarray(leaf), axis), shape)
 
     for path, state in states_of(module).items():
         if path in axes:

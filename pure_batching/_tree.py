@@ -67,8 +67,8 @@ class _Text(str):
 
 
 def zeros_of(spec: Tree) -> Tree:
-    """Zeros of a specification, units kept."""
-    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), spec)
+    """Zeros of a specification, units kept; of numpy, since nothing needs to be compiled for them."""
+    return jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), spec)
 
 
 def strong(tree: Tree, spec: Tree) -> Tree:
