@@ -104,5 +104,12 @@ def select(condition: jax.Array, yes: Tree, no: Tree) -> Tree:
 
 
 def _blank(data: Tree, mask: jax.Array) -> Tree:
-    """The data of masked steps are zeros, so that padding of any kind (NaN too) reaches no derivative."""
-    return select(mask, data, jax.tree.map(jnp.zeros_like, data))
+    """The data of masked steps are ones, or the class 0, so that padding of any kind (NaN too) reaches no derivative.
+
+    At ones, unlike zeros, a norm, a root and a logarithm have a derivative.
+    """
+    return select(mask, data, jax.tree.map(_harmless, data))
+
+
+def _harmless(leaf: jax.Array) -> jax.Array:
+    return jnp.ones_like(leaf) if jnp.issubdtype(leaf.dtype, jnp.inexact) else jnp.zeros_like(leaf)

@@ -297,6 +297,17 @@ class Stack(Module):
         return x
 
 
+class Unit(Module):
+    """A recurrent layer behind the direction of its input."""
+
+    def __init__(self, n_in: int, n_rec: int) -> None:
+        super().__init__()
+        self.cell = MinimalRNNCell(n_in, n_rec)
+
+    def update(self, x: Array) -> Array:
+        return self.cell(x / jnp.sqrt((x**2).sum(-1, keepdims=True)))
+
+
 class Watched(Module):
     """Calls `seen` each time that Python runs its update, and hands on to another module."""
 

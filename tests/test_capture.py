@@ -23,7 +23,7 @@ from pure_batching._errors import CaptureError
 from .alive import assert_alive, assert_moving
 from .bench import SAMPLES, STEPS, STRATEGIES, WINDOW, Request, bench
 from .models import MODELS, N_IN, N_REC, Model
-from .modules import Broken, Growing, Leaky
+from .modules import Broken, GroupState, Growing, Leaky
 from .trees import assert_close, assert_identical, assert_not_identical, named, sample, units_of
 
 Tree = Any
@@ -379,6 +379,14 @@ class TestEnvironment:
             model.build(seed), *model.inputs(seed), algorithm=pb.ES_D_RTRL(0.9), environ={**model.settings, "fit": fit}
         )
         assert list(learner.init().keys) == (["random"] if fit else [])
+
+
+def test_a_weight_that_brainscale_relates_to_no_hidden_state() -> None:
+    """Its output has another shape than the state that it feeds: BrainScale warns, and the weight has no trace."""
+    with pytest.warns(UserWarning, match="we remove the connection"):
+        learner, _ = pb.capture(GroupState(N_IN, N_REC), np.zeros(N_IN), algorithm=pb.ES_D_RTRL(0.9))
+    assert learner.program.relations == ()
+    assert learner.program.direct == ("inp.weight_op",)
 
 
 class TestDeterminism:

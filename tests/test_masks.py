@@ -15,6 +15,8 @@ from pure_batching._errors import BatchSizeError, DtypeError, OptionError, Shape
 
 from .alive import assert_gradients_alive, assert_moving
 from .bench import ONLINE_RULES, SAMPLES, STEPS, STRATEGIES, WINDOW, Bench, Data, Request, Result, bench
+from .models import N_IN, N_REC
+from .modules import Unit
 from .trees import (
     assert_close,
     assert_differ,
@@ -249,6 +251,17 @@ class TestMaskedSteps:
         made, request = bench(MODEL, seed, RULES[rule]), Request("vmap", reduction)
         got = run(made, request, FLAGS["mask"], start(made), targets=True)
         assert_same(got, run(made, request, FLAGS["mask"], start(made)))
+
+    def test_padding_that_has_no_direction(self, seed: int) -> None:
+        """A step that divides by the norm of its input has no derivative at zeros, of which padding often is."""
+        learner, params = pb.capture(Unit(N_IN, N_REC), np.ones(N_IN), algorithm=RULES["ES_D_RTRL"])
+        inputs, mask = np.random.default_rng(seed).uniform(1, 2, (STEPS, SAMPLES, N_IN)), np.array(FLAGS["mask"].mask).T
+        grad_fn = pb.sequence_grad(pb.vmap(learner, SAMPLES), lambda out, _: (out**2).sum(), reduction="sum")
+        padded = np.where(mask[..., None], inputs, 0.0)
+        want = grad_fn(params, None, inputs, np.zeros((STEPS, SAMPLES)), mask=mask)
+        got = grad_fn(params, None, padded, np.zeros((STEPS, SAMPLES)), mask=mask)
+        assert_gradients_alive(want[0])
+        assert_identical(got, want)
 
     @pytest.mark.parametrize("rule", ["ES_D_RTRL", "D_RTRL multi-step"])
     def test_counts_steps_or_windows(self, rule: str, seed: int) -> None:
