@@ -381,6 +381,7 @@ class TestEnvironment:
         assert list(learner.init().keys) == (["random"] if fit else [])
 
 
+@pytest.mark.filterwarnings("ignore:(jax.core|core.Jaxpr).*:DeprecationWarning")
 def test_a_weight_that_brainscale_relates_to_no_hidden_state() -> None:
     """Its output has another shape than the state that it feeds: BrainScale warns, and the weight has no trace."""
     with pytest.warns(UserWarning, match="we remove the connection"):
