@@ -91,8 +91,10 @@ def run(learner: pb.Learner, params: Tree, seed: int, reduction: str = "none") -
 
 
 class TestLikeTheDenseModel:
-    @pytest.mark.parametrize("strategy", STRATEGIES)
-    @pytest.mark.parametrize("rule", ["ES_D_RTRL", "D_RTRL", "D_RTRL multi-step"])
+    @pytest.mark.parametrize(
+        ("rule", "strategy"),
+        [*(("ES_D_RTRL", strategy) for strategy in STRATEGIES), ("D_RTRL", "vmap"), ("D_RTRL multi-step", "manual")],
+    )
     @every_format
     def test_of_each_sample(self, kind: str, rule: str, strategy: str, seed: int) -> None:
         made, make = pair(kind, rule, seed), STRATEGIES[strategy]
