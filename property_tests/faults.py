@@ -57,7 +57,7 @@ FAULTS = (
         "    new, record = execution.each(step)(params, trace, jacobians, signal, count)\n"
         "    mixed = jax.tree.map(lambda x: jnp.broadcast_to(x.sum(0), x.shape) if execution.lead else x, new)\n"
         "    return mixed, record",
-        "test_strategies.py::TestEveryModel::test_another_sample_changes[GRUCell-vmap-other]",
+        "test_strategies.py::TestEveryModel::test_another_sample_changes[GRUCell-vmap-other numbers]",
     ),
     Fault(
         "D_RTRL normalises over the batch",
@@ -67,7 +67,7 @@ FAULTS = (
         "    if execution.lead and getattr(new, 'scales', None):\n"
         "        new = new._replace(scales=jax.tree.map(lambda x: jnp.full_like(x, x.max()), new.scales))\n"
         "    return new, record",
-        "test_d_rtrl.py::TestNormalisation::test_belongs_to_the_sample[LSTMCell-vmap]",
+        "test_d_rtrl.py::TestNormalisation::test_belongs_to_the_sample[matrix-vmap]",
     ),
     Fault(
         "the trace is not forgotten at a reset",

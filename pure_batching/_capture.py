@@ -20,8 +20,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from ._assembly import Assembly, Compiled, FoundGroup, FoundRelation, split_states
 from ._blueprint import Blueprint, states_of
+from ._checks import check_batched, check_dtypes, check_reach, check_unchanged
 from ._errors import CaptureError, PureBatchingError, StrategyError
-from ._jaxpr import spec_of_var
 from ._program import Params, Program, States
 from ._readable import readable
 from ._reasons import first_lines, repair_of
@@ -65,9 +65,9 @@ class _Tracer:
         """The program of one sample."""
         with self.blueprint.environment():
             compiled = self._explained(lambda: compile_module(self.blueprint.build(), self.inputs))
-        _check_unchanged(compiled, self.blueprint.name)
-        _check_dtypes(compiled, self.blueprint.name)
-        _check_reach(compiled, self.blueprint.name)
+        check_unchanged(compiled, self.blueprint.name)
+        check_dtypes(compiled, self.blueprint.name)
+        check_reach(compiled, self.blueprint.name)
         return self._program(compiled, split_states(compiled))
 
     def batched(self, batch_size: int, single: Program) -> Program:
@@ -79,7 +79,7 @@ class _Tracer:
             module = self.blueprint.build()
             _add_batch(module, axes, batch_size)
             compiled = self._mapped(lambda: compile_module(module, inputs))
-        _check_batched(compiled, single, batch_size, self.blueprint.name)
+        check_batched(compiled, single, batch_size, self.blueprint.name)
         states = States(*({path: compiled.specs[path] for path in field} for field in single.states))
         return self._program(compiled, states)
 
@@ -335,75 +335,3 @@ def _add_batch(module: brainstate.nn.Module, axes: dict[str, Tree], batch_size: 
     for path, state in states_of(module).items():
         if path in axes:
             state.value = jax.tree.map(widen, state.value, axes[path])
-
-
-def _check_unchanged(compiled: Compiled, module: str) -> None:
-    """A state must come out of a step as it went in, or no scan could carry it."""
-    _, outs = compiled.state_vars()
-    for path in compiled.order:
-        for (name, spec), var in zip(named_leaves(compiled.specs[path], path), outs[path], strict=True):
-            if spec_of_var(var).shape != tuple(jax.tree.leaves(spec)[0].shape):
-                raise CaptureError(
-                    f"{module}: {name}",
-                    got=f"shape {spec_of_var(var).shape} after one step",
-                    expected=f"{tuple(jax.tree.leaves(spec)[0].shape)}, the shape before",
-                    repair="Initialise the state for one sample with the shape that update() gives it.",
-                )
-
-
-def _check_dtypes(compiled: Compiled, module: str) -> None:
-    """A hidden state has a derivative."""
-    states = [(path, var) for group in compiled.groups for path, var in zip(group.paths, group.outvars, strict=True)]
-    for path, var in states:
-        if not jnp.issubdtype(spec_of_var(var).dtype, jnp.inexact):
-            raise CaptureError(
-                f"{module}: {path}",
-                got=f"a hidden state of dtype {spec_of_var(var).dtype}",
-                expected="real or complex numbers, which have a derivative",
-                repair="Keep it in a brainstate.ShortTermState, or leave it out (ref_var=False in brainpy.state).",
-            )
-
-
-def _check_reach(compiled: Compiled, module: str) -> None:
-    """What a weight makes has the shape of the hidden states that it reaches, or is broadcast to it."""
-    shapes = {group.name: _shape_of_one(group) for group in compiled.groups}
-    for relation in compiled.relations:
-        for name, _ in relation.links:
-            if not _is_broadcast(spec_of_var(relation.y).shape, shapes[name]):
-                raise CaptureError(
-                    f"{module}: {relation.weight}",
-                    got=f"an output of shape {spec_of_var(relation.y).shape} in front of {name}",
-                    expected=f"one that broadcasts to {shapes[name]}, the shape of the hidden state",
-                    repair="Give the hidden state the shape of the weight's output, axes of length one included.",
-                )
-
-
-def _shape_of_one(group: FoundGroup) -> tuple[int, ...]:
-    """Of one state of a group; several in one array lie along its last axis."""
-    shape = tuple(spec_of_var(group.outvars[0]).shape)
-    return shape[:-1] if group.widths[0] else shape
-
-
-def _is_broadcast(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
-    try:
-        return jnp.broadcast_shapes(shape, target) == target
-    except ValueError:
-        return False
-
-
-def _check_batched(compiled: Compiled, single: Program, batch_size: int, module: str) -> None:
-    """Every output and state must come out with the batch axis where it is expected."""
-    _, outs = compiled.state_vars()
-    found = [(f"output{name}", tuple(spec.shape)) for name, spec in named_leaves(compiled.output, "")]
-    wanted = [(batch_size, *spec.shape) for spec in jax.tree.leaves(single.output)]
-    for path in compiled.order:
-        found += [(path, spec_of_var(var).shape) for var in outs[path]]
-        wanted += [tuple(spec.shape) for spec in jax.tree.leaves(compiled.specs[path])]
-    for (name, got), want in zip(found, wanted, strict=True):
-        if got != want:
-            raise StrategyError(
-                f"{module}: {name}",
-                got=f"shape {got} when traced with {batch_size} samples",
-                expected=f"{want}",
-                repair="The module's own code does not carry a batch axis here; use pb.vmap.",
-            )

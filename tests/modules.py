@@ -215,6 +215,26 @@ class GroupState(Module):
         return self.pair.get_value(0)
 
 
+class Ring(Module):
+    """Hidden states of which each feeds the next within a step, and the last one the first in the next step."""
+
+    def __init__(self, n_in: int, n_rec: int, count: int) -> None:
+        super().__init__()
+        self.size, self.count, self.inp = n_rec, count, Linear(n_in, n_rec)
+
+    def init_state(self, batch_size: int | None = None, **_: Any) -> None:
+        for i in range(self.count):
+            setattr(self, f"h{i}", HiddenState(state_of((self.size,), batch_size)))
+
+    def update(self, x: Array) -> Array:
+        states = [getattr(self, f"h{i}") for i in range(self.count)]
+        fed = self.inp(x) + 0.3 * jnp.sin(states[-1].value)
+        for i, state in enumerate(states):
+            state.value = (0.8 - 0.1 * i) * state.value + fed
+            fed = jnp.tanh(state.value)
+        return sum((state.value for state in states[1:]), start=states[0].value)
+
+
 class Readouts(Module):
     """A recurrent layer read out by a weight without a trace and by an ordinary weight."""
 

@@ -20,7 +20,7 @@ import pure_batching as pb
 from .alive import assert_alive, assert_gradients_alive
 from .bench import SAMPLES, STEPS, STRATEGIES, WINDOW, Bench, Request, bench
 from .models import MODELS, N_IN, N_OUT, N_REC, Model, floats
-from .modules import Leaky, kaiming, orthogonal, zeros
+from .modules import Leaky, Ring, kaiming, orthogonal, zeros
 from .trees import assert_close, assert_differ, assert_identical, assert_not_identical, sample, with_sample
 
 PUBLISHED = pb.D_RTRL(rule="published")
@@ -114,6 +114,7 @@ _FEED_FORWARD = (
     layered("csr", lambda: sparse(u.sparse.CSR)),
     layered("coo", lambda: sparse(u.sparse.COO)),
     layered("own_operation", lambda: Sine(N_IN, N_REC)),
+    *(Model(f"{n}_states", lambda n=n: Ring(N_IN, N_REC, n)) for n in (4, 5)),
     Model(
         "conv1d",
         lambda: Leaky(Conv1d((6, 2), 3, 3, w_init=kaiming(), b_init=zeros()), (6, 3), is_recurrent=False),

@@ -1,0 +1,53 @@
+"""Data and results, cut, joined and altered."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from ._case import Data, Result
+from ._compare import numbers
+
+# By how much a changed sequence is larger than the one that it stands for.
+_LARGER = 3.0
+
+
+def joined(first: Result, rest: Result) -> Result:
+    """Two parts of a sequence as one."""
+    outputs, losses = jax.tree.map(lambda a, b: np.concatenate([a, b]), first[:2], rest[:2])
+    return Result(outputs, losses, jax.tree.map(np.add, first.gradients, rest.gradients), rest.carry)
+
+
+def of_samples(result: Result, rows: np.ndarray) -> Result:
+    """Some samples of a result."""
+    outputs, losses = jax.tree.map(lambda x: np.asarray(x)[:, rows], result[:2])
+    own = jax.tree.map(lambda x: numbers(x)[rows], (result.gradients, result.carry._replace(shared={})))
+    return Result(outputs, losses, own[0], own[1]._replace(shared=result.carry.shared))
+
+
+def rows(sizes: list[int]) -> list[np.ndarray]:
+    return np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+
+
+def changed(data: Data, sample: int) -> Data:
+    """Another sequence for one sample: its own, backwards and larger."""
+
+    def change(leaf: Any) -> np.ndarray:
+        array = np.array(leaf)
+        other = array[::-1, sample].copy()
+        array[:, sample] = _LARGER * other if np.issubdtype(array.dtype, np.inexact) else other
+        return array
+
+    return jax.tree.map(change, data)
+
+
+def poisoned(data: Data, sample: int) -> Data:
+    """One sample that ruins what it touches."""
+
+    def poison(leaf: Any) -> np.ndarray:
+        array = np.array(leaf)
+        if np.issubdtype(array.dtype, np.inexact):
+            array[:, sample] = np.nan
+        return array
+
+    return jax.tree.map(poison, data)

@@ -1,0 +1,90 @@
+"""What a law is, and what it means to violate one."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from .._tree import Tree
+from ._case import Case
+from ._compare import Difference, first_difference
+
+
+class LawViolation(AssertionError):  # noqa: N818 - what is violated is a law; the error is its text
+    """A law does not hold.
+
+    Attributes:
+      law: its name.
+      strategy: under which strategy.
+      difference: the leaf, the step and the sample, what was got and what was expected.
+      notes: what else is known, such as the smallest case that fails.
+    """
+
+    def __init__(self, law: str, strategy: str, difference: Difference, notes: tuple[str, ...] = ()) -> None:
+        super().__init__("\n".join([f"{law} does not hold under {strategy}: {difference}", *notes]))
+        self.law, self.strategy, self.difference, self.notes = law, strategy, difference, notes
+
+    def with_note(self, note: str) -> "LawViolation":
+        """The same violation with one more line."""
+        return LawViolation(self.law, self.strategy, self.difference, (*self.notes, note))
+
+
+@dataclasses.dataclass(frozen=True)
+class Law:
+    """A law: call it with a case.
+
+    Attributes:
+      name: of the law.
+      statement: what it says.
+      check: raises LawViolation.
+      excuse: why it does not concern a case; None where it does.
+    """
+
+    name: str
+    statement: str
+    check: Callable[[Case], None]
+    excuse: Callable[[Case], str | None]
+
+    def __call__(self, case: Case) -> None:
+        """Raise LawViolation unless the law holds; do nothing where it does not concern the case."""
+        if self.excuse(case) is None:
+            self.check(case)
+
+
+class Started(NamedTuple):
+    carry: Any
+
+
+def always(_: Case) -> None:
+    return None
+
+
+def law(excuse: Callable[[Case], str | None] = always) -> Callable[[Callable[[Case], None]], Law]:
+    def make(check: Callable[[Case], None]) -> Law:
+        return Law(check.__name__, (check.__doc__ or "").strip(), check, excuse)
+
+    return make
+
+
+def assert_same(law: str, strategy: str, got: Tree, expected: Tree, kind: Callable[[str], str] | None = None) -> None:
+    difference = first_difference(got, expected, kind or kind_of)
+    if difference is not None:
+        raise LawViolation(law, strategy, difference)
+
+
+def kind_of(path: str) -> str:
+    """What is compared, by path."""
+    if path.startswith(".gradients"):
+        return "gradient"
+    return "trace" if path.startswith(".carry.trace") else "forward"
+
+
+def bit_for_bit(_: str) -> str:
+    return "nothing"
+
+
+def exactly(path: str) -> str:
+    return "exact" if path.startswith(".gradients") else "forward"
+
+
+def natively(_: str) -> str:
+    return "native"
