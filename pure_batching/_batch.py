@@ -1,12 +1,14 @@
 """Batch algebra: carries of samples put together, taken apart and put in another order.
 
 What belongs to a sample leads with the batch axis; what `Carry.shared` holds is the same for all and stays whole.
-All functions can be jitted where sizes are static. Values are checked where they are known, so outside `jax.jit`.
+All functions can be jitted where sizes are static. Indices and shared states are checked where their
+values are known, so outside `jax.jit`.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
+import brainunit as u
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,8 +26,16 @@ def stack(carries: Sequence[Carry]) -> Carry:
 
     Raises:
       StructureError: carries of different learners, or at different values of what samples share.
+      BatchSizeError: a carry of a batch.
     """
     first = _check_together("stack", carries)
+    if jnp.ndim(first.update_count):
+        raise BatchSizeError(
+            "carries[0]",
+            got=f"the carry of {batch_size(first)} samples",
+            expected="the carry of one sample",
+            repair="Put batches together with pb.concat.",
+        )
     return _each_leaf(lambda *leaves: jnp.stack(leaves), *carries)._replace(shared=first.shared)
 
 
@@ -51,9 +61,16 @@ def split(carry: Carry, sizes: Sequence[int]) -> list[Carry]:
       BatchSizeError: sizes that do not add up to the batch.
     """
     size = batch_size(carry)
+    if np.ndim(sizes) != 1:
+        raise BatchSizeError(
+            "sizes",
+            got=repr(sizes),
+            expected=f"a list of sizes that add up to {size}",
+            repair="Name every sample once.",
+        )
     if any(part < 1 for part in sizes) or sum(sizes) != size:
         raise BatchSizeError(
-            "sizes", got=list(sizes), expected=f"sizes >= 1 that add up to {size}", repair="Name every sample once."
+            "sizes", got=list(sizes), expected=f"sizes >= 1 that add up to {size}", repair="Name each sample once."
         )
     ends = np.cumsum(sizes)
     return [
@@ -107,6 +124,7 @@ def batch_size(carry: Carry) -> int:
     Raises:
       BatchSizeError: the carry is of one sample.
     """
+    _check_is_carry("carry", carry)
     if jnp.ndim(carry.update_count) != 1:
         raise BatchSizeError(
             "carry",
@@ -123,10 +141,25 @@ def _each_leaf(fun: Any, *carries: Carry) -> Carry:
     return jax.tree.map(fun, *own)._replace(shared=carries[0].shared)
 
 
+def _check_is_carry(name: str, carry: object) -> None:
+    if not isinstance(carry, Carry):
+        raise StructureError(
+            name,
+            got=type(carry).__name__,
+            expected="a Carry",
+            repair="Pass learner.init() or aux.carry.",
+        )
+
+
 def _check_together(name: str, carries: Sequence[Carry]) -> Carry:
+    if isinstance(carries, Carry):
+        raise StructureError(
+            f"pb.{name}", got="one carry", expected="a list of carries", repair="Put it into a list, with others."
+        )
     if not carries:
         raise StructureError(f"pb.{name}", got="no carries", expected="one or more", repair="Pass a list of carries.")
     for i, carry in enumerate(carries):
+        _check_is_carry(f"carries[{i}]", carry)
         _check_alike(f"carries[{i}]", carry, carries[0])
     return carries[0]
 
@@ -138,6 +171,7 @@ def _check_alike(name: str, carry: Carry, first: Carry) -> None:
         raise StructureError(
             name + odd, got="a leaf of one carry only", expected="the same leaves", repair="Take one learner's carries."
         )
+    _check_features(name, carry, first)
     shared = named_leaves(carry.shared, "shared")
     for (leaf, value), (_, other) in zip(shared, named_leaves(first.shared, "shared"), strict=True):
         if _differ(value, other):
@@ -146,6 +180,18 @@ def _check_alike(name: str, carry: Carry, first: Carry) -> None:
                 got=value,
                 expected=other,
                 repair="All samples share this state; put carries together that made the same number of steps.",
+            )
+
+
+def _check_features(name: str, carry: Carry, first: Carry) -> None:
+    """The same features of a sample, and both of a batch or both of one sample."""
+    lead = jnp.ndim(first.update_count)
+    own = (named_leaves(one._replace(shared={}), "") for one in (carry, first))
+    for (leaf, value), (_, other) in zip(*own, strict=True):
+        got, want = jnp.shape(u.get_mantissa(value)), jnp.shape(u.get_mantissa(other))
+        if len(got) != len(want) or got[lead:] != want[lead:]:
+            raise StructureError(
+                name + leaf, got=f"shape {got}", expected=f"shape {want}", repair="Take one learner's carries."
             )
 
 

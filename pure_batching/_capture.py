@@ -26,7 +26,7 @@ from ._program import Params, Program, States
 from ._readable import readable
 from ._reasons import first_lines, repair_of
 from ._sparse import written_out, written_out_equation
-from ._tree import Tree, named_leaves, path_name, spec_of, strong, with_lead, zeros_of
+from ._tree import Tree, named_leaves, path_name, spec_of, spec_text, strong, with_lead, zeros_of
 
 RANDOM = "random"
 
@@ -137,7 +137,8 @@ class _Tracer:
             raise CaptureError(
                 self.blueprint.name,
                 got=f"{type(reason).__name__}: {first_lines(reason)}",
-                expected="a module whose update() is one step of one sample that BrainScale can compile",
+                expected="a module whose update() is one step of one sample that BrainScale can compile; its example "
+                f"inputs were ({', '.join(map(spec_text, self.inputs))}), without T and B",
                 repair=repair_of(reason, self.blueprint),
             ) from reason
 

@@ -13,6 +13,9 @@ from ._native import unwrap_steps
 from ._timed import Steps, Timed
 from ._tree import Axes, Tree, conform, like, named_leaves
 
+# Stands for targets that were not given, which a forgotten carry looks like.
+ABSENT: Any = object()
+
 
 def check_steps(learner: Learner, inputs: Tree, targets: Tree, mask: Any, reset: Any) -> Steps:
     """Inputs and targets in the captured units and dtypes, mask and reset as booleans.
@@ -21,6 +24,13 @@ def check_steps(learner: Learner, inputs: Tree, targets: Tree, mask: Any, reset:
       ShapeError, BatchSizeError, DtypeError, UnitError, StructureError: what does not fit.
       OptionError: a mask or reset for a module whose samples share states.
     """
+    if targets is ABSENT:
+        raise StructureError(
+            "targets",
+            got="nothing",
+            expected="what the loss gets, [T, ...]",
+            repair="The second argument is the carry: pass None for a fresh start, then inputs and targets.",
+        )
     arguments, changing = unwrap_steps(_as_arguments(learner, inputs))
     wanted, wanted_changing = unwrap_steps(targets)
     time = _length(arguments, changing, "inputs")

@@ -1,5 +1,6 @@
 """Learner: a program and an algorithm, and the differentiable step."""
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -8,11 +9,11 @@ import jax
 
 from ._algorithms.base import Algorithm
 from ._capture import capture_program
-from ._errors import CarryError, PureBatchingError, StructureError, count
+from ._errors import CarryError, DtypeError, PureBatchingError, ShapeError, StructureError, count
 from ._execution import Carry, Execution
 from ._program import Params, Program
 from ._step import differentiable_step
-from ._tree import Tree, conform
+from ._tree import Tree, conform, is_key, spec_text
 
 
 class Learner(eqx.Module):
@@ -23,6 +24,11 @@ class Learner(eqx.Module):
     """
 
     execution: Execution = eqx.field(static=True)
+
+    def __repr__(self) -> str:
+        inputs = ", ".join(spec_text(spec) for spec in self.program.inputs)
+        batch = "one sample" if self.batch_size is None else f"{self.execution.name} of {self.batch_size} samples"
+        return f"Learner({self.algorithm}, {batch}, inputs=({inputs}), output={spec_text(self.program.output)})"
 
     @property
     def program(self) -> Program:
@@ -48,8 +54,11 @@ class Learner(eqx.Module):
 
         Returns:
           the carry before the first step, the same leaves in every strategy.
+
+        Raises:
+          DtypeError: no random key.
         """
-        return _init(self.execution, jax.random.key(0) if key is None else key)
+        return _init(self.execution, jax.random.key(0) if key is None else check_key(key))
 
     def step(self, params: Params, carry: Carry, *inputs: Tree) -> tuple[Carry, Tree]:
         """One step.
@@ -73,12 +82,25 @@ class Learner(eqx.Module):
 
     def check_params(self, params: Params) -> Params:
         """`params` in the captured units and dtypes."""
-        return conform(params, self.program.params, "params")
+        if not isinstance(params, Mapping):
+            raise StructureError(
+                "params",
+                got=type(params).__name__,
+                expected="{path: value}",
+                repair="pb.capture returns a learner and its params; pass the second.",
+            )
+        try:
+            return conform(params, self.program.params, "params")
+        except ShapeError as error:
+            repair = "Pass the params that capture() returned with this learner."
+            raise ShapeError(error.where, got=error.got, expected=error.expected, repair=repair) from error
 
     def check_carry(self, carry: Carry) -> Carry:
         """`carry` in the captured units, or CarryError."""
         if not isinstance(carry, Carry):
-            raise CarryError("carry", got=type(carry).__name__, expected="a Carry", repair="Start from learner.init().")
+            raise CarryError(
+                "carry", got=type(carry).__name__, expected="a Carry", repair="Pass learner.init() or aux.carry."
+            )
         try:
             return conform(carry, self.execution.carry_spec(), "carry")
         except PureBatchingError as error:
@@ -103,6 +125,31 @@ class Learner(eqx.Module):
                 repair="Pass the arguments that capture() saw as examples.",
             )
         return conform(inputs, self.program.inputs, "inputs", self.axes())
+
+
+def check_key(key: Any) -> jax.Array:
+    """One random key, typed or raw."""
+    is_typed = is_key(getattr(key, "dtype", None)) and key.shape == ()
+    is_raw = getattr(key, "dtype", None) == "uint32" and len(key.shape) == 1
+    if not is_typed and not is_raw:
+        raise DtypeError(
+            "key",
+            got=f"{key.dtype}{list(key.shape)}" if hasattr(key, "dtype") else repr(key),
+            expected="one random key",
+            repair="Pass jax.random.key(seed); each sample gets a key of its own from it.",
+        )
+    return key
+
+
+def check_learner(learner: object, name: str) -> None:
+    """Raise StructureError for what is no learner."""
+    if not isinstance(learner, Learner):
+        raise StructureError(
+            f"pb.{name}",
+            got=type(learner).__name__,
+            expected="a Learner",
+            repair="pb.capture returns a learner and its params; pass the first.",
+        )
 
 
 def capture(

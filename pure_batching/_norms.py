@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from ._algorithms.base import Closed, Factors, contract
-from ._data import check_steps
+from ._data import ABSENT, check_steps
 from ._errors import OptionError, StrategyError
 from ._execution import Carry, Execution
-from ._learner import Learner
+from ._learner import Learner, check_learner
 from ._program import Params, Relation
 from ._sequence import Aux, Loss, check_loss, run_sequence, sequence_grad
 from ._strategies.loop import each_in_turn
@@ -31,12 +31,19 @@ class NormFn:
     loss: Loss
 
     def __call__(
-        self, params: Params, carry: Carry | None, inputs: Tree, targets: Tree, *, mask: Any = None, reset: Any = None
+        self,
+        params: Params,
+        carry: Carry | None,
+        inputs: Tree,
+        targets: Tree = ABSENT,
+        *,
+        mask: Any = None,
+        reset: Any = None,
     ) -> tuple[jax.Array, Aux]:
         """The norm `[B]` of every sample's gradient over the whole sequence; arguments and errors of `GradFn`."""
         params = self.learner.check_params(params)
-        carry = None if carry is None else self.learner.check_carry(carry)
         steps = check_steps(self.learner, inputs, targets, mask, reset)
+        carry = None if carry is None else self.learner.check_carry(carry)
         return _sample_norms(self, params, carry, steps)
 
 
@@ -66,12 +73,19 @@ class ClippedGradFn:
     reduction: str
 
     def __call__(
-        self, params: Params, carry: Carry | None, inputs: Tree, targets: Tree, *, mask: Any = None, reset: Any = None
+        self,
+        params: Params,
+        carry: Carry | None,
+        inputs: Tree,
+        targets: Tree = ABSENT,
+        *,
+        mask: Any = None,
+        reset: Any = None,
     ) -> tuple[Params, ClippedAux]:
         """The reduced gradient of clipped samples; arguments and errors of `GradFn`."""
         params = self.learner.check_params(params)
-        carry = None if carry is None else self.learner.check_carry(carry)
         steps = check_steps(self.learner, inputs, targets, mask, reset)
+        carry = None if carry is None else self.learner.check_carry(carry)
         norms, aux = _sample_norms(NormFn(self.learner, self.loss), params, carry, steps)
         scales = jnp.minimum(1, self.bound / jnp.maximum(norms, jnp.finfo(norms.dtype).tiny))
         weighted = sequence_grad(self.learner, _Weighted(self.loss), reduction=self.reduction)
@@ -103,6 +117,9 @@ def sample_norms(learner: Learner, loss: Loss) -> NormFn:
       learner: batched by a strategy.
       loss: as in `sequence_grad`.
 
+    Returns:
+      `(params, carry, inputs, targets, *, mask=None, reset=None) -> (norms [B], Aux)`.
+
     Raises:
       StrategyError: the learner is of one sample.
     """
@@ -122,6 +139,10 @@ def clipped_grad(learner: Learner, loss: Loss, bound: float, *, reduction: str =
       bound: the largest norm, above 0.
       reduction: `"mean"` or `"sum"` over samples.
 
+    Returns:
+      `(params, carry, inputs, targets, *, mask=None, reset=None) -> (gradients, ClippedAux)`, whose `clipped` counts
+      the samples that were scaled down, and whose `norms` are those before.
+
     Raises:
       StrategyError: the learner is of one sample.
       OptionError: a bound that is not above 0, another reduction.
@@ -135,6 +156,7 @@ def clipped_grad(learner: Learner, loss: Loss, bound: float, *, reduction: str =
 
 
 def _check_batched(learner: Learner, name: str) -> None:
+    check_learner(learner, name)
     if learner.batch_size is None:
         raise StrategyError(
             f"pb.{name}", got="a learner of one sample", expected="a batch", repair="Apply pb.vmap or pb.manual first."

@@ -13,10 +13,11 @@ _LOST = (
     "BrainScale does not follow a hidden state or a traced weight into a program inside the step: "
     "use both in update() itself, outside jax.jit, cond, scan and loops."
 )
-_UNSET = (
-    "Set it: settings such as dt go into capture(..., environ={...}). The time is another one at each step: count the "
-    "steps in a state, and put `with brainstate.environ.context(t=count * dt):` around what reads it."
+_TIME = (
+    "The time is another one at each step: count the steps in a state, and put "
+    "`with brainstate.environ.context(t=count * dt):` around what reads it."
 )
+_UNSET = "Set it: settings such as dt and fit go into capture(..., environ={...})."
 _TRACED = (
     "The step and init_state() are traced: what must be a number there is computed in the constructor, "
     "or kept in a numpy array (delay=np.array(2.0) * u.ms)."
@@ -40,6 +41,7 @@ def repair_of(reason: Exception, blueprint: Blueprint) -> str:
     known = {
         _LOST: _is_lost(reason) or (isinstance(reason, NotImplementedError) and "Please remove your" in str(reason)),
         _TRACED: isinstance(reason, jax.errors.ConcretizationTypeError),
+        _TIME: isinstance(reason, KeyError) and "'t' not found in" in str(reason),
         _UNSET: isinstance(reason, KeyError) and "not found in" in str(reason),
         _SHAPES: type(reason).__name__ == "NotSupportedError" and "same shape" in str(reason),
         _EVENTS: any(word in str(reason) for word in ("brainevent", "BinaryArray")),

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from ._algorithms.base import add_gradients
-from ._data import check_steps
+from ._data import ABSENT, check_steps
 from ._errors import LossError, OptionError
 from ._execution import Carry, Execution
-from ._learner import Learner
+from ._learner import Learner, check_learner
 from ._program import Params
 from ._timed import Steps, Timed
 from ._tree import Tree, nbytes, spec_text, with_lead
@@ -56,9 +56,16 @@ class GradFn:
     outputs: bool
 
     def __call__(
-        self, params: Params, carry: Carry | None, inputs: Tree, targets: Tree, *, mask: Any = None, reset: Any = None
+        self,
+        params: Params,
+        carry: Carry | None,
+        inputs: Tree,
+        targets: Tree = ABSENT,
+        *,
+        mask: Any = None,
+        reset: Any = None,
     ) -> tuple[Params, Aux]:
-        """The gradient of a sequence.
+        """The gradient of a sequence; a masked step's loss is 0, and `"mean"` divides by `B` whatever the mask.
 
         Args:
           params: trainable values by path.
@@ -78,8 +85,8 @@ class GradFn:
             before anything runs.
         """
         params = self.learner.check_params(params)
-        carry = None if carry is None else self.learner.check_carry(carry)
         steps = check_steps(self.learner, inputs, targets, mask, reset)
+        carry = None if carry is None else self.learner.check_carry(carry)
         return run_sequence(self, params, carry, steps)
 
 
@@ -88,19 +95,31 @@ def sequence_grad(
 ) -> GradFn:
     """A function that gives the online gradient of a whole sequence.
 
-    It equals `jax.grad` of the losses summed over a `jax.lax.scan` of `learner.step`, at every window.
+    It equals `jax.grad` of the losses summed over a `jax.lax.scan` of `learner.step`, at every window, for algorithms
+    with `vjp="single-step"`. With `"multi-step"`, and for BPTT, a window is what credit is propagated back through, so
+    that the gradient depends on it.
 
     Args:
       learner: of one sample, or batched by a strategy.
       loss: `(output, target) -> []`, a real number for one sample at one step.
       reduction: over samples: `"mean"`, `"sum"`, or `"none"` for per-sample gradients.
       window: how many steps are stacked and contracted at once; 1 is online and needs no memory that grows with `T`.
-        None takes the whole sequence while what is stacked stays below 256 MiB, else the largest window that does.
+        None takes the whole sequence while what is stacked stays below 256 MiB, else the largest window that does;
+        the whole sequence in any case where the gradient depends on the window.
       outputs: whether `Aux.outputs` holds the module's outputs.
+
+    Returns:
+      `(params, carry, inputs, targets, *, mask=None, reset=None) -> (gradients, Aux)`; see `GradFn.__call__`. It is
+      compiled once for each learner, loss and shape: make it once, outside the training loop. It is no function to
+      differentiate: `jax.grad` through its losses is backpropagation through time.
 
     Raises:
       OptionError: an unknown reduction, or a window that is not a positive integer.
+      StructureError: no learner.
+      LossError: a loss that cannot be called.
     """
+    check_learner(learner, "sequence_grad")
+    check_callable(loss)
     if reduction not in REDUCTIONS:
         expected = " or ".join(map(repr, REDUCTIONS))
         raise OptionError("reduction", got=repr(reduction), expected=expected, repair="Choose one of them.")
@@ -115,6 +134,8 @@ def window_length(execution: Execution, time: int, window: int | None) -> int:
     """How many steps a window holds: what was asked for, or by the rule of `sequence_grad`."""
     if window is not None:
         return min(window, time)
+    if execution.algorithm.backpropagation is not None:
+        return time
     stacked = nbytes(with_lead(_record_spec(execution), execution.lead))
     return max(1, min(time, STACK_BUDGET // max(stacked, 1)))
 
@@ -180,13 +201,33 @@ def _complete(task: Task, params: Params, gradients: Params, *, mean: bool = Fal
     return jax.tree.map(lambda x: x / size, whole) if mean and size else whole
 
 
+def check_callable(loss: object) -> None:
+    """Raise LossError for what is no function."""
+    if not callable(loss):
+        raise LossError(
+            "loss",
+            got=type(loss).__name__,
+            expected="a function (output, target) -> []",
+            repair="Pass the loss of one sample at one step.",
+        )
+
+
 def check_loss(execution: Execution, loss: Loss, targets: Timed) -> None:
     """Raise LossError unless the loss of one sample at one step is a real number."""
 
     def value(output: Tree, target: Tree) -> Any:
         return loss(output, target)
 
-    result = jax.eval_shape(value, execution.program.output, targets.spec(len(execution.lead)))
+    target = targets.spec(len(execution.lead))
+    try:
+        result = jax.eval_shape(value, execution.program.output, target)
+    except Exception as reason:
+        raise LossError(
+            "loss",
+            got=f"{type(reason).__name__}: {str(reason).splitlines()[0] if str(reason) else ''}",
+            expected=f"a function of an output {spec_text(execution.program.output)} and a target {spec_text(target)}",
+            repair="It gets those of one sample at one step.",
+        ) from reason
     leaves = jax.tree.leaves(result)
     is_number = len(leaves) == 1 and leaves[0].shape == () and jnp.issubdtype(leaves[0].dtype, jnp.floating)
     if not is_number or not u.get_unit(result).is_unitless:

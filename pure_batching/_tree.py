@@ -132,12 +132,18 @@ def _check_names(got: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     if not extra and not missing:
         return
     name = (extra or missing)[0]
-    others = listed((extra + missing)[1:])
+    more, less = (extra[1:], missing) if extra else ([], missing[1:])
     raise StructureError(
         name,
         got=_described(got[name]) if extra else "nothing",
         expected="no such leaf" if extra else spec_text(expected[name]),
-        repair="Pass a tree of the captured structure." + (f" The same holds for {others}." if others else ""),
+        repair=" ".join(
+            [
+                "Pass a tree of the captured structure.",
+                *([f"Too many besides: {listed(more)}."] if more else []),
+                *([f"Missing: {listed(less)}."] if less else []),
+            ]
+        ),
     )
 
 
@@ -183,13 +189,16 @@ _REPAIRS: Mapping[str, tuple[type[ShapeError], str]] = {
 
 def _shape_fault(got: tuple[int, ...], axes: Axes, rank: int) -> tuple[type[ShapeError], str]:
     """What is wrong with a shape, and the repair: the number of axes, a feature, or the first leading axis."""
+    if len(got) == rank and len(axes) == len(("T", "B")) and got[:2] == (axes[1][1], axes[0][1]):
+        return BatchSizeError, "Swap the first two axes: time leads, and the samples follow."
     labels = " and ".join(label for label, _ in axes)
     leads = f"; {labels} lead{'s' if len(axes) == 1 else ''}" if axes else ""
     if len(got) > rank:
         is_single = all(label != "B" for label, _ in axes)
         return ShapeError, f"Remove an axis{leads}" + (", and pb.vmap makes a batch." if is_single else ".")
     if len(got) < rank:
-        return ShapeError, f"Add an axis{leads}."
+        same = " What is the same at each step goes into brainscale.SingleStepData." if "T" in labels else ""
+        return ShapeError, f"Add an axis{leads}.{same}"
     for (label, size), found in zip(axes, got, strict=False):
         if found != size:
             return _REPAIRS[label]

@@ -1,5 +1,7 @@
 """Batch algebra commutes with stepping, loses nothing, and says what does not fit."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -116,3 +118,22 @@ class TestErrors:
         made = bench("delayed", seed)
         with pytest.raises(StructureError, match=r"carries\[1\].shared.*write_ptr.*All samples share this state"):
             pb.concat([after(made), made.start("vmap")])
+
+    def test_batches_on_top_of_each_other(self, seed: int) -> None:
+        with pytest.raises(BatchSizeError, match=r"carries\[0\]: got the carry of 3 samples, .* pb\.concat"):
+            pb.stack([bench("tutorial", seed).start("vmap")])
+
+    def test_a_batch_and_a_sample(self, seed: int) -> None:
+        made = bench("tutorial", seed)
+        with pytest.raises(StructureError, match=r"carries\[1\].*neu\.V.*: got shape \(7,\), expected shape \(3, 7\)"):
+            pb.concat([made.start("vmap"), made.start(None)])
+
+    @pytest.mark.parametrize("call", [pb.stack, pb.concat])
+    def test_one_carry(self, call: Any, seed: int) -> None:
+        with pytest.raises(StructureError, match=r"got one carry, expected a list of carries"):
+            call(bench("tutorial", seed).start("vmap"))
+
+    @pytest.mark.parametrize("call", [lambda aux: pb.gather(aux, [0]), lambda aux: pb.concat([aux])])
+    def test_what_a_carry_came_with(self, call: Any, seed: int) -> None:
+        with pytest.raises(StructureError, match=r"got Aux, expected a Carry\. .*aux\.carry"):
+            call(bench("tutorial", seed).result(Request("vmap")).aux)

@@ -50,7 +50,7 @@ FLAGS = np.ones((STEPS, SAMPLES), bool)
 # What every text says of a carry that does not fit, of a loss, of a module that cannot be compiled.
 OTHER_LEARNER = " ~ another learner ~ init()"
 ONE_NUMBER = ", expected one real number without a unit for the output and target of one sample ~ inside the loss"
-ONE_STEP = ", expected a module whose update() is one step of one sample that BrainScale can compile"
+ONE_STEP = ", expected a module whose update() is one step of one sample that BrainScale can compile; ~ without T and B"
 RANKS = ", expected a float with 0 < decay < 1, or an integer rank >= 1. ~ 0.9"
 RULES = ", expected 'brainscale' or 'published'. Choose one of them."
 VJPS = ", expected 'single-step' or 'multi-step'. Choose one of them."
@@ -105,6 +105,12 @@ def with_loss(seed: int, loss: Callable[..., Any]) -> Any:
 
 def captured(net: Any, *examples: Tree, algorithm: Any = ES, environ: Any = SETTINGS) -> pb.Learner:
     return pb.capture(net, *examples, algorithm=algorithm, environ=environ)[0]
+
+
+def forgotten_carry(seed: int) -> Any:
+    """Inputs in the carry's place."""
+    made = bench("tutorial", seed)
+    return made.grad_fn(Request("vmap"))(made.params, *made.data(STEPS, SAMPLES))
 
 
 def tutorial() -> Module:
@@ -354,7 +360,7 @@ DATA = (
         "a leaf under another name",
         lambda seed: gradient(seed, "trees", inputs=first(lambda x: {"curent": x["current"], "others": x["others"]})),
         StructureError,
-        "inputs[0]['curent']: got ~ mA, expected no such leaf. ~ The same holds for inputs[0]['current'].",
+        "inputs[0]['curent']: got ~ mA, expected no such leaf. ~ Missing: inputs[0]['current'].",
     ),
     Refusal(
         "flags of another length",
@@ -438,10 +444,46 @@ STEP = (
         "params['syn.comm.weight_op']['bias']: got ~ expected unit mV. Give it the unit",
     ),
     Refusal(
+        "all that capture returns as params",
+        lambda seed: step(seed, params=lambda params: (None, params)),
+        StructureError,
+        "params: got tuple, expected {path: value}. ~ pass the second.",
+    ),
+    Refusal(
+        "no carry",
+        lambda seed: forgotten_carry(seed),
+        StructureError,
+        "targets: got nothing, expected ~ The second argument is the carry: pass None for a fresh start",
+    ),
+    Refusal(
+        "time and samples the other way round",
+        lambda seed: gradient(seed, mask=FLAGS.T),
+        BatchSizeError,
+        "mask: got shape (3, 6), expected (T=6, B=3). Swap the first two axes: time leads",
+    ),
+    Refusal(
+        "a number as a random key",
+        lambda seed: bench("tutorial", seed).learner.init(4),
+        DtypeError,
+        "key: got 4, expected one random key. Pass jax.random.key(seed)",
+    ),
+    Refusal(
+        "a loss that is none",
+        lambda seed: pb.sequence_grad(bench("tutorial", seed).learner, None),
+        LossError,
+        "loss: got NoneType, expected a function (output, target) -> []. Pass the loss",
+    ),
+    Refusal(
+        "a loss of one argument",
+        lambda seed: with_loss(seed, lambda out: out.sum()),
+        LossError,
+        "loss: got TypeError: ~ takes 1 positional argument ~ expected a function of an output float64[2] and a target",
+    ),
+    Refusal(
         "a carry that is none",
         lambda seed: step(seed, carry=lambda carry: carry._asdict()),
         CarryError,
-        "carry: got dict, expected a Carry. Start from learner.init()",
+        "carry: got dict, expected a Carry. Pass learner.init() or aux.carry.",
     ),
     Refusal(
         "a carry of one sample",
@@ -545,10 +587,23 @@ STRATEGY = (
         for name in STRATEGIES
         for size in (0, -1, True, 2.5)
     ),
+    *(
+        Refusal(
+            f"{name} of all that capture returns",
+            lambda _, call=call: call((captured(tutorial(), one_input()), {})),
+            StructureError,
+            f"pb.{name}: got tuple, expected a Learner. ~ pass the first.",
+        )
+        for name, call in {
+            "sequence_grad": lambda both: pb.sequence_grad(both, squared),
+            "sample_norms": lambda both: pb.sample_norms(both, squared),
+            "clipped_grad": lambda both: pb.clipped_grad(both, squared, 1.0),
+        }.items()
+    ),
     Refusal(
         "a strategy on all that capture returns",
         lambda _: pb.vmap((captured(tutorial(), one_input()), {}), SAMPLES),
-        StrategyError,
+        StructureError,
         "pb.vmap: got tuple, expected a Learner. ~ pass the first.",
     ),
     Refusal(

@@ -3,18 +3,18 @@
 import numbers
 
 from .._errors import BatchSizeError, StrategyError
-from .._learner import Learner
+from .._learner import Learner, check_learner
 
 
-def check_unbatched(learner: object, batch_size: object, name: str) -> int:
+def _short(value: object) -> str:
+    """An array by its shape."""
+    shape = getattr(value, "shape", ())
+    return f"of shape {tuple(shape)}" if shape else repr(value)
+
+
+def check_unbatched(learner: Learner, batch_size: object, name: str) -> int:
     """The batch size as an int, or an error that says why this learner cannot get one."""
-    if not isinstance(learner, Learner):
-        raise StrategyError(
-            f"pb.{name}",
-            got=type(learner).__name__,
-            expected="a Learner",
-            repair="pb.capture returns a learner and its params; pass the first.",
-        )
+    check_learner(learner, name)
     if learner.batch_size is not None:
         raise StrategyError(
             f"pb.{name}",
@@ -25,7 +25,7 @@ def check_unbatched(learner: object, batch_size: object, name: str) -> int:
     if isinstance(batch_size, bool) or not isinstance(batch_size, numbers.Integral) or batch_size < 1:
         raise BatchSizeError(
             f"pb.{name}",
-            got=f"batch size {batch_size!r}",
+            got=f"batch size {_short(batch_size)}",
             expected="an integer >= 1",
             repair="Give the number of samples.",
         )
