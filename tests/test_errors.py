@@ -451,7 +451,7 @@ STEP = (
     ),
     Refusal(
         "no carry",
-        lambda seed: forgotten_carry(seed),
+        forgotten_carry,
         StructureError,
         "targets: got nothing, expected ~ The second argument is the carry: pass None for a fresh start",
     ),
@@ -534,7 +534,7 @@ CAPTURE = (
         "no dt",
         lambda _: captured(tutorial(), one_input(), environ=None),
         CaptureError,
-        "LIFNet: got KeyError: ~ 'dt' not found ~" + ONE_STEP + ". ~ dt go into capture(..., environ={...}).",
+        "LIFNet: got KeyError: ~ 'dt' not found ~" + ONE_STEP + ". Set it: settings such as dt and fit go into capture",
     ),
     Refusal(
         "no example",
