@@ -142,7 +142,7 @@ def test_public_names_have_docstrings(name: str) -> None:
 def test_pages_use_public_names_alone(path: Path) -> None:
     used = set(re.findall(r"\bpb\.(\w+)", path.read_text(encoding="utf-8")))
     assert used
-    assert used <= PUBLIC
+    assert used <= PUBLIC | {"errors"}
 
 
 def test_the_wheel_is_typed() -> None:
