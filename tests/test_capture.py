@@ -422,7 +422,7 @@ class TestRefusals:
 
     def test_missing_dt(self, seed: int) -> None:
         model = MODELS["tutorial"]
-        text = r"LIFNet: got .*dt.*, expected a module .* settings such as dt go into capture\(\.\.\., environ="
+        text = r"LIFNet: got .*dt.*, expected a module .* settings such as dt and fit go into capture\(\.\.\., environ="
         self.check(model.build(seed), text, *model.inputs(seed))
 
     def test_what_brainscale_cannot_compile(self) -> None:
