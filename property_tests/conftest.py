@@ -13,15 +13,6 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
 
-# What the libraries below us warn of.
-UPSTREAM_WARNINGS = (
-    "(?s).*does not found the associated hidden states:UserWarning",
-    "(?s).*Our online learning is only applied to the case:UserWarning",
-    "core.Jaxpr is missing a DebugInfo object:DeprecationWarning",
-    "Accessing .* from 'brainstate.functional' is deprecated:DeprecationWarning",
-    "jax.core.* is deprecated:DeprecationWarning:brainscale",
-)
-
 COMPILED: list[float] = []
 
 settings.register_profile(
@@ -43,10 +34,7 @@ settings.register_profile(
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line(
-        "filterwarnings", "ignore:(?s).*Our online learning is only applied to the case:UserWarning"
-    )
+def pytest_configure() -> None:
     jax.monitoring.register_event_duration_secs_listener(_listen)
 
 

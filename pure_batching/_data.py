@@ -8,13 +8,24 @@ import jax
 import jax.numpy as jnp
 
 from ._errors import OptionError, ShapeError, StructureError, count, listed
+from ._execution import Carry
 from ._learner import Learner
 from ._native import unwrap_steps
+from ._program import Params
 from ._timed import Steps, Timed
 from ._tree import Axes, Tree, conform, like, named_leaves
 
 # Stands for targets that were not given, which a forgotten carry looks like.
 ABSENT: Any = object()
+
+
+def check_call(
+    learner: Learner, params: Params, carry: Carry | None, inputs: Tree, targets: Tree, mask: Any, reset: Any
+) -> tuple[Params, Carry | None, Steps]:
+    """The arguments of a gradient in the captured units and dtypes; the errors of `check_steps`, and CarryError."""
+    params = learner.check_params(params)
+    steps = check_steps(learner, inputs, targets, mask, reset)
+    return params, None if carry is None else learner.check_carry(carry), steps
 
 
 def check_steps(learner: Learner, inputs: Tree, targets: Tree, mask: Any, reset: Any) -> Steps:

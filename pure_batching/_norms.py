@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ._algorithms.base import Closed, Factors, contract
-from ._data import ABSENT, check_steps
+from ._data import ABSENT, check_call
 from ._errors import OptionError, StrategyError
 from ._execution import Carry, Execution
 from ._learner import Learner, check_learner
@@ -41,9 +41,7 @@ class NormFn:
         reset: Any = None,
     ) -> tuple[jax.Array, Aux]:
         """The norm `[B]` of every sample's gradient over the whole sequence; arguments and errors of `GradFn`."""
-        params = self.learner.check_params(params)
-        steps = check_steps(self.learner, inputs, targets, mask, reset)
-        carry = None if carry is None else self.learner.check_carry(carry)
+        params, carry, steps = check_call(self.learner, params, carry, inputs, targets, mask, reset)
         return _sample_norms(self, params, carry, steps)
 
 
@@ -83,9 +81,7 @@ class ClippedGradFn:
         reset: Any = None,
     ) -> tuple[Params, ClippedAux]:
         """The reduced gradient of clipped samples; arguments and errors of `GradFn`."""
-        params = self.learner.check_params(params)
-        steps = check_steps(self.learner, inputs, targets, mask, reset)
-        carry = None if carry is None else self.learner.check_carry(carry)
+        params, carry, steps = check_call(self.learner, params, carry, inputs, targets, mask, reset)
         norms, aux = _sample_norms(NormFn(self.learner, self.loss), params, carry, steps)
         scales = jnp.minimum(1, self.bound / jnp.maximum(norms, jnp.finfo(norms.dtype).tiny))
         weighted = sequence_grad(self.learner, _Weighted(self.loss), reduction=self.reduction)

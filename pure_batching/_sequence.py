@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ._algorithms.base import add_gradients
-from ._data import ABSENT, check_steps
+from ._data import ABSENT, check_call
 from ._errors import LossError, OptionError
 from ._execution import Carry, Execution
 from ._learner import Learner, check_learner
@@ -84,9 +84,7 @@ class GradFn:
           ShapeError, BatchSizeError, DtypeError, UnitError, StructureError, CarryError, LossError: what does not fit,
             before anything runs.
         """
-        params = self.learner.check_params(params)
-        steps = check_steps(self.learner, inputs, targets, mask, reset)
-        carry = None if carry is None else self.learner.check_carry(carry)
+        params, carry, steps = check_call(self.learner, params, carry, inputs, targets, mask, reset)
         return run_sequence(self, params, carry, steps)
 
 

@@ -1,25 +1,10 @@
-"""What every test runs under: double precision, warnings as errors, a seed that a failure shows."""
+"""What every test runs under: a seed that a failure shows, and memory that is given back."""
 
 from collections.abc import Generator
 from typing import Any
 
 import jax
 import pytest
-
-# What the libraries below us warn of; everything else is an error. message:category:module
-UPSTREAM_WARNINGS = (
-    "(?s).*does not found the associated hidden states:UserWarning",
-    "(?s).*Our online learning is only applied to the case:UserWarning",
-    "core.Jaxpr is missing a DebugInfo object:DeprecationWarning",
-    "Accessing .* from 'brainstate.functional' is deprecated:DeprecationWarning",
-    "jax.core.* is deprecated:DeprecationWarning:brainscale",
-)
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("filterwarnings", "error")
-    for text in UPSTREAM_WARNINGS:
-        config.addinivalue_line("filterwarnings", f"ignore:{text}")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -7,21 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .tolerances import tolerance
+from pure_batching.testing import tolerance
+from pure_batching.testing._compare import named as named, numbers as numbers
 
 Tree = Any
-
-
-def numbers(leaf: Any) -> np.ndarray:
-    """A leaf as numbers; random keys as their data."""
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    return np.asarray(leaf)
-
-
-def named(tree: Tree) -> list[tuple[str, np.ndarray]]:
-    """The arrays with their paths, units aside."""
-    return [(jax.tree_util.keystr(path), numbers(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 def assert_same_structure(got: Tree, want: Tree) -> None:
@@ -45,7 +34,7 @@ def assert_not_identical(got: Tree, want: Tree) -> None:
     assert any(one.tobytes() != other.tobytes() for (_, one), (_, other) in pairs), "the same bits"
 
 
-def assert_close(got: Tree, want: Tree, kind: str = "schedule") -> None:
+def assert_close(got: Tree, want: Tree, kind: str = "gradient") -> None:
     """The same trees, each leaf within the tolerance of `kind` of its largest entry."""
     assert_same_structure(got, want)
     for (name, one), (_, other) in zip(named(got), named(want), strict=True):
@@ -68,13 +57,13 @@ def distance(got: np.ndarray, want: np.ndarray) -> float:
 def assert_differ(got: Tree, want: Tree) -> None:
     """Every pair of leaves differs by more than any tolerance could hide: two rules, two samples, two steps."""
     for (name, one), (_, other) in zip(named(got), named(want), strict=True):
-        assert distance(one, other) > 1e3 * tolerance("schedule", other.dtype), f"{name}: the same numbers"
+        assert distance(one, other) > 1e3 * tolerance("gradient", other.dtype), f"{name}: the same numbers"
 
 
 def assert_some_differ(got: Tree, want: Tree) -> None:
     """Some pair of leaves differs by more than any tolerance could hide."""
     pairs = [(one, other) for (_, one), (_, other) in zip(named(got), named(want), strict=True)]
-    assert any(distance(one, other) > 1e3 * tolerance("schedule", other.dtype) for one, other in pairs), "the same"
+    assert any(distance(one, other) > 1e3 * tolerance("gradient", other.dtype) for one, other in pairs), "the same"
 
 
 def largest(tree: Tree) -> float:

@@ -3,11 +3,11 @@
 import pytest
 
 import pure_batching as pb
+from pure_batching.testing import tolerance
 
 from ..alive import assert_alive, assert_gradients_alive
 from ..bench import RUNS, Bench, Request, bench
 from ..models import MODELS
-from ..tolerances import tolerance
 from ..trees import Tree, assert_close, distance, joined, named
 from .brainscale_runs import by_input_output, by_parameter, divided, es_d_rtrl, one_sample
 
