@@ -17,7 +17,7 @@ from ._batch import (
     unstack as unstack,
 )
 from ._errors import PureBatchingError as PureBatchingError, SampleCouplingError as SampleCouplingError
-from ._execution import Carry as Carry
+from ._execution import Carry as Carry, apart as apart
 from ._learner import Learner as Learner, capture as capture
 from ._native import (
     from_native as from_native,

@@ -179,7 +179,7 @@ def _check_alike(name: str, carry: Carry, first: Carry) -> None:
                 f"{name}.{leaf}",
                 got=value,
                 expected=other,
-                repair="All samples share this state; put carries together that made the same number of steps.",
+                repair="Samples share this state; give each carry its own with pb.apart(carry) first.",
             )
 
 

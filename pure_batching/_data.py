@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ._errors import OptionError, ShapeError, StructureError, count, listed
+from ._errors import ShapeError, StructureError, count
 from ._execution import Carry
 from ._learner import Learner
 from ._native import unwrap_steps
@@ -33,7 +33,6 @@ def check_steps(learner: Learner, inputs: Tree, targets: Tree, mask: Any, reset:
 
     Raises:
       ShapeError, BatchSizeError, DtypeError, UnitError, StructureError: what does not fit.
-      OptionError: a mask or reset for a module whose samples share states.
     """
     if targets is ABSENT:
         raise StructureError(
@@ -59,8 +58,8 @@ def check_steps(learner: Learner, inputs: Tree, targets: Tree, mask: Any, reset:
     return Steps(
         _timed(arguments, changing),
         _timed(wanted, wanted_changing),
-        _flags(learner, mask, "mask", axes),
-        _flags(learner, reset, "reset", axes),
+        _flags(mask, "mask", axes),
+        _flags(reset, "reset", axes),
     )
 
 
@@ -69,17 +68,8 @@ def _timed(tree: Tree, changing: Tree) -> Timed:
     return Timed(*eqx.partition(tree, like(tree, jax.tree.leaves(changing))))
 
 
-def _flags(learner: Learner, flags: Any, name: str, axes: Axes) -> jax.Array | None:
-    if flags is None:
-        return None
-    if learner.program.states.shared:
-        raise OptionError(
-            name,
-            got=f"a module whose samples share {listed(list(learner.program.states.shared))}",
-            expected="states that belong to one sample each",
-            repair="A shared pointer or counter moves for all samples at once; run samples of equal length.",
-        )
-    return conform(flags, jax.ShapeDtypeStruct((), jnp.bool_), name, axes)
+def _flags(flags: Any, name: str, axes: Axes) -> jax.Array | None:
+    return None if flags is None else conform(flags, jax.ShapeDtypeStruct((), jnp.bool_), name, axes)
 
 
 def _as_arguments(learner: Learner, inputs: Tree) -> tuple[Tree, ...]:

@@ -20,7 +20,8 @@ class Carry(NamedTuple):
       hidden: the hidden states by path, in their units.
       other: other states of a sample (short-term states, statistics, delay buffers) by path.
       keys: random keys by path.
-      shared: states that are the same for every sample (write pointers, counters) by path.
+      shared: states that are the same for every sample (write pointers, counters) by path; a mask or a reset, which
+        moves samples apart, gives each sample its own in `other`.
       trace: the algorithm's eligibility traces.
       update_count: how many updates were made, `[]` or `[B]` int32: steps, or windows with `vjp="multi-step"`.
     """
@@ -36,6 +37,17 @@ class Carry(NamedTuple):
     def states(self) -> States:
         """The module's part of the carry."""
         return States(self.hidden, self.other, self.keys, self.shared)
+
+
+def apart(carry: Carry) -> Carry:
+    """The carry with a copy of what its samples share for each of them, so that they may come to differ in it.
+
+    A mask or a reset does this by itself. Do it to carries that made different numbers of steps, before `stack`,
+    `concat` or `scatter` puts them together.
+    """
+    lead = jnp.shape(carry.update_count)
+    own = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (*lead, *leaf.shape)), carry.shared)
+    return carry._replace(other={**carry.other, **own}, shared={})
 
 
 class Each(Protocol):
@@ -89,12 +101,24 @@ class Execution(NamedTuple):
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(self.batch_size))
         return jax.vmap(self._fresh_sample)(keys)._replace(shared=self._fresh_sample(key).shared)
 
-    def carry_spec(self) -> Carry:
-        """Shapes and dtypes of a carry."""
+    def begin(self, carry: Carry | None, *, are_apart: bool) -> tuple[Carry, Carry]:
+        """Where a sequence begins, and the carry of a fresh start.
+
+        Args:
+          carry: None for a fresh start.
+          are_apart: whether samples may come to differ in what they share.
+        """
+        fresh = self.fresh(jax.random.key(0))
+        start = fresh if carry is None else carry
+        return (apart(start), apart(fresh)) if are_apart else (start, fresh)
+
+    def carry_spec(self, *, is_apart: bool = False) -> Carry:
+        """Shapes and dtypes of a carry, of samples that share what they can or were moved apart."""
         trace = jax.eval_shape(lambda: self.algorithm.init(self.program))
         count: Any = jax.ShapeDtypeStruct((), jnp.int32)
         own = Carry(*self.program.states, trace=trace, update_count=count)
-        return with_lead(own, self.lead)._replace(shared=self.program.states.shared)
+        together = with_lead(own, self.lead)._replace(shared=self.program.states.shared)
+        return jax.eval_shape(apart, together) if is_apart else together
 
     def zero_perturbation(self) -> Perturbation:
         """A perturbation that changes nothing."""

@@ -102,7 +102,7 @@ class Learner(eqx.Module):
                 "carry", got=type(carry).__name__, expected="a Carry", repair="Pass learner.init() or aux.carry."
             )
         try:
-            return conform(carry, self.execution.carry_spec(), "carry")
+            return conform(carry, self.execution.carry_spec(is_apart=self._is_apart(carry)), "carry")
         except PureBatchingError as error:
             raise CarryError(
                 error.where,
@@ -110,6 +110,10 @@ class Learner(eqx.Module):
                 expected=error.expected,
                 repair="The carry belongs to another learner or another batch size; start from init().",
             ) from error
+
+    def _is_apart(self, carry: Carry) -> bool:
+        """Whether each sample has its own of what the module shares."""
+        return bool(self.program.states.shared) and not carry.shared
 
     def axes(self, *lead: tuple[str, int]) -> tuple[tuple[str, int], ...]:
         """The axes in front of every leaf that belongs to a sample, after those of `lead`."""

@@ -14,7 +14,7 @@ from ._algorithms.base import Trace
 from ._algorithms.es_d_rtrl import InputOutputTrace
 from ._blueprint import states_of
 from ._capture import found_group, state_name
-from ._errors import NativeError, StructureError
+from ._errors import CarryError, NativeError, StructureError, listed
 from ._execution import Carry
 from ._jaxpr import order_of
 from ._learner import Learner
@@ -109,7 +109,7 @@ def to_native(learner: Learner, carry: Carry, algorithm: brainscale.ETraceVjpAlg
       NativeError: as in `from_native`, or samples that made different numbers of steps, which BrainScale counts once.
       CarryError: the carry belongs to another learner. Nothing is written where an error is raised.
     """
-    native, carry = _Native.of(learner, algorithm), learner.check_carry(carry)
+    native, carry = _Native.of(learner, algorithm), _together(learner, learner.check_carry(carry))
     values = {**native.from_front({**carry.hidden, **carry.other}), **carry.keys, **carry.shared}
     writes = [(native.states[path], path, value) for path, value in values.items()]
     writes += [(state, name, value) for name, state, value in native.trace_writes(carry.trace)]
@@ -117,6 +117,19 @@ def to_native(learner: Learner, carry: Carry, algorithm: brainscale.ETraceVjpAlg
     fitted = [(state, _fitted(value, state.value, name)) for state, name, value in writes]
     for state, value in fitted:
         state.value = value
+
+
+def _together(learner: Learner, carry: Carry) -> Carry:
+    """A carry whose samples share what BrainScale keeps once."""
+    apart = [path for path in learner.program.states.shared if path in carry.other]
+    if apart:
+        raise CarryError(
+            "carry",
+            got=f"samples with a {listed(apart)} each",
+            expected="one for all samples, as BrainScale keeps it",
+            repair="A mask, a reset or pb.apart moved the samples apart; write a carry from before that.",
+        )
+    return carry
 
 
 class _Native(NamedTuple):

@@ -163,8 +163,7 @@ def _check_batched(learner: Learner, name: str) -> None:
 def _sample_norms(norm_fn: NormFn, params: Params, carry: Carry | None, steps: Steps) -> tuple[jax.Array, Aux]:
     execution = norm_fn.learner.execution
     check_loss(execution, norm_fn.loss, steps.targets)
-    fresh = execution.fresh(jax.random.key(0))
-    start = fresh if carry is None else carry
+    start, fresh = execution.begin(carry, are_apart=steps.have_flags)
     task = Task(execution, norm_fn.loss, per_sample=False, outputs=False)
     is_online = execution.algorithm.backpropagation is None and not execution.program.direct
     if is_online and carry is None:

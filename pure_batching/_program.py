@@ -22,7 +22,8 @@ class States(NamedTuple):
     """What a module carries from one step to the next, by path.
 
     Everything but `shared` belongs to one sample. `shared` holds the states that no input, hidden state or random key
-    can reach (a delay's write pointer, a step counter): they are the same for every sample of a batch.
+    can reach (a delay's write pointer, a step counter): they are the same for every sample of a batch, until a mask or
+    a reset moves samples apart; from then on they are in `other`.
     """
 
     hidden: Mapping[str, Tree]
@@ -211,7 +212,8 @@ class Program:
         specs = {**self.params, **_merged(self.states)}
         for path in self.order:
             new[path], outs = _take(specs[path], outs)
-        return Step(output, self._sort(new), self._jacobians(jax.lax.stop_gradient(outs)))
+        after = States(*({path: new[path] for path in field} for field in states))
+        return Step(output, after, self._jacobians(jax.lax.stop_gradient(outs)))
 
     def zero_perturbation(self) -> Perturbation:
         """A perturbation that changes nothing."""
@@ -228,9 +230,6 @@ class Program:
     def signal(self, gradients: Perturbation) -> dict[str, jax.Array]:
         """The learning signal `dloss/dh` of each group, `[..., *varshape, ns]`, from the perturbation's gradient."""
         return {group.name: group.join([gradients[path] for path in group.paths]) for group in self.groups}
-
-    def _sort(self, values: dict[str, Tree]) -> States:
-        return States(*({path: values[path] for path in field} for field in self.states))
 
     def _jacobians(self, temporaries: list[jax.Array]) -> Jacobians:
         return Jacobians(

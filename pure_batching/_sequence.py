@@ -158,8 +158,7 @@ def run_sequence(grad_fn: GradFn, params: Params, carry: Carry | None, steps: St
     execution, time = grad_fn.learner.execution, steps.length
     check_loss(execution, grad_fn.loss, steps.targets)
     task = Task(execution, grad_fn.loss, grad_fn.reduction == "none", grad_fn.outputs)
-    fresh = execution.fresh(jax.random.key(0))
-    start = fresh if carry is None else carry
+    start, fresh = execution.begin(carry, are_apart=steps.have_flags)
     length = window_length(execution, time, grad_fn.window)
     if length == time:
         window = run_window(task, params, start, steps, None if carry is None else start.trace, fresh)

@@ -68,6 +68,11 @@ class Steps(eqx.Module):
         return Moment(arguments, wanted, mask, reset)
 
     @property
+    def have_flags(self) -> bool:
+        """Whether the samples of a batch need not make the same steps."""
+        return self.mask is not None or self.reset is not None
+
+    @property
     def length(self) -> int:
         """`T`."""
         return jax.tree.leaves(self.changing())[0].shape[0]

@@ -295,7 +295,7 @@ def _restarted(now: Any, fresh: Any, reset: jax.Array | None) -> Any:
     """Fresh states for the samples that start anew; random keys go on."""
     if reset is None:
         return now
-    return select(reset, fresh._replace(keys=now.keys, shared={}), now._replace(shared={}))._replace(shared=now.shared)
+    return select(reset, fresh._replace(keys=now.keys), now)
 
 
 def _frozen(new: Any, old: Any, mask: jax.Array | None) -> Any:

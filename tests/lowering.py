@@ -4,7 +4,8 @@ import jax
 
 from .bench import SAMPLES, STEPS, Request, bench
 
-MODELS = ("LSTMCell", "alif")
+# Several hidden groups, and several states in one.
+MODELS = ("stack", "alif")
 STRATEGIES = ("vmap", "manual")
 
 

@@ -35,7 +35,7 @@ PUBLIC = {
     *("capture", "Learner", "Carry", "read_states", "write_states", "from_native", "to_native"),
     *("Algorithm", "ES_D_RTRL", "D_RTRL", "Hybrid", "BPTT", "loop", "manual", "vmap", "PureBatchingError"),
     *("sequence_grad", "Aux", "sample_norms", "clipped_grad", "audit", "Audit", "SampleCouplingError"),
-    *("stack", "unstack", "concat", "split", "gather", "scatter", "permute"),
+    *("stack", "unstack", "concat", "split", "gather", "scatter", "permute", "apart"),
 }
 
 # What the tests, the examples and the main job need, and nobody else.

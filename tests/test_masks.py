@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import pure_batching as pb
-from pure_batching._errors import BatchSizeError, DtypeError, OptionError, ShapeError
+from pure_batching._errors import BatchSizeError, DtypeError, ShapeError
 
 from .alive import assert_gradients_alive, assert_moving
 from .bench import ONLINE_RULES, SAMPLES, STEPS, STRATEGIES, WINDOW, Bench, Data, Request, Result, bench
@@ -21,8 +21,8 @@ from .trees import (
     assert_close,
     assert_differ,
     assert_identical,
+    assert_not_identical,
     joined,
-    joined_carries,
     named,
     not_numbers,
     sample,
@@ -147,7 +147,7 @@ def expected(made: Bench, name: str, window: int, *, fresh: bool = False) -> Res
     """What a pattern of flags must give: each sample in pieces."""
     carry = made.start("vmap") if fresh else start(made)
     alone = [one_sample(made, FLAGS[name], window, i, sample_of_carry(carry, i)) for i in range(SAMPLES)]
-    carries = joined_carries([one.aux.carry for one in alone])
+    carries = joined([pb.apart(one.aux.carry) for one in alone])
     losses = np.stack([one.aux.losses for one in alone], axis=1)
     return Result(joined([one.gradients for one in alone]), pb.Aux(carries, losses, None))
 
@@ -237,6 +237,37 @@ class TestFlags:
         want = expected(made, "both", window_of(rule, WINDOW))
         assert_same(run(made, Request("vmap"), FLAGS["both"], start(made)), want)
 
+    @every_strategy
+    @pytest.mark.parametrize("rule", ["ES_D_RTRL", "D_RTRL multi-step"])
+    @pytest.mark.parametrize("name", ["delayed", "counting"])
+    def test_of_samples_that_share_a_state(self, name: str, rule: str, strategy: str, seed: int) -> None:
+        """A pointer or counter that goes on for some samples only becomes each sample's own."""
+        made = bench(name, seed, RULES[rule])
+        want = expected(made, "both", window_of(rule, WINDOW))
+        got = run(made, Request(strategy), FLAGS["both"], start(made))
+        assert_same(got, want)
+        assert not got.aux.carry.shared
+        assert len({int(x) for x in next(iter(got.aux.carry.other[path] for path in start(made).shared))}) > 1
+
+
+class TestApart:
+    """Samples that no longer share a state."""
+
+    @every_strategy
+    def test_go_on_as_each_alone(self, strategy: str, seed: int) -> None:
+        made = bench("delayed", seed)
+        carry, (inputs, _) = run(made, Request("vmap"), FLAGS["both"], start(made)).aux.carry, made.data(SAMPLES)
+        got = made.batched(strategy).step(made.params, carry, *inputs)
+        alone = [made.learner.step(made.params, one, *sample(inputs, i)) for i, one in enumerate(pb.unstack(carry))]
+        assert_close(got, (pb.stack([one for one, _ in alone]), joined([output for _, output in alone])))
+
+    def test_are_put_together(self, seed: int) -> None:
+        """Carries that made different numbers of steps."""
+        made = bench("delayed", seed)
+        late, early = pb.apart(start(made)), pb.apart(made.start("vmap"))
+        assert_identical(pb.split(pb.concat([late, early]), [SAMPLES, SAMPLES]), [late, early])
+        assert_not_identical(late.other["past.write_ptr"], early.other["past.write_ptr"])
+
 
 class TestMaskedSteps:
     @every_rule
@@ -297,14 +328,3 @@ class TestRefusals:
             grad_fn(made.params, None, *data, mask=mask[:, None])
         kept = made.run(Request(None, window=None), None, sample(data, np.flatnonzero(mask)))
         assert_close(grad_fn(made.params, None, *data, mask=mask)[0], kept.gradients)
-
-    @every_strategy
-    @pytest.mark.parametrize("flag", ["mask", "reset"])
-    @pytest.mark.parametrize(("name", "shared"), [("delayed", r"past\.write_ptr"), ("counting", "clock")])
-    def test_of_samples_that_share_a_state(self, name: str, shared: str, flag: str, strategy: str, seed: int) -> None:
-        made = bench(name, seed)
-        text = rf"^{flag}: got a module whose samples share {shared}, expected states that belong to one sample each"
-        with pytest.raises(OptionError, match=text):
-            made.grad_fn(Request(strategy))(
-                made.params, None, *made.data(STEPS, SAMPLES), **{flag: np.ones((STEPS, SAMPLES), bool)}
-            )

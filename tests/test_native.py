@@ -192,6 +192,11 @@ class TestRefusedAlgorithms:
         with pytest.raises(CarryError, match=r"carry\.trace\..*got .*, expected no such leaf"):
             pb.to_native(learner, bench("MinimalRNNCell", seed).learner.init(), algorithm)
 
+    def test_samples_that_were_moved_apart(self, seed: int) -> None:
+        learner, algorithm = bench("delayed", seed).learner, shared_algorithm("delayed", seed)
+        with pytest.raises(CarryError, match=r"^carry: got samples with a past\.write_ptr each, expected one for all"):
+            pb.to_native(learner, pb.apart(learner.init()), algorithm)
+
     def test_another_batch_size(self, seed: int) -> None:
         learner = pb.manual(bench("tutorial", seed).learner, SAMPLES + 1)
         _, algorithm = batched_algorithm("tutorial", seed)

@@ -16,7 +16,7 @@ from .._learner import Learner
 from .._program import Params, Perturbation, Program, States, Step
 from .._tree import Tree, moved, with_lead
 from .base import check_unbatched
-from .vmap import each_by_vmap
+from .vmap import each_by_vmap, execute_by_vmap
 
 _NAME = "pb.manual"
 _DOUBLE = ("float64", "int64", "uint64", "complex128")
@@ -149,8 +149,11 @@ def _refuse_coupling(found: Mapping[str, Verdict]) -> None:
 def _batch_in_front(program: Program, single: Program, batch_size: int) -> Callable[..., Step]:
     """`program.execute` with the batch axis in front of every leaf, wherever the module keeps it."""
     axes, once = single.batch_axes(), kept_once(single, program)
+    one_by_one = execute_by_vmap(single, batch_size)
 
     def execute(params: Params, states: States, inputs: tuple[Tree, ...], perturbation: Perturbation) -> Step:
+        if single.states.shared and not states.shared:  # moved apart: the module has one of them for all samples
+            return one_by_one(params, states, inputs, perturbation)
         own, common = _parted(states.other, once)
         first = jax.tree.map(lambda leaf: leaf[0], common)
         inside = states._replace(other={**moved(own, axes, to_module=True), **first})

@@ -7,7 +7,7 @@ import jax
 
 from .._execution import Each, Execution
 from .._learner import Learner
-from .._program import States, Step
+from .._program import Program, States, Step
 from .base import check_unbatched
 
 _AXES: Any = (0, 0, 0, None)
@@ -26,18 +26,14 @@ def vmap(learner: Learner, batch_size: int) -> Learner:
       BatchSizeError: not a positive integer.
     """
     size = check_unbatched(learner, batch_size, "vmap")
-    execute = jax.vmap(
-        learner.program.execute,
-        in_axes=(None, STATE_AXES, 0, 0),
-        out_axes=_step_axes(),
-        axis_size=size,
-    )
+    execute = execute_by_vmap(learner.program, size)
     return Learner(Execution("pb.vmap", learner.program, learner.algorithm, size, execute, each_by_vmap(size)))
 
 
-def _step_axes() -> Step:
-    axes: Any = (0, STATE_AXES, 0)
-    return Step(*axes)
+def execute_by_vmap(program: Program, size: int) -> Callable[..., Step]:
+    """The step of one sample, mapped."""
+    step_axes: Any = Step(0, STATE_AXES, 0)  # type: ignore[arg-type]
+    return jax.vmap(program.execute, in_axes=(None, STATE_AXES, 0, 0), out_axes=step_axes, axis_size=size)
 
 
 def each_by_vmap(size: int) -> Each:

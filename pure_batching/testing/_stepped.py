@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from .._batch import stack, unstack
-from .._execution import Carry
+from .._execution import Carry, apart
 from .._program import Params
 from .._tree import Tree
 from ._case import Case, Data, Result, Subject
@@ -24,7 +24,8 @@ def stepped(case: Case, carry: Carry, data: Data, flags: Mapping[str, Any]) -> R
         for i, own in enumerate(unstack(carry))
     ]
     outputs, losses, gradients, carries = zip(*samples, strict=True)
-    return Result(_side_by_side(outputs, 1), np.stack(losses, 1), _side_by_side(gradients, 0), stack(list(carries)))
+    carries = [apart(carry) for carry in carries] if flags else list(carries)
+    return Result(_side_by_side(outputs, 1), np.stack(losses, 1), _side_by_side(gradients, 0), stack(carries))
 
 
 def _one_sample(case: Case, i: int, carry: Carry, data: Data, flags: tuple[np.ndarray, np.ndarray]) -> Any:
