@@ -274,6 +274,13 @@ FAULTS = (
         "test_masks.py::TestApart::test_go_on_as_each_alone",
     ),
     Fault(
+        "samples along a named axis are each alone on it",
+        "_program.py",
+        "return self if self.axis is None else self.axis.across(size)",
+        "return self",
+        "test_axis.py::TestGradients::test_equal_the_module_s_own_batch[ES_D_RTRL-vmap]",
+    ),
+    Fault(
         "clipping scales up what is small",
         "_norms.py",
         "scales = jnp.minimum(1, self.bound",

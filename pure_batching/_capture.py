@@ -8,6 +8,7 @@ import contextlib
 import io
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,7 +23,7 @@ from ._assembly import Assembly, Compiled, FoundGroup, FoundRelation, split_stat
 from ._blueprint import Blueprint, states_of
 from ._checks import check_batched, check_dtypes, check_reach, check_unchanged
 from ._errors import CaptureError, PureBatchingError, StrategyError
-from ._program import Params, Program, States
+from ._program import Axis, Params, Program, States
 from ._readable import readable
 from ._reasons import first_lines, repair_of
 from ._sparse import written_out, written_out_equation
@@ -37,38 +38,62 @@ _FOLLOWED = "_etrace_operator_call_enable_grad"
 Result = TypeVar("Result")
 
 
-def capture_program(net: Any, examples: tuple[Tree, ...], environ: dict[str, Any] | None) -> tuple[Program, Params]:
+def capture_program(
+    net: Any, examples: tuple[Tree, ...], environ: dict[str, Any] | None, axis_name: str | None = None
+) -> tuple[Program, Params]:
     """A module as a pure program of one sample, and its trainable values.
 
     Args:
       net: the module; it is read and left as it was.
       examples: the arguments of one step of one sample.
       environ: settings (`dt`, `fit`) on top of those that are in force.
+      axis_name: of the axis along which the module's own code reaches other samples.
 
     Raises:
       CaptureError: the module cannot be traced, or BrainScale's compiler refuses it.
     """
     blueprint = Blueprint(net, environ)
     params = jax.tree.map(jnp.asarray, blueprint.params())
-    tracer = _Tracer(blueprint, spec_of(examples), spec_of(params))
+    tracer = _Tracer(blueprint, spec_of(examples), spec_of(params), axis_name)
     return tracer.single(), strong(params, tracer.params)
 
 
 class _Tracer:
     """Traces a blueprint, for one sample or with a batch axis."""
 
-    def __init__(self, blueprint: Blueprint, inputs: tuple[Tree, ...], params: Params) -> None:
-        self.blueprint, self.inputs, self.params = blueprint, inputs, params
+    def __init__(self, blueprint: Blueprint, inputs: tuple[Tree, ...], params: Params, axis_name: str | None) -> None:
+        self.blueprint, self.inputs, self.params, self.axis_name = blueprint, inputs, params, axis_name
         self.fresh = self._explained(blueprint.initial_values)
 
     def single(self) -> Program:
         """The program of one sample."""
+        return self._one_of(1)
+
+    def _across(self, size: int) -> Program:
+        """The program of one of `size` samples along the axis."""
+        program = self._one_of(size)
+        return replace(program, axis=self._axis(is_alone=False))
+
+    def _axis(self, *, is_alone: bool) -> Axis | None:
+        return None if self.axis_name is None else Axis(self.axis_name, self._across, is_alone)
+
+    def _one_of(self, size: int) -> Program:
+        """The program of one of `size` samples along the axis, if there is one."""
         with self.blueprint.environment():
-            compiled = self._explained(lambda: compile_module(self.blueprint.build(), self.inputs))
+            module = self._explained(self.blueprint.build)
+            compiled = self._explained(lambda: self._compiled(module, self.inputs, size))
         check_unchanged(compiled, self.blueprint.name)
         check_dtypes(compiled, self.blueprint.name)
         check_reach(compiled, self.blueprint.name)
         return self._program(compiled, split_states(compiled))
+
+    def _compiled(self, module: brainstate.nn.Module, inputs: tuple[Tree, ...], size: int = 1) -> Compiled:
+        """A compiled step of one of `size` samples along the axis, if there is one."""
+        if self.axis_name is None:
+            return compile_module(module, inputs)
+        found: list[Compiled] = []
+        jax.vmap(lambda _: found.append(compile_module(module, inputs)), axis_name=self.axis_name)(jnp.zeros(size))
+        return found[0]
 
     def batched(self, batch_size: int, single: Program) -> Program:
         """The module's own arithmetic on arrays with a batch axis."""
@@ -78,7 +103,7 @@ class _Tracer:
         with self.blueprint.environment():
             module = self.blueprint.build()
             _add_batch(module, axes, batch_size)
-            compiled = self._mapped(lambda: compile_module(module, inputs))
+            compiled = self._mapped(lambda: self._compiled(module, inputs))
         check_batched(compiled, single, batch_size, self.blueprint.name)
         states = States(*({path: compiled.specs[path] for path in field} for field in single.states))
         return self._program(compiled, states)
@@ -99,6 +124,7 @@ class _Tracer:
             batch_axes=lambda: self.axes(states),
             step=assembly.step(),
             order=compiled.order,
+            axis=self._axis(is_alone=True),
         )
 
     def _initial(self, key: jax.Array, states: States) -> States:

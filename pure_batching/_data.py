@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ._errors import ShapeError, StructureError, count
+from ._errors import OptionError, ShapeError, StructureError, count
 from ._execution import Carry
 from ._learner import Learner
 from ._native import unwrap_steps
@@ -33,6 +33,7 @@ def check_steps(learner: Learner, inputs: Tree, targets: Tree, mask: Any, reset:
 
     Raises:
       ShapeError, BatchSizeError, DtypeError, UnitError, StructureError: what does not fit.
+      OptionError: a mask where samples reach each other.
     """
     if targets is ABSENT:
         raise StructureError(
@@ -52,6 +53,7 @@ def check_steps(learner: Learner, inputs: Tree, targets: Tree, mask: Any, reset:
             expected="leaves [T, ...] with T >= 1",
             repair="Pass at least one step; time is the first axis.",
         )
+    _check_unmasked(learner, mask)
     axes = learner.axes(("T", time))
     arguments = conform(arguments, learner.program.inputs, "inputs", axes, _untimed(changing, "inputs"))
     wanted = _with_axes(wanted, "targets", axes, _untimed(wanted_changing, "targets"))
@@ -66,6 +68,16 @@ def check_steps(learner: Learner, inputs: Tree, targets: Tree, mask: Any, reset:
 def _timed(tree: Tree, changing: Tree) -> Timed:
     """The leaves that change apart from the others; units may have been converted since `changing` was made."""
     return Timed(*eqx.partition(tree, like(tree, jax.tree.leaves(changing))))
+
+
+def _check_unmasked(learner: Learner, mask: Any) -> None:
+    if mask is not None and learner.program.axis is not None:
+        raise OptionError(
+            "mask",
+            got=f"a module whose samples reach each other along the axis {learner.program.axis.name!r}",
+            expected="independent samples",
+            repair="The others would see a masked step; run samples of equal length.",
+        )
 
 
 def _flags(flags: Any, name: str, axes: Axes) -> jax.Array | None:

@@ -9,7 +9,7 @@ import jax
 
 from ._algorithms.base import Algorithm
 from ._capture import capture_program
-from ._errors import CarryError, DtypeError, PureBatchingError, ShapeError, StructureError, count
+from ._errors import CarryError, DtypeError, OptionError, PureBatchingError, ShapeError, StructureError, count
 from ._execution import Carry, Execution
 from ._program import Params, Program
 from ._step import differentiable_step
@@ -157,7 +157,11 @@ def check_learner(learner: object, name: str) -> None:
 
 
 def capture(
-    net: Any, *example_inputs: Tree, algorithm: Algorithm, environ: dict[str, Any] | None = None
+    net: Any,
+    *example_inputs: Tree,
+    algorithm: Algorithm,
+    environ: dict[str, Any] | None = None,
+    axis_name: str | None = None,
 ) -> tuple[Learner, Params]:
     """A BrainScale module as a learner of one sample, and its trainable values.
 
@@ -170,12 +174,16 @@ def capture(
         are used.
       algorithm: the learning rule, such as `pb.ES_D_RTRL(0.9)`.
       environ: settings (`dt`, `fit`) on top of those in force; the learner keeps them.
+      axis_name: the name of the axis along which the module's own code reaches the other samples of a batch
+        (`BatchNorm1d(..., axis_name="batch")`, `jax.lax.pmean`). The samples are coupled then, alike in `pb.vmap` and
+        `pb.manual`; a learner of one sample is a batch of one. The gradient of a sample is its share of the batch's.
 
     Returns:
       the learner, and `{path: value}` of every trainable value.
 
     Raises:
       CaptureError: the module cannot be traced or compiled; the text quotes the reason.
+      StructureError, OptionError: no algorithm, or an axis name that is none.
     """
     if not isinstance(algorithm, Algorithm):
         raise StructureError(
@@ -184,7 +192,11 @@ def capture(
             expected="an algorithm",
             repair="Pass an instance: pb.ES_D_RTRL(0.9), say.",
         )
-    program, params = capture_program(net, example_inputs, environ)
+    if axis_name is not None and not isinstance(axis_name, str):
+        raise OptionError(
+            "axis_name", got=repr(axis_name), expected="a name", repair="Pass the one that the module's code uses."
+        )
+    program, params = capture_program(net, example_inputs, environ, axis_name)
     return Learner(Execution.of_one_sample(program, algorithm)), params
 
 

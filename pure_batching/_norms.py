@@ -181,7 +181,8 @@ def _sample_by_sample(task: Task, params: Params, carry: Carry, steps: Steps, fr
         window = run_window(one, common[0], whole, steps, whole.trace, fresh)
         return _square(window.gradients), window.carry, window.losses
 
-    each = each_in_turn(execution.lead[0], tile=_tile(execution, nbytes(params)))
+    in_tiles = each_in_turn(execution.lead[0], tile=_tile(execution, nbytes(params)))
+    each = in_tiles if execution.program.axis is None else execution.each
     mapped = each(own, (0, Steps.sample_axes(), 0), (0, 0, 1))
     squares, after, losses = mapped((params, carry.shared), carry._replace(shared={}), steps, fresh._replace(shared={}))
     shared = jax.tree.map(lambda leaf: leaf[0], after.shared)  # the same for every sample

@@ -18,6 +18,7 @@ _TIME = (
     "`with brainstate.environ.context(t=count * dt):` around what reads it."
 )
 _UNSET = "Set it: settings such as dt and fit go into capture(..., environ={...})."
+_UNBOUND = "Name the axis along which samples reach each other: capture(..., axis_name=...)."
 _TRACED = (
     "The step and init_state() are traced: what must be a number there is computed in the constructor, "
     "or kept in a numpy array (delay=np.array(2.0) * u.ms)."
@@ -40,6 +41,7 @@ def repair_of(reason: Exception, blueprint: Blueprint) -> str:
     """What to change, and in whose code it was found where that is not the captured module's own."""
     known = {
         _LOST: _is_lost(reason) or (isinstance(reason, NotImplementedError) and "Please remove your" in str(reason)),
+        _UNBOUND: isinstance(reason, NameError) and "unbound axis name" in str(reason),
         _TRACED: isinstance(reason, jax.errors.ConcretizationTypeError),
         _TIME: isinstance(reason, KeyError) and "'t' not found in" in str(reason),
         _UNSET: isinstance(reason, KeyError) and "not found in" in str(reason),

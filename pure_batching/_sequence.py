@@ -83,6 +83,7 @@ class GradFn:
         Raises:
           ShapeError, BatchSizeError, DtypeError, UnitError, StructureError, CarryError, LossError: what does not fit,
             before anything runs.
+          OptionError: a mask where samples reach each other along an axis.
         """
         params, carry, steps = check_call(self.learner, params, carry, inputs, targets, mask, reset)
         return run_sequence(self, params, carry, steps)
@@ -134,22 +135,21 @@ def window_length(execution: Execution, time: int, window: int | None) -> int:
         return min(window, time)
     if execution.algorithm.backpropagation is not None:
         return time
-    stacked = nbytes(with_lead(_record_spec(execution), execution.lead))
+    stacked = nbytes(_record_spec(execution))
     return max(1, min(time, STACK_BUDGET // max(stacked, 1)))
 
 
 def _record_spec(execution: Execution) -> Tree:
-    """What one step of one sample leaves to its window."""
-    one = Execution.of_one_sample(execution.program, execution.algorithm)
-    program, carry = one.program, one.carry_spec()
+    """What one step leaves to its window."""
+    program = execution.program
 
     def record(params: Params, carry: Carry, inputs: tuple[Tree, ...]) -> Any:
-        done = one.execute(params, carry.states, inputs, one.zero_perturbation())
-        signal = program.signal(one.zero_perturbation())
-        _, left = step_trace(one, params, carry.trace, done.jacobians, signal, carry.update_count)
-        return left if one.algorithm.backpropagation is None else done.jacobians
+        zero = execution.zero_perturbation()
+        done = execution.execute(params, carry.states, inputs, zero)
+        return step_trace(execution, params, carry.trace, done.jacobians, program.signal(zero), carry.update_count)[1]
 
-    return jax.eval_shape(record, program.params, carry, program.inputs)
+    inputs = with_lead(program.inputs, execution.lead)
+    return jax.eval_shape(record, program.params, execution.carry_spec(), inputs)
 
 
 @partial(jax.jit, static_argnums=0)

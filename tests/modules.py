@@ -295,9 +295,9 @@ class Noisy(Module):
 class Normalized(Module):
     """Batch normalisation inside the step, over the rows of an image and, in a batch, over the images too."""
 
-    def __init__(self, size: tuple[int, int], n_rec: int) -> None:
+    def __init__(self, size: tuple[int, int], n_rec: int, axis_name: str | None = None) -> None:
         super().__init__()
-        self.norm, self.cell = BatchNorm1d(size), MinimalRNNCell(size[0] * size[1], n_rec)
+        self.norm, self.cell = BatchNorm1d(size, axis_name=axis_name), MinimalRNNCell(size[0] * size[1], n_rec)
 
     def update(self, x: Array) -> Array:
         normalized = self.norm(x)

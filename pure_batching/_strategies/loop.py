@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .._errors import StrategyError
 from .._execution import Each, Execution
 from .._learner import Learner
 from .._program import Params, Perturbation, Program, States, Step
@@ -24,12 +25,23 @@ def loop(learner: Learner, batch_size: int) -> Learner:
       batch_size: `B`.
 
     Raises:
-      StrategyError: the learner has a batch already.
+      StrategyError: the learner has a batch already, or its samples reach each other along an axis.
       BatchSizeError: not a positive integer.
     """
     size = check_unbatched(learner, batch_size, "loop")
+    _check_alone(learner.program)
     execute = _execute_in_turn(learner.program, size)
     return Learner(Execution("pb.loop", learner.program, learner.algorithm, size, execute, each_in_turn(size)))
+
+
+def _check_alone(program: Program) -> None:
+    if program.axis is not None:
+        raise StrategyError(
+            "pb.loop",
+            got=f"a learner whose samples reach each other along the axis {program.axis.name!r}",
+            expected="samples that can be run one after the other",
+            repair="Use pb.vmap or pb.manual.",
+        )
 
 
 def each_in_turn(size: int, tile: int = 1) -> Each:

@@ -16,7 +16,7 @@ from .._learner import Learner
 from .._program import Params, Perturbation, Program, States, Step
 from .._tree import Tree, moved, with_lead
 from .base import check_unbatched
-from .vmap import each_by_vmap, execute_by_vmap
+from .vmap import each_by_vmap, execute_by_vmap, vmap
 
 _NAME = "pb.manual"
 _DOUBLE = ("float64", "int64", "uint64", "complex128")
@@ -29,14 +29,16 @@ def manual(learner: Learner, batch_size: int, *, allow_coupling: bool = False) -
       learner: a learner of one sample.
       batch_size: `B`.
       allow_coupling: accept a module whose own code lets samples reach each other, as batch normalisation does. The
-        result is no longer that of `pb.loop`. A state that the module keeps once for the batch is still `[B, ...]` in
+        result is no longer that of `pb.loop`, and what is computed sample by sample (`reduction="none"` for weights
+        without a trace or by backpropagation, and norms) is that of each sample alone; a learner captured with an
+        `axis_name` has neither limit. A state that the module keeps once for the batch is still `[B, ...]` in
         the carry: the module is given that of sample 0, and every sample gets the new one.
 
     Raises:
       StrategyError: the learner has a batch already, or the module's own code does not carry a batch axis; the text
         names the state or output that came out wrong.
       SampleCouplingError: the module's own code couples the samples; the text names the leaf, the operation and its
-        source line. `pb.audit` shows all of them.
+        source line. `pb.audit` shows all of them. What an `axis_name` couples in `pb.vmap` too is not refused.
       RandomnessError: the module draws random numbers inside its step: one `(B, M)` draw from one key cannot equal a
         key for each sample.
       BatchSizeError: not a positive integer.
@@ -46,7 +48,8 @@ def manual(learner: Learner, batch_size: int, *, allow_coupling: bool = False) -
     batched, once = _traced(learner, size)
     if not allow_coupling:
         # One sample has no neighbour; what holds at every batch size is seen with two.
-        _refuse_coupling(leaf_verdicts(*((batched, once) if size > 1 else _traced(learner, 2))))
+        found = leaf_verdicts(*((batched, once) if size > 1 else _traced(learner, 2)))
+        _refuse_coupling(found, _coupled_along_axis(learner))
     return Learner(batched)
 
 
@@ -127,13 +130,22 @@ def _traced(learner: Learner, size: int) -> tuple[Execution, frozenset[str]]:
     """The step of a batch, and the states that it keeps once."""
     batched = learner.program.retrace(size, learner.program)
     _check_same_relations(learner.program, batched)
-    execute = _batch_in_front(batched, learner.program, size)
-    execution = Execution(_NAME, learner.program, learner.algorithm, size, execute, each_by_vmap(size))
-    return execution, kept_once(learner.program, batched)
+    single = learner.program.among(size)
+    execute = _batch_in_front(batched, single, size)
+    execution = Execution(_NAME, single, learner.algorithm, size, execute, each_by_vmap(single, size))
+    return execution, kept_once(single, batched)
 
 
-def _refuse_coupling(found: Mapping[str, Verdict]) -> None:
-    coupled = {name: verdict for name, verdict in found.items() if verdict.kind == "coupled"}
+def _coupled_along_axis(learner: Learner) -> set[str]:
+    """The leaves in which samples reach each other along the axis that was named."""
+    if learner.program.axis is None:
+        return set()
+    found = leaf_verdicts(vmap(learner, 2).execution, frozenset())
+    return {name for name, verdict in found.items() if verdict.kind == "coupled"}
+
+
+def _refuse_coupling(found: Mapping[str, Verdict], allowed: set[str]) -> None:
+    coupled = {name: v for name, v in found.items() if v.kind == "coupled" and name not in allowed}
     if not coupled:
         return
     (name, verdict), *others = coupled.items()

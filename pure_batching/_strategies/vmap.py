@@ -1,6 +1,7 @@
 """`vmap`: the program of one sample, mapped."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,6 +18,8 @@ STATE_AXES = States(*_AXES)
 def vmap(learner: Learner, batch_size: int) -> Learner:
     """A batch by `jax.vmap` of the single-sample program; its meaning is `pb.loop`.
 
+    Where the learner was captured with an `axis_name`, samples reach each other along it.
+
     Args:
       learner: a learner of one sample.
       batch_size: `B`.
@@ -26,22 +29,25 @@ def vmap(learner: Learner, batch_size: int) -> Learner:
       BatchSizeError: not a positive integer.
     """
     size = check_unbatched(learner, batch_size, "vmap")
-    execute = execute_by_vmap(learner.program, size)
-    return Learner(Execution("pb.vmap", learner.program, learner.algorithm, size, execute, each_by_vmap(size)))
+    program = learner.program.among(size)
+    execute, each = execute_by_vmap(program, size), each_by_vmap(program, size)
+    return Learner(Execution("pb.vmap", program, learner.algorithm, size, execute, each))
 
 
 def execute_by_vmap(program: Program, size: int) -> Callable[..., Step]:
     """The step of one sample, mapped."""
     step_axes: Any = Step(0, STATE_AXES, 0)  # type: ignore[arg-type]
-    return jax.vmap(program.execute, in_axes=(None, STATE_AXES, 0, 0), out_axes=step_axes, axis_size=size)
+    in_axes = (None, STATE_AXES, 0, 0)
+    return jax.vmap(program.execute, in_axes, step_axes, axis_name=program.axis_name, axis_size=size)
 
 
-def each_by_vmap(size: int) -> Each:
+def each_by_vmap(program: Program, size: int) -> Each:
     """Functions of one sample by `jax.vmap`."""
 
     def each(fun: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0) -> Callable[..., Any]:
         def mapped(shared: Any, *own: Any) -> Any:
-            return jax.vmap(lambda *sample: fun(shared, *sample), in_axes, out_axes, axis_size=size)(*own)
+            one = partial(fun, shared)
+            return jax.vmap(one, in_axes, out_axes, axis_name=program.axis_name, axis_size=size)(*own)
 
         return mapped
 

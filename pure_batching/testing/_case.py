@@ -84,8 +84,15 @@ class Runner(Protocol):
 
 MakeRunner = Callable[[Learner, int], Learner | Runner]
 
-STRATEGIES: Mapping[str, MakeRunner] = {"loop": loop, "vmap": vmap, "manual": manual}
-"""The strategies by name; the first is what the others are compared with."""
+STRATEGIES: Mapping[str, MakeRunner] = {
+    "loop": loop,
+    "vmap": vmap,
+    "manual": functools.partial(manual, allow_coupling=True),
+}
+"""The strategies by name; the first is what the others are compared with.
+
+Whether samples reach each other is for the law of locality to find out, in numbers.
+"""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -122,6 +129,7 @@ class Subject:
       loss: `(output, target) -> []` of one sample at one step.
       strategies: by name; the first is what the others are compared with.
       environ: the settings of the capture.
+      axis_name: of the axis along which samples reach each other, None where they are independent.
       is_exact: whether the published D_RTRL is exact for the module: one layer without recurrent weights, or an
         element-wise recurrence, and a readout without memory.
       traces: counts how often the loss was traced, which only happens when something is compiled.
@@ -133,6 +141,7 @@ class Subject:
     loss: Loss
     strategies: Mapping[str, MakeRunner]
     environ: dict[str, Any] | None
+    axis_name: str | None
     is_exact: bool
     traces: list[None] = dataclasses.field(default_factory=list)
 
@@ -145,6 +154,7 @@ class Subject:
         loss: Loss,
         *,
         environ: dict[str, Any] | None = None,
+        axis_name: str | None = None,
         strategies: Mapping[str, MakeRunner] = STRATEGIES,
         is_exact: bool = False,
     ) -> "Subject":
@@ -156,17 +166,26 @@ class Subject:
           example_inputs: the arguments of one step of one sample.
           loss: `(output, target) -> []`.
           environ: settings of the capture.
+          axis_name: see the attribute.
           strategies: by name, `(learner, B) -> learner` or an adapter.
           is_exact: see the attribute.
         """
-        learner, params = capture(net_factory(), *example_inputs, algorithm=algorithm, environ=environ)
+        learner, params = capture(
+            net_factory(), *example_inputs, algorithm=algorithm, environ=environ, axis_name=axis_name
+        )
         traces: list[None] = []
 
         def counted(output: Tree, target: Tree) -> jax.Array:
             traces.append(None)
             return loss(output, target)
 
-        return cls(net_factory, learner, params, counted, strategies, environ, is_exact, traces)
+        return cls(net_factory, learner, params, counted, strategies, environ, axis_name, is_exact, traces)
+
+    def captured(self, net: Any, data: Data, algorithm: Algorithm | None = None) -> Learner:
+        """A module captured as the subject was, with another algorithm if one is given."""
+        example = jax.tree.map(lambda x: x[0, 0], data.inputs)
+        chosen = self.algorithm if algorithm is None else algorithm
+        return capture(net, *example, algorithm=chosen, environ=self.environ, axis_name=self.axis_name)[0]
 
     @property
     def algorithm(self) -> Algorithm:

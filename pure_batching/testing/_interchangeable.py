@@ -42,6 +42,7 @@ def assert_interchangeable(
     loss: Loss,
     *,
     environ: dict[str, Any] | None = None,
+    axis_name: str | None = None,
     strategies: Mapping[str, MakeRunner] = STRATEGIES,
     laws: Sequence[str] | None = None,
     window: int = 2,
@@ -60,6 +61,8 @@ def assert_interchangeable(
       targets: `[T, B, ...]`.
       loss: `(output, target) -> []` of one sample at one step.
       environ: settings of the capture, such as `dt`.
+      axis_name: of the axis along which samples reach each other (`pb.capture`); the laws that are about independent
+        samples are excused then.
       strategies: by name, `(learner, B) -> learner` or an adapter; the first is what the others are compared with.
       laws: names of `laws.ALL`; None stands for all.
       window: of the gradients compared.
@@ -74,7 +77,14 @@ def assert_interchangeable(
     data = Data(inputs if isinstance(inputs, tuple) else (inputs,), targets)
     example = jax.tree.map(lambda x: x[0, 0], data.inputs)
     subject = Subject.of(
-        net_factory, algorithm, example, loss, environ=environ, strategies=strategies, is_exact=is_exact
+        net_factory,
+        algorithm,
+        example,
+        loss,
+        environ=environ,
+        axis_name=axis_name,
+        strategies=strategies,
+        is_exact=is_exact,
     )
     case = Case(subject, subject.params, data, window)
     assert_alive(case.result(case.reference), spikes=spikes, large_traces=False)

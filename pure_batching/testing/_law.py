@@ -54,11 +54,10 @@ class Started(NamedTuple):
     carry: Any
 
 
-def always(_: Case) -> None:
-    return None
+def law(*excuses: Callable[[Case], str | None]) -> Callable[[Callable[[Case], None]], Law]:
+    def excuse(case: Case) -> str | None:
+        return next((reason for given in excuses if (reason := given(case)) is not None), None)
 
-
-def law(excuse: Callable[[Case], str | None] = always) -> Callable[[Callable[[Case], None]], Law]:
     def make(check: Callable[[Case], None]) -> Law:
         return Law(check.__name__, (check.__doc__ or "").strip(), check, excuse)
 
