@@ -30,6 +30,7 @@ class Fault(NamedTuple):
       file: of the package.
       right, wrong: a piece of its text that stands there once, and what takes its place.
       test: what must fail.
+      audit: a second test that must fail, for faults that couple samples within a step.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Fault(NamedTuple):
     right: str
     wrong: str
     test: str
+    audit: str = ""
 
 
 def _one(file: str) -> str:
@@ -59,6 +61,7 @@ FAULTS = (
         "    mixed = jax.tree.map(lambda x: jnp.broadcast_to(x.sum(0), x.shape) if execution.lead else x, new)\n"
         "    return mixed, record",
         "test_strategies.py::TestEveryModel::test_another_sample_changes[GRUCell-vmap-other numbers]",
+        "test_audit.py::TestRegistry::test_is_proved_independent[GRUCell-vmap]",
     ),
     Fault(
         "D_RTRL normalises over the batch",
@@ -69,6 +72,7 @@ FAULTS = (
         "        new = new._replace(scales=jax.tree.map(lambda x: jnp.full_like(x, x.max()), new.scales))\n"
         "    return new, record",
         "test_strategies.py::TestRepresentatives::test_every_rule[D_RTRL-vmap]",
+        "test_audit.py::TestRegistry::test_traces_are_proved_independent[tutorial-D_RTRL-vmap]",
     ),
     Fault(
         "the trace is not forgotten at a reset",
@@ -305,7 +309,7 @@ FAULTS = (
 
 
 def is_killed(fault: Fault) -> bool:
-    """Whether the fault's test fails on a copy of the package that has the fault."""
+    """Whether each of the fault's tests fails on a copy of the package that has the fault."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
         for name in COPIED:
@@ -313,9 +317,12 @@ def is_killed(fault: Fault) -> bool:
             (shutil.copytree if source.is_dir() else shutil.copy)(source, copy / name)
         file = copy / "pure_batching" / fault.file
         file.write_text(with_fault(fault, file.read_text(encoding="utf-8")), encoding="utf-8")
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-n0", "-p", "no:cacheprovider", f"tests/{fault.test}"]
-        done = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
-    return done.returncode == FAILED
+        return all(_fails(copy, test) for test in (fault.test, fault.audit) if test)
+
+
+def _fails(copy: Path, test: str) -> bool:
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n0", "-p", "no:cacheprovider", f"tests/{test}"]
+    return subprocess.run(command, cwd=copy, capture_output=True, check=False).returncode == FAILED
 
 
 def with_fault(fault: Fault, text: str) -> str:

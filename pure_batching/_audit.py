@@ -5,21 +5,15 @@ import numbers
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
 from ._algorithms.bptt import BPTT
-from ._coupling.verdicts import Verdict, is_shared, leaves_of
+from ._coupling.verdicts import Verdict
 from ._errors import BatchSizeError, StructureError, count
 from ._execution import Execution
 from ._learner import Learner, capture
-from ._program import Params, Perturbation, States, Step
-from ._strategies.manual import kept_once_by, leaf_verdicts, manual
-from ._tree import Tree, is_key, spec_of, with_lead
-
-# What the numbers of a probe are drawn from, one draw each: silence, activity, saturation.
-_SCALES = (0.1, 1.0, 10.0)
+from ._probe import moved_leaves, traced_step
+from ._program import Params
+from ._strategies.manual import kept_once_by, leaf_verdicts, manual, precision_of
+from ._tree import Tree
 
 _ORDER = ("coupled", "undecided", "independent")
 _REPAIRS = {
@@ -35,8 +29,9 @@ class Audit:
 
     Attributes:
       strategy: the name of the strategy that runs the step.
-      leaves: for each leaf that the step computes (`"output"`, `"hidden['neu.V']"`, `"other['norm.running_mean']"`,
-        `"jacobians.diagonals['neu.V']"`) a verdict: `kind` is "independent", "coupled" or "undecided"; `how` is
+      leaves: a verdict for each leaf that the step computes: `"output"`, `"hidden['neu.V']"`,
+        `"other['norm.running_mean']"`, `"jacobians.diagonals['neu.V']"`, and for a learner the algorithm's own, such as
+        `"trace.xs['syn.comm.weight_op']"`. A verdict's `kind` is "independent", "coupled" or "undecided"; `how` is
         "proved", "probed" or ""; `primitive` and `where` are the operation and the source line that couple the samples,
         or that cannot be followed.
     """
@@ -109,12 +104,19 @@ def audit(
     learner, own = _learner(net_or_learner, example_inputs, environ)
     batched = learner if learner.batch_size is not None else manual(learner, batch_size, allow_coupling=True)
     _check_size(batched.batch_size)
-    leaves = leaf_verdicts(batched.execution, kept_once_by(batched.execution))
+    leaves = _verdicts(batched.execution)
     undecided = [name for name, verdict in leaves.items() if verdict.kind == "undecided"]
     if undecided and probe:
-        moved = _moved_leaves(batched, own if params is None else params)
+        moved = moved_leaves(batched, own if params is None else params)
         leaves = {name: _probed(leaves[name], name in moved) if name in undecided else leaves[name] for name in leaves}
     return Audit(batched.execution.name, leaves)
+
+
+def _verdicts(execution: Execution) -> dict[str, Verdict]:
+    """Of the step with the algorithm's trace, which the learner carries along."""
+    with precision_of(execution.program):
+        carry = execution.carry_spec()
+    return leaf_verdicts(execution, kept_once_by(execution), traced_step(execution), carry.trace, carry.update_count)
 
 
 def _learner(given: Any, examples: tuple[Tree, ...], environ: dict[str, Any] | None) -> tuple[Learner, Params | None]:
@@ -142,84 +144,3 @@ def _check_size(size: Any) -> None:
 
 def _probed(verdict: Verdict, is_moved: bool) -> Verdict:  # noqa: FBT001 - a fact, not a mode
     return dataclasses.replace(verdict, kind="coupled" if is_moved else "independent", how="probed")
-
-
-def _moved_leaves(learner: Learner, params: Params | None) -> set[str]:
-    """The leaves of which some row moved when another sample was changed, or poisoned."""
-    execute, moved = jax.jit(learner.execution.execute), set[str]()
-    for seed, scale in enumerate(_SCALES):
-        draw = _Draw(learner, np.random.default_rng(seed), scale)
-        weights = draw.like(learner.program.params) if params is None else learner.check_params(params)
-        base, other = draw.sample_values(2 * seed), draw.sample_values(2 * seed + 1)
-        before = execute(weights, *_arguments(base, learner.execution))
-        for row in range(learner.batch_size or 0):
-            for new in (other, _poisoned(other)):
-                after = execute(weights, *_arguments(_with_row(base, new, row), learner.execution))
-                moved |= _rows_that_moved(before, after, row)
-    return moved
-
-
-Values = tuple[States, tuple[Tree, ...], Perturbation]
-
-
-def _arguments(values: Values, execution: Execution) -> Values:
-    """The states that are shared are those of a fresh start."""
-    states, inputs, perturbation = values
-    shared = execution.fresh(jax.random.key(0)).shared
-    return states._replace(shared=shared), inputs, perturbation
-
-
-@dataclasses.dataclass(frozen=True)
-class _Draw:
-    """Numbers for every leaf of a sample."""
-
-    learner: Learner
-    rng: np.random.Generator
-    scale: float
-
-    def sample_values(self, seed: int) -> Values:
-        """States around those of a fresh start, inputs, and a perturbation; nothing that is shared."""
-        execution, carry = self.learner.execution, self.learner.init(jax.random.key(seed))
-        hidden, other = (self.around(field) for field in (carry.hidden, carry.other))
-        inputs = self.like(with_lead(self.learner.program.inputs, execution.lead))
-        perturbation = self.around(execution.zero_perturbation())
-        return States(hidden, other, carry.keys, {}), inputs, perturbation
-
-    def around(self, tree: Tree) -> Tree:
-        """Floats near those of a tree; everything else as it is."""
-        drawn = self.like(spec_of(tree))
-        return jax.tree.map(lambda x, noise: x + noise if _is_number(x) else x, tree, drawn)
-
-    def like(self, spec: Tree) -> Tree:
-        """Values of a specification: small integers, and floats around zero."""
-        return jax.tree.map(self._leaf, spec)
-
-    def _leaf(self, spec: jax.ShapeDtypeStruct) -> jax.Array:
-        if _is_number(spec):
-            return jnp.asarray(self.scale * self.rng.standard_normal(spec.shape), spec.dtype)
-        return jnp.asarray(self.rng.integers(0, 3, spec.shape)).astype(spec.dtype)
-
-
-def _is_number(leaf: Any) -> bool:
-    return bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
-
-
-def _poisoned(tree: Tree) -> Tree:
-    return jax.tree.map(lambda x: jnp.full_like(x, jnp.nan) if _is_number(x) else x, tree)
-
-
-def _with_row(tree: Tree, other: Tree, row: int) -> Tree:
-    return jax.tree.map(lambda x, new: x.at[row].set(new[row]), tree, other)
-
-
-def _rows_that_moved(before: Step, after: Step, row: int) -> set[str]:
-    """The leaves in which a row other than the changed one has other bits."""
-    pairs = zip(leaves_of(before), leaves_of(after), strict=True)
-    return {name for (name, old), (_, new) in pairs if _rest(name, old, row) != _rest(name, new, row)}
-
-
-def _rest(name: str, leaf: Tree, row: int) -> bytes:
-    """The bits of a leaf without a sample's own."""
-    (array,) = jax.tree.leaves(leaf)
-    bits = np.asarray(jax.random.key_data(array) if is_key(array.dtype) else array)
-    return bits.tobytes() if is_shared(name) else np.delete(bits, row, axis=0).tobytes()

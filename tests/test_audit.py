@@ -24,7 +24,7 @@ from pure_batching._coupling.verdicts import Verdict, verdicts
 from pure_batching._errors import BatchSizeError, SampleCouplingError, StructureError
 
 from . import modules
-from .bench import RUNS, SAMPLES, Request, bench
+from .bench import ONLINE_RULES, RUNS, SAMPLES, WEIGHTS, Request, bench
 from .models import MODELS, N_IN, N_OUT, N_REC
 from .trees import assert_close, assert_identical
 
@@ -94,6 +94,13 @@ INDEPENDENT: dict[str, Step] = {
     "inner product": lambda x, n: jnp.einsum("bi,bi->b", x, x),
     "convolution": lambda x, n: convolved(x[:, :, None]),
     "mapped convolution": lambda x, n: jax.vmap(lambda a: convolved(a[None, :, None])[0])(x),
+    "a kernel for each sample": jax.vmap(lambda a, i: convolved(a[None, :, None], i * jnp.ones((2, 1, 5)))[0]),
+    "a kernel's derivative for each sample": lambda x, n: jax.vmap(
+        jax.grad(lambda k, a: convolved(a, k).sum()), (None, 0)
+    )(jnp.ones((2, 2, 5)), x.reshape(-1, 1, 2, 2)),
+    "its derivative for a batch of each sample": jax.vmap(
+        jax.grad(lambda a, i: convolved(jnp.stack([a, i * a]).reshape(2, 2, 2), a.reshape(2, 2, 1)).sum())
+    ),
     "pooling": lambda x, n: lax.reduce_window(x, -jnp.inf, lax.max, (1, 2), (1, 2), "VALID"),
     "side by side": lambda x, n: jnp.concatenate([x, n[:, None] + 0.0, jnp.ones((*n.shape, 2))], axis=1),
     "one batch after the other": lambda x, n: jnp.split(jnp.tanh(jnp.concatenate([x, 2 * x])), 2)[1],
@@ -149,6 +156,7 @@ COUPLED: dict[str, tuple[str, Step]] = {
     "an untold transpose": ("transpose", lambda x, n: jnp.concatenate([x, x, x], 1)[:, : x.shape[0]].T),
     "cumulative over samples": ("cumsum", lambda x, n: jnp.cumsum(x, 0)),
     "convolution over samples": ("conv_general_dilated", lambda x, n: convolved(x[None])[0]),
+    "convolution whose channels are samples": ("conv_general_dilated", lambda x, n: x + convolved(x.T[None]).sum()),
     "pooling over samples": (
         "reduce_window_sum",
         lambda x, n: lax.reduce_window(x, 0.0, lax.add, (2, 1), (1, 1), "SAME"),
@@ -187,10 +195,9 @@ UNDECIDED: dict[str, tuple[str, Step]] = {
 }
 
 
-def convolved(x: Array) -> Array:
-    return lax.conv_general_dilated(
-        x, jnp.ones((2, x.shape[-1], 5)), (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
-    )
+def convolved(x: Array, kernel: Array | None = None) -> Array:
+    kernel = jnp.ones((2, x.shape[-1], 5)) if kernel is None else kernel
+    return lax.conv_general_dilated(x, kernel, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))
 
 
 def pooled_over_samples(x: Array) -> Array:
@@ -434,6 +441,15 @@ class TestRegistry:
         assert {verdict.how for verdict in found.leaves.values()} == {"proved"}
         assert found.strategy == f"pb.{strategy}"
 
+    @pytest.mark.parametrize("strategy", ["vmap", "manual"])
+    @pytest.mark.parametrize("rule", ["D_RTRL", "Hybrid"])
+    @pytest.mark.parametrize("name", [*WEIGHTS, "conv_spikes"])
+    def test_traces_are_proved_independent(self, name: str, rule: str, strategy: str, seed: int) -> None:
+        found = pb.audit(bench(name, seed, ONLINE_RULES[rule]).batched(strategy), probe=False)
+        assert any(leaf.startswith("trace.") for leaf in found.leaves)
+        assert {verdict.how for verdict in found.leaves.values()} == {"proved"}
+        assert found.is_independent, str(found)
+
     @pytest.mark.parametrize("name", ["tutorial", "delayed", "trees", "counting"])
     def test_every_leaf_of_a_step_is_named(self, name: str, seed: int) -> None:
         learner = bench(name, seed).learner
@@ -452,7 +468,9 @@ class TestRegistry:
         model = MODELS["LSTMCell"]
         with brainstate.environ.context(dt=1.0 * u.ms):
             found = pb.audit(model.build(seed), *model.inputs(seed))
-        assert found == pb.audit(bench("LSTMCell", seed).learner)
+        with_trace = pb.audit(bench("LSTMCell", seed).learner).leaves
+        assert found.leaves == {name: verdict for name, verdict in with_trace.items() if not name.startswith("trace.")}
+        assert len(found.leaves) < len(with_trace)
 
     def test_batch_normalisation_is_coupled(self, seed: int) -> None:
         model = MODELS["normalized"]

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = (
     *("_errors", "_tree", "_jaxpr", "_alignment", "_sparse", "_coupling", "_program", "_assembly", "_checks"),
     *("_blueprint", "_reasons", "_readable", "_capture", "_algorithms", "_timed", "_execution", "_window", "_step"),
-    *("_learner", "_native", "_data", "_strategies", "_sequence", "_batch", "_norms", "_audit", "testing"),
+    *("_learner", "_native", "_data", "_strategies", "_sequence", "_batch", "_norms", "_probe", "_audit", "testing"),
     *("_tutorial", "__main__"),
 )
 FACADE = "__init__"

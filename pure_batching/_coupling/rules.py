@@ -72,9 +72,8 @@ def _collective(at: At) -> list[Along | None]:
 
 def _reshape(at: At) -> Along:
     """Samples are `inner` numbers apart, in blocks of `B * inner`: the new axis that counts them has to exist."""
-    along, old, new = at.only, at.shape(), at.out
-    if at.params.get("dimensions") is not None:
-        raise Unclear
+    order = at.params.get("dimensions") or tuple(range(len(at.shape())))
+    along, old, new = put(at.only, order.index(at.only.axis)), [at.shape()[axis] for axis in order], at.out
     apart = prod(old[along.axis + 1 :]) * along.inner
     samples = old[along.axis] // (along.outer * along.inner)
     for axis, size in enumerate(new):
@@ -148,15 +147,34 @@ def _dot_side(at: At, side: int, along: Along) -> Along:
 
 
 def _convolution(at: At) -> Along:
-    """Images of different samples do not meet; everything else about them does."""
-    numbers, along = at.params["dimension_numbers"], at.only
-    if along.axis != numbers.lhs_spec[0]:
-        if at.params["feature_group_count"] != 1:
-            raise Unclear
+    """Images and kernels that hold samples must pair them: by the group that makes the same output features."""
+    sides = (_of_images, _of_kernels)
+    found = {side(at, place) for side, place in zip(sides, at.places, strict=True) if place is not None}
+    if len(found) != 1:
         raise Mixing
-    if at.params["batch_group_count"] != 1:
-        raise Unclear
-    return put(along, numbers.out_spec[0])
+    return found.pop()
+
+
+def _of_images(at: At, along: Along) -> Along:
+    """Images of different samples do not meet, nor do groups."""
+    numbers = at.params["dimension_numbers"]
+    image, feature = numbers.lhs_spec[:2]
+    groups = {image: at.params["batch_group_count"], feature: at.params["feature_group_count"]}.get(along.axis, 1)
+    if along.axis == image and groups == 1:
+        return put(along, numbers.out_spec[0])
+    of_group = at.shape()[along.axis] // groups
+    if along.inner % of_group:
+        raise Mixing if groups == 1 else Unclear
+    made = numbers.out_spec[1]
+    return Along(made, along.outer, along.inner // of_group * (at.out[made] // groups))
+
+
+def _of_kernels(at: At, along: Along) -> Along:
+    """Each output feature is made by its own kernel."""
+    numbers = at.params["dimension_numbers"]
+    if along.axis != numbers.rhs_spec[0]:
+        raise Mixing
+    return put(along, numbers.out_spec[1])
 
 
 _ELEMENT_WISE = (

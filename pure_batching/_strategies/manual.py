@@ -53,18 +53,24 @@ def manual(learner: Learner, batch_size: int, *, allow_coupling: bool = False) -
     return Learner(batched)
 
 
-def leaf_verdicts(execution: Execution, once: frozenset[str]) -> dict[str, Verdict]:
+def leaf_verdicts(
+    execution: Execution, once: frozenset[str], step: Callable[..., Tree] | None = None, *own: Tree
+) -> dict[str, Verdict]:
     """Whether the samples are independent, for each leaf that a batched step computes, by name.
 
     Args:
       execution: the step of a batch of at least two samples.
       once: the states that the module keeps once for the whole batch.
+      step: what is followed, by default the module's step, `execution.execute`.
+      own: the specifications of the step's further arguments, `[B, ...]`.
     """
-    with _precision_of(execution.program):
-        return _settled(execution, once)
+    with precision_of(execution.program):
+        return _settled(execution, once, step or execution.execute, own)
 
 
-def _settled(execution: Execution, once: frozenset[str]) -> dict[str, Verdict]:
+def _settled(
+    execution: Execution, once: frozenset[str], step: Callable[..., Tree], own: tuple[Tree, ...]
+) -> dict[str, Verdict]:
     """What holds at every step: what reads a state that is kept once depends on all that reached it a step before."""
     program, lead = execution.program, execution.lead
     states = with_lead(program.states, lead)._replace(shared=program.states.shared)
@@ -72,14 +78,15 @@ def _settled(execution: Execution, once: frozenset[str]) -> dict[str, Verdict]:
     arguments = (program.params, states, with_lead(program.inputs, lead), perturbation)
     common: dict[str, Value] = dict.fromkeys(once)
     while True:
-        found = verdicts(execution.execute, arguments, _places(arguments, common))
+        places = [*_places(arguments, common), *(Along(0) for _ in jax.tree.leaves(own))]
+        found = verdicts(step, (*arguments, *own), places)
         after = {path: common[path] or _once_after(path, found) for path in once}
         if after == common:
             return found
         common = after
 
 
-def _precision_of(program: Program) -> AbstractContextManager[Any]:
+def precision_of(program: Program) -> AbstractContextManager[Any]:
     """A program in double precision is traced in it, whatever is in force now."""
     leaves = jax.tree.leaves((program.params, program.states, program.inputs))
     is_double = any(str(leaf.dtype) in _DOUBLE for leaf in leaves)
