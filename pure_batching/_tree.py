@@ -41,10 +41,12 @@ def spec_of(tree: Tree) -> Tree:
 
 
 def spec_text(spec: Tree) -> str:
-    """A specification as a text reads it: `float32[3, 2]`, with units, in the tree's containers."""
+    """A specification, or arrays, as a text reads them: `float32[3, 2]`, with units, in the tree's containers."""
 
     def text(leaf: Any) -> _Text:
         array, unit = u.get_mantissa(leaf), u.get_unit(leaf)
+        if not hasattr(array, "dtype"):
+            return _Text(repr(leaf))
         return _Text(f"{array.dtype}{list(array.shape)}" + ("" if unit.is_unitless else f" {unit}"))
 
     return repr(jax.tree.map(text, spec, is_leaf=u.math.is_quantity))

@@ -252,6 +252,14 @@ class TestTypes:
         assert carry.shared["clock"] == STEPS
         assert carry.update_count.dtype == np.int32
 
+    @pytest.mark.parametrize("name", ["trees", "noisy"])
+    def test_a_carry_is_printed_without_its_numbers(self, name: str, seed: int) -> None:
+        carry, units = bench(name, seed).start("vmap"), " mV" if name == "trees" else ""
+        assert f"': float64[3, {N_REC}]{units}}}, other={{}}, keys={{" in repr(carry)
+        assert repr(carry).endswith("update_count=int32[3])")
+        assert repr(jax.eval_shape(lambda: carry)) == repr(carry)
+        assert repr(jax.tree.map(lambda _: 0, carry)).endswith("update_count=0)")
+
     @pytest.mark.parametrize("key", [jax.random.key(3), jax.random.PRNGKey(3)], ids=["typed", "raw"])
     @pytest.mark.parametrize("name", ["noisy", "random_start"])
     def test_both_forms_of_random_keys(self, name: str, key: jax.Array, seed: int) -> None:
