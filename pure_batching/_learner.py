@@ -176,6 +176,8 @@ def capture(
 
     Raises:
       CaptureError: the module cannot be traced or compiled; the text quotes the reason.
+      StructureError: no algorithm.
+      OptionError: an `environ` that is no mapping from names.
     """
     if not isinstance(algorithm, Algorithm):
         raise StructureError(

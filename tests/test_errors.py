@@ -537,6 +537,24 @@ CAPTURE = (
         "LIFNet: got KeyError: ~ 'dt' not found ~" + ONE_STEP + ". Set it: settings such as dt and fit go into capture",
     ),
     Refusal(
+        "a setting under another name",
+        lambda _: captured(tutorial(), one_input(), environ={"Dt": 1.0 * u.ms}),
+        CaptureError,
+        "LIFNet: got KeyError: ~ 'dt' not found ~ Set it: ~ environ={...}); in force are Dt, precision.",
+    ),
+    Refusal(
+        "settings that are a number",
+        lambda _: captured(tutorial(), one_input(), environ=1.0),
+        OptionError,
+        "environ: got 1.0, expected None or {name: value}. Pass the settings of the step, such as",
+    ),
+    Refusal(
+        "settings without names",
+        lambda _: captured(tutorial(), one_input(), environ={1: 2.0}),
+        OptionError,
+        "environ: got the names [1], expected None or {name: value}. Pass the settings",
+    ),
+    Refusal(
         "no example",
         lambda _: captured(tutorial()),
         CaptureError,
