@@ -127,9 +127,7 @@ def sample_norms(learner: Learner, loss: Loss) -> NormFn:
     return NormFn(learner, loss)
 
 
-def clipped_grad(
-    learner: Learner, loss: Loss, bound: float | jax.Array, *, reduction: str = "mean"
-) -> ClippedGradFn:
+def clipped_grad(learner: Learner, loss: Loss, bound: float | jax.Array, *, reduction: str = "mean") -> ClippedGradFn:
     """A function that gives the sum or mean of per-sample gradients, each scaled down to at most `bound`.
 
     The building block of DP-SGD (Abadi et al., "Deep Learning with Differential Privacy", 2016), without its noise. It
