@@ -1,7 +1,6 @@
 """The norm of every sample's gradient, and the sum of gradients clipped by it, without the gradients themselves."""
 
 import dataclasses
-import numbers
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -156,7 +155,7 @@ def clipped_grad(learner: Learner, loss: Loss, bound: float | jax.Array, *, redu
 
 def _check_bound(bound: Any) -> None:
     """One number, and above 0 where its value is known: outside `jax.jit`."""
-    is_number = isinstance(bound, (numbers.Real, np.ndarray, jax.Array)) and not np.shape(bound)
+    is_number = isinstance(bound, (int, float, np.number, np.ndarray, jax.Array)) and not np.shape(bound)
     if not is_number or (not isinstance(bound, Tracer) and not bound > 0):
         raise OptionError("bound", got=repr(bound), expected="a number above 0", repair="Give the largest norm.")
 
