@@ -122,6 +122,16 @@ class TestParameterTraces:
         assert_close((got.aux.losses, got.aux.outputs), want.reports, "native")
         assert_close(got.aux.carry.hidden, joined(want.ends), "native")
 
+    @pytest.mark.parametrize("name", D_NATIVE)
+    def test_there_and_back(self, name: str, seed: int) -> None:
+        made = captured(name, seed, pb.D_RTRL())
+        native, data = compiled(made, d_rtrl), sample(made.data(STEPS, 1), 0, axis=1)
+        native.run(data)
+        before = pb.from_native(made.learner, native.algorithm)
+        native.run(data)
+        pb.to_native(made.learner, before, native.algorithm)
+        assert_identical(pb.from_native(made.learner, native.algorithm), before)
+
 
 class TestFaults:
     @pytest.mark.parametrize("name", CANNOT)
