@@ -23,6 +23,9 @@ def loop(learner: Learner, batch_size: int) -> Learner:
       learner: a learner of one sample.
       batch_size: `B`.
 
+    Returns:
+      a learner whose inputs, outputs and carry lead with the axis `B`.
+
     Raises:
       StrategyError: the learner has a batch already.
       BatchSizeError: not a positive integer.
