@@ -1,5 +1,6 @@
 """The learner: two pure functions, that any JAX program may contain."""
 
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -175,6 +176,17 @@ class TestTransformations:
         carry, out = jax.eval_shape(learner.step, made.params, made.start("vmap"), *inputs)
         assert jax.tree.map(jnp.shape, jax.tree.leaves(carry)) == [x.shape for x in jax.tree.leaves(made.start("vmap"))]
         assert out.shape == (SAMPLES, N_OUT)
+
+
+class TestSaved:
+    @pytest.mark.parametrize("name", ["trees", "delayed"])
+    def test_params_and_a_carry_are_read_back(self, name: str, seed: int) -> None:
+        """Into the structure that another capture gives, which has other numbers."""
+        made, other, file = bench(name, seed), bench(name, seed + 1), io.BytesIO()
+        saved = (made.params, made.result(Request("vmap")).aux.carry)
+        eqx.tree_serialise_leaves(file, saved)
+        file.seek(0)
+        assert_identical(eqx.tree_deserialise_leaves(file, (other.params, other.batched("vmap").init())), saved)
 
 
 class Network(eqx.Module):
