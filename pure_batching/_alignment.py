@@ -31,8 +31,8 @@ _CALLS = frozenset(
 )
 
 
-def aligned_axes(jaxpr: Jaxpr, leaf: Var) -> tuple[int, ...] | None:
-    """For each axis of the only output, the axis of `leaf` that it is aligned with.
+def aligned_axes(jaxpr: Jaxpr, leaf: Var) -> Axes | None:
+    """For each axis of the only output, the axis of `leaf` that it is aligned with; None for some of size one.
 
     None where some weight element reaches more than one output element.
     """
@@ -40,8 +40,8 @@ def aligned_axes(jaxpr: Jaxpr, leaf: Var) -> tuple[int, ...] | None:
     if axes is None:
         return None
     shape = spec_of_var(jaxpr.outvars[0]).shape  # type: ignore[arg-type]
-    known = [axis for axis, size in zip(axes, shape, strict=True) if axis is not None or size != 1]
-    return None if None in known or len(known) != len(shape) else tuple(axis for axis in known if axis is not None)
+    spreads = any(axis is None and size != 1 for axis, size in zip(axes, shape, strict=True))
+    return None if spreads else axes
 
 
 def is_product(jaxpr: Jaxpr, x: Var, leaf: Var) -> bool:

@@ -95,6 +95,9 @@ def audit(
       probe: whether undecided leaves are tried with numbers.
       params: what the numbers are tried with; by default the module's own, or drawn ones.
 
+    Returns:
+      a verdict for each leaf that the step computes; `print` it to read it.
+
     Raises:
       StructureError: example inputs for a learner, which has seen its own at capture.
       BatchSizeError: fewer than two samples.

@@ -16,7 +16,7 @@ from jax.core import Tracer
 
 from ._errors import BatchSizeError, OptionError, StructureError
 from ._execution import Carry
-from ._tree import Tree, named_leaves
+from ._tree import Tree, named_leaves, spec_text
 
 Indices = Any
 
@@ -206,7 +206,7 @@ def _check_indices(name: str, indices: Indices, size: int, *, once: bool = False
     if rows.ndim != 1 or not jnp.issubdtype(rows.dtype, jnp.integer):
         raise OptionError(
             f"pb.{name}",
-            got=f"indices {rows.dtype}{rows.shape}",
+            got=f"indices {spec_text(rows)}" if rows.ndim else f"one index {indices}",
             expected="integers [N]",
             repair="Pass a list of samples.",
         )

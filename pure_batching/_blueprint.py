@@ -3,7 +3,7 @@
 import copy
 import inspect
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -11,12 +11,24 @@ import brainstate
 import jax
 from jax.extend.core import jaxpr_as_fun
 
-from ._errors import CaptureError
+from ._errors import CaptureError, OptionError
 from ._program import Params
 from ._tree import Tree, like, path_name, spec_of
 
 # What cannot be set inside a context, because it belongs to the process.
 _OF_THE_PROCESS = ("platform", "host_device_count")
+
+
+def _check_environ(environ: object) -> None:
+    """Settings may have any name, since a module may read any; that they are names is all that can be checked."""
+    if environ is None or (isinstance(environ, Mapping) and all(isinstance(name, str) for name in environ)):
+        return
+    raise OptionError(
+        "environ",
+        got=f"the names {list(environ)}" if isinstance(environ, Mapping) else repr(environ),
+        expected="None or {name: value}",
+        repair='Pass the settings of the step, such as {"dt": 1.0 * u.ms}.',
+    )
 
 
 def copy_module(module: brainstate.nn.Module) -> brainstate.nn.Module:
@@ -80,11 +92,17 @@ class Blueprint:
                 expected="a brainstate.nn.Module",
                 repair="Pass an instance of a Module whose update() is one step.",
             )
+        _check_environ(environ)
         self.name = type(module).__name__
         self._module = copy_module(module)
         settings = {**brainstate.environ.all(), **(environ or {})}
         self._is_x64 = jax.config.read("jax_enable_x64")
         self._environ = {key: value for key, value in settings.items() if key not in _OF_THE_PROCESS}
+
+    @property
+    def settings(self) -> list[str]:
+        """The names of the settings that are in force, sorted."""
+        return sorted(self._environ)
 
     @contextmanager
     def environment(self) -> Iterator[None]:

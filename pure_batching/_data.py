@@ -1,11 +1,13 @@
 """Whether the data of a sequence fits a learner."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import brainunit as u
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ._errors import OptionError, ShapeError, StructureError, count
 from ._execution import Carry
@@ -13,7 +15,7 @@ from ._learner import Learner
 from ._native import unwrap_steps
 from ._program import Params
 from ._timed import Steps, Timed
-from ._tree import Axes, Tree, conform, like, named_leaves
+from ._tree import Axes, Tree, conform, like, named_leaves, spec_of
 
 # Stands for targets that were not given, which a forgotten carry looks like.
 ABSENT: Any = object()
@@ -44,19 +46,22 @@ def check_steps(learner: Learner, inputs: Tree, targets: Tree, mask: Any, reset:
         )
     arguments, changing = unwrap_steps(_as_arguments(learner, inputs))
     wanted, wanted_changing = unwrap_steps(targets)
-    time = _length(arguments, changing, "inputs")
-    time = _length(wanted, wanted_changing, "targets") if time is None else time
-    if not time:
+    untimed = _untimed(changing, "inputs") | _untimed(wanted_changing, "targets")
+    spec = _features(wanted, "targets", len(learner.axes()), untimed)
+    given = [*named_leaves(arguments, "inputs"), *named_leaves(wanted, "targets")]
+    timed = {name: np.shape(u.get_mantissa(leaf)) for name, leaf in given if name not in untimed}
+    time = _length(timed, [*named_leaves(learner.program.inputs, "inputs"), *named_leaves(spec, "targets")], learner)
+    if not timed or time == 0:
         raise ShapeError(
             "inputs",
-            got="T = 0 steps" if time == 0 else "no leaf with a time axis",
+            got="T = 0 steps" if timed else "no leaf with a time axis",
             expected="leaves [T, ...] with T >= 1",
             repair="Pass at least one step; time is the first axis.",
         )
     _check_unmasked(learner, mask)
     axes = learner.axes(("T", time))
-    arguments = conform(arguments, learner.program.inputs, "inputs", axes, _untimed(changing, "inputs"))
-    wanted = _with_axes(wanted, "targets", axes, _untimed(wanted_changing, "targets"))
+    arguments = _conformed(arguments, learner.program.inputs, "inputs", axes, untimed)
+    wanted = _conformed(wanted, spec, "targets", axes, untimed)
     return Steps(
         _timed(arguments, changing),
         _timed(wanted, wanted_changing),
@@ -100,32 +105,40 @@ def _as_arguments(learner: Learner, inputs: Tree) -> tuple[Tree, ...]:
     )
 
 
-def _length(tree: Tree, changing: Tree, root: str) -> int | None:
-    """`T` of the first leaf that has a time axis; a quantity that is not timed is left without its array."""
-    timed, _ = eqx.partition(tree, changing)
-    arrays = [(name, array) for name, leaf in named_leaves(timed, root) for array in jax.tree.leaves(leaf)]
-    if not arrays:
-        return None
-    name, array = arrays[0]
-    if not jnp.shape(array):
-        raise ShapeError(
-            name, got="shape ()", expected="(T, ...)", repair="Give it a time axis, or wrap it in SingleStepData."
-        )
-    return jnp.shape(array)[0]
+def _length(shapes: Mapping[str, tuple[int, ...]], specs: list[tuple[str, Any]], learner: Learner) -> int | None:
+    """`T` of the first leaf whose other axes are right; None where none is, and every timed leaf does not conform."""
+    own = tuple(size for _, size in learner.axes())
+    pairs = [(shapes.get(name, ()), (*own, *u.get_mantissa(want).shape)) for name, want in specs]
+    return next((shape[0] for shape, rest in pairs if shape and shape[1:] == rest), None)
 
 
 def _untimed(changing: Tree, root: str) -> frozenset[str]:
     return frozenset(name for name, changes in named_leaves(changing, root) if not u.get_mantissa(changes))
 
 
-def _with_axes(tree: Tree, root: str, axes: Axes, untimed: frozenset[str]) -> Tree:
-    """A tree of arrays whose leaves lead with the axes, whatever follows them."""
-    tree = jax.tree.map(jnp.asarray, tree)
+def _features(tree: Tree, root: str, batch_axes: int, untimed: frozenset[str]) -> Tree:
+    """What follows the leading axes of each leaf, whatever it is; a nested list of numbers should be one array."""
 
-    def feature(leaf: jax.Array, *, timed: bool) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape[len(axes) - (not timed) :], leaf.dtype)
+    def feature(path: tuple[Any, ...], leaf: Any) -> Tree:
+        if _is_table(leaf):
+            return jax.ShapeDtypeStruct((), float)
+        lead = batch_axes + (root + jax.tree_util.keystr(path) not in untimed)
+        return jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape[lead:], spec.dtype), spec_of(leaf))
 
-    timed = {name: name not in untimed for name, _ in named_leaves(tree, root)}
-    flags = [timed[name] for name, leaf in named_leaves(tree, root) for _ in jax.tree.leaves(leaf)]
-    specs = [feature(leaf, timed=flag) for leaf, flag in zip(jax.tree.leaves(tree), flags, strict=True)]
-    return conform(tree, jax.tree.unflatten(jax.tree.structure(tree), specs), root, axes, untimed)
+    return jax.tree_util.tree_map_with_path(feature, tree, is_leaf=lambda x: u.math.is_quantity(x) or _is_table(x))
+
+
+def _is_table(node: Any) -> bool:
+    leaves = jax.tree.leaves(node) if isinstance(node, list) else []
+    return bool(leaves) and all(isinstance(leaf, (bool, int, float, complex, np.generic)) for leaf in leaves)
+
+
+def _conformed(tree: Tree, spec: Tree, root: str, axes: Axes, untimed: frozenset[str]) -> Tree:
+    """`conform`, for which a leaf that is the same at every step has no time axis."""
+    try:
+        return conform(tree, spec, root, axes, untimed)
+    except ShapeError as error:
+        if error.where not in untimed:
+            raise
+        repair = "What is in brainscale.SingleStepData has no time axis: [B, ...], or [...] for one sample."
+        raise type(error)(error.where, got=error.got, expected=error.expected, repair=repair) from error

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from ._algorithms.base import Algorithm, Trace
 from ._program import Params, Perturbation, Program, States, Step
-from ._tree import Tree, with_lead
+from ._tree import Tree, spec_text, with_lead
 
 
 class Carry(NamedTuple):
@@ -32,6 +32,10 @@ class Carry(NamedTuple):
     shared: Mapping[str, Tree]
     trace: Trace
     update_count: jax.Array
+
+    def __repr__(self) -> str:
+        """What each field holds, without its numbers."""
+        return f"Carry({', '.join(f'{name}={spec_text(field)}' for name, field in self._asdict().items())})"
 
     @property
     def states(self) -> States:

@@ -115,7 +115,7 @@ class Learner(eqx.Module):
         """Whether each sample has its own of what the module shares."""
         return bool(self.program.states.shared) and not carry.shared
 
-    def axes(self, *lead: tuple[str, int]) -> tuple[tuple[str, int], ...]:
+    def axes(self, *lead: tuple[str, int | None]) -> tuple[tuple[str, int | None], ...]:
         """The axes in front of every leaf that belongs to a sample, after those of `lead`."""
         return lead if self.batch_size is None else (*lead, ("B", self.batch_size))
 
@@ -183,7 +183,8 @@ def capture(
 
     Raises:
       CaptureError: the module cannot be traced or compiled; the text quotes the reason.
-      StructureError, OptionError: no algorithm, or an axis name that is none.
+      StructureError: no algorithm.
+      OptionError: an `environ` that is no mapping from names, or an axis name that is none.
     """
     if not isinstance(algorithm, Algorithm):
         raise StructureError(

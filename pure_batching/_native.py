@@ -1,6 +1,6 @@
 """Native State trees and compiled BrainScale algorithms <-> pytrees and carries."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import brainscale
@@ -18,7 +18,8 @@ from ._errors import CarryError, NativeError, StructureError, listed
 from ._execution import Carry
 from ._jaxpr import order_of
 from ._learner import Learner
-from ._tree import Tree, conform, like, moved, path_name, spec_of
+from ._program import Relation
+from ._tree import Tree, conform, like, moved, path_name, spec_of, spec_text
 
 _STEP_DATA = (brainscale.SingleStepData, brainscale.MultiStepData)
 
@@ -79,8 +80,9 @@ def from_native(learner: Learner, algorithm: brainscale.ETraceVjpAlgorithm) -> C
       the carry after the algorithm's last step.
 
     Raises:
-      NativeError: not compiled, of another kind or another module, or with random keys of a batch, which BrainScale
-        does not keep for each sample.
+      NativeError: not compiled, of another kind or another module, with random keys of a batch, which BrainScale does
+        not keep for each sample, or D_RTRL with a weight whose elements reach several outputs (convolutions, say), over
+        which BrainScale adds up its trace.
     """
     native = _Native.of(learner, algorithm)
     values = {path: state.value for path, state in native.states.items()}
@@ -169,6 +171,7 @@ class _Native(NamedTuple):
             dfs = {name: state.value[..., list(columns)] for name, state, columns in self._matched("etrace_dfs")}
             return InputOutputTrace({name: state.value for name, state in self._xs()}, dfs)
         if isinstance(fresh, ParameterTrace) and hasattr(self.algorithm, "etrace_bwg"):
+            _check_aligned(self.learner.program.relations)
             weights = {
                 name: dict(zip(fresh.weights[name], _columns_of(state.value, columns), strict=True))
                 for name, state, columns in self._matched("etrace_bwg")
@@ -272,6 +275,20 @@ def _check_module(learner: Learner, states: dict[str, brainstate.State], weights
             expected=f"the traced weights {ours} and the states {sorted(paths)}",
             repair="Compile the algorithm on the module that the learner was captured from.",
         )
+
+
+def _check_aligned(relations: Sequence[Relation]) -> None:
+    """BrainScale's D_RTRL keeps one number for each element of a weight, the sum over all that the element reaches."""
+    spread = [(relation, leaf) for relation in relations for leaf in relation.leaves if leaf.axes is None]
+    if not spread:
+        return
+    relation, leaf = spread[0]
+    raise NativeError(
+        f"algorithm: {relation.weight}[{leaf.name!r}]",
+        got=f"a trace with one number for each element of {spec_text(leaf.spec)}",
+        expected=f"one for each of these and each element of {spec_text(relation.y)} that it reaches",
+        repair="BrainScale's D_RTRL adds them up, which cannot be undone: start from learner.init(), or use ES_D_RTRL.",
+    )
 
 
 def _other_algorithm(learner: Learner, algorithm: Any) -> NativeError:

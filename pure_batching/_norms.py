@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from ._algorithms.base import Closed, Factors, contract
 from ._data import ABSENT, check_call
@@ -67,7 +69,7 @@ class ClippedGradFn:
 
     learner: Learner
     loss: Loss
-    bound: float
+    bound: float | jax.Array
     reduction: str
 
     def __call__(
@@ -83,7 +85,8 @@ class ClippedGradFn:
         """The reduced gradient of clipped samples; arguments and errors of `GradFn`."""
         params, carry, steps = check_call(self.learner, params, carry, inputs, targets, mask, reset)
         norms, aux = _sample_norms(NormFn(self.learner, self.loss), params, carry, steps)
-        scales = jnp.minimum(1, self.bound / jnp.maximum(norms, jnp.finfo(norms.dtype).tiny))
+        bound = jnp.asarray(self.bound, norms.dtype)
+        scales = jnp.minimum(1, bound / jnp.maximum(norms, jnp.finfo(norms.dtype).tiny))
         weighted = sequence_grad(self.learner, _Weighted(self.loss), reduction=self.reduction)
         gradients, _ = run_sequence(weighted, params, carry, steps.with_weights(scales))
         return gradients, ClippedAux(aux.carry, aux.losses, norms, (scales < 1).sum())
@@ -123,7 +126,7 @@ def sample_norms(learner: Learner, loss: Loss) -> NormFn:
     return NormFn(learner, loss)
 
 
-def clipped_grad(learner: Learner, loss: Loss, bound: float, *, reduction: str = "mean") -> ClippedGradFn:
+def clipped_grad(learner: Learner, loss: Loss, bound: float | jax.Array, *, reduction: str = "mean") -> ClippedGradFn:
     """A function that gives the sum or mean of per-sample gradients, each scaled down to at most `bound`.
 
     The building block of DP-SGD (Abadi et al., "Deep Learning with Differential Privacy", 2016), without its noise. It
@@ -132,7 +135,7 @@ def clipped_grad(learner: Learner, loss: Loss, bound: float, *, reduction: str =
     Args:
       learner: batched by a strategy.
       loss: as in `sequence_grad`.
-      bound: the largest norm, above 0.
+      bound: the largest norm, `[]`, above 0; inside `jax.jit` it may be traced, and is then not checked.
       reduction: `"mean"` or `"sum"` over samples.
 
     Returns:
@@ -144,11 +147,17 @@ def clipped_grad(learner: Learner, loss: Loss, bound: float, *, reduction: str =
       OptionError: a bound that is not above 0, another reduction.
     """
     _check_batched(learner, "clipped_grad")
-    if not bound > 0:
-        raise OptionError("bound", got=repr(bound), expected="a number above 0", repair="Give the largest norm.")
+    _check_bound(bound)
     if reduction not in ("mean", "sum"):
         raise OptionError("reduction", got=repr(reduction), expected="'mean' or 'sum'", repair="Choose one of them.")
-    return ClippedGradFn(learner, loss, float(bound), reduction)
+    return ClippedGradFn(learner, loss, bound, reduction)
+
+
+def _check_bound(bound: Any) -> None:
+    """One number, and above 0 where its value is known: outside `jax.jit`."""
+    is_number = isinstance(bound, (int, float, np.number, np.ndarray, jax.Array)) and not np.shape(bound)
+    if not is_number or (not isinstance(bound, Tracer) and not bound > 0):
+        raise OptionError("bound", got=repr(bound), expected="a number above 0", repair="Give the largest norm.")
 
 
 def _check_batched(learner: Learner, name: str) -> None:

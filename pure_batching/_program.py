@@ -108,14 +108,14 @@ class WeightLeaf(NamedTuple):
     Attributes:
       name: its name within the weight.
       spec: its shape and dtype.
-      axes: for each axis of `y`, the axis of the array that it is aligned with; None where an element of the array
-        reaches more than one element of `y`.
+      axes: for each axis of `y`, the axis of the array that it is aligned with, or None if it is of size one; None
+        where an element of the array reaches more than one element of `y`.
       is_factor: whether `y` is `x @ array` and what does not depend on the array.
     """
 
     name: str
     spec: jax.ShapeDtypeStruct
-    axes: tuple[int, ...] | None
+    axes: tuple[int | None, ...] | None
     is_factor: bool
 
 

@@ -7,6 +7,7 @@ import jax
 from jax.extend.core import Var
 
 from ._blueprint import Blueprint
+from ._errors import listed
 
 _CHANGE = "Change what the message names; settings such as dt go into capture(..., environ={...})."
 _LOST = (
@@ -17,7 +18,7 @@ _TIME = (
     "The time is another one at each step: count the steps in a state, and put "
     "`with brainstate.environ.context(t=count * dt):` around what reads it."
 )
-_UNSET = "Set it: settings such as dt and fit go into capture(..., environ={...})."
+_UNSET = "Set it: settings such as dt and fit go into capture(..., environ={{...}}); in force are {}."
 _UNBOUND = "Name the axis along which samples reach each other: capture(..., axis_name=...)."
 _TRACED = (
     "The step and init_state() are traced: what must be a number there is computed in the constructor, "
@@ -44,7 +45,7 @@ def repair_of(reason: Exception, blueprint: Blueprint) -> str:
         _UNBOUND: isinstance(reason, NameError) and "unbound axis name" in str(reason),
         _TRACED: isinstance(reason, jax.errors.ConcretizationTypeError),
         _TIME: isinstance(reason, KeyError) and "'t' not found in" in str(reason),
-        _UNSET: isinstance(reason, KeyError) and "not found in" in str(reason),
+        _UNSET.format(listed(blueprint.settings)): isinstance(reason, KeyError) and "not found in" in str(reason),
         _SHAPES: type(reason).__name__ == "NotSupportedError" and "same shape" in str(reason),
         _EVENTS: any(word in str(reason) for word in ("brainevent", "BinaryArray")),
         _GROUPED: blueprint.holds(brainstate.nn.GroupNorm) and "out of bounds" in str(reason),

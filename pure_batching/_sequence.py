@@ -78,7 +78,8 @@ class GradFn:
           reset: `[T, B]`, whether a sample starts anew before the step; its random key goes on.
 
         Returns:
-          gradients, summed over time and reduced over samples, in the params' units; with `"none"` `[B, *param.shape]`.
+          gradients by path, summed over time and reduced over samples, in the params' units, with `"none"`
+          `[B, *param.shape]`; and `Aux`: the carry after the last step, losses and outputs.
 
         Raises:
           ShapeError, BatchSizeError, DtypeError, UnitError, StructureError, CarryError, LossError: what does not fit,

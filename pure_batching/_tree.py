@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._errors import BatchSizeError, DtypeError, ShapeError, StructureError, UnitError, listed
+from ._errors import BatchSizeError, DtypeError, ShapeError, StructureError, UnitError, count, listed
 
 Tree = Any
-Axes = Sequence[tuple[str, int]]
+Axes = Sequence[tuple[str, int | None]]  # a size of None is not known, and fits no leaf
 
 
 def path_name(path: Iterable[Hashable]) -> str:
@@ -41,10 +41,12 @@ def spec_of(tree: Tree) -> Tree:
 
 
 def spec_text(spec: Tree) -> str:
-    """A specification as a text reads it: `float32[3, 2]`, with units, in the tree's containers."""
+    """A specification, or arrays, as a text reads them: `float32[3, 2]`, with units, in the tree's containers."""
 
     def text(leaf: Any) -> _Text:
         array, unit = u.get_mantissa(leaf), u.get_unit(leaf)
+        if not hasattr(array, "dtype"):
+            return _Text(repr(leaf))
         return _Text(f"{array.dtype}{list(array.shape)}" + ("" if unit.is_unitless else f" {unit}"))
 
     return repr(jax.tree.map(text, spec, is_leaf=u.math.is_quantity))
@@ -131,6 +133,7 @@ def _check_names(got: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     missing = [name for name in expected if name not in got]
     if not extra and not missing:
         return
+    _check_containers(extra, missing)
     name = (extra or missing)[0]
     more, less = (extra[1:], missing) if extra else ([], missing[1:])
     raise StructureError(
@@ -145,6 +148,19 @@ def _check_names(got: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
             ]
         ),
     )
+
+
+def _check_containers(extra: Sequence[str], missing: Sequence[str]) -> None:
+    """Raise StructureError for leaves in the place of one array, as those of nested lists are."""
+    for name in missing:
+        inside = [other for other in extra if other.startswith((f"{name}[", f"{name}."))]
+        if inside:
+            raise StructureError(
+                name,
+                got=count(len(inside), "leaf", "leaves"),
+                expected="one array",
+                repair="Pass an array; jnp.asarray makes one of nested lists.",
+            )
 
 
 def _conform_leaf(leaf: Any, want: Any, name: str, axes: Axes) -> Any:
@@ -176,7 +192,8 @@ def _unit_text(unit: Any) -> str:
 def _check_shape(name: str, got: tuple[int, ...], spec: tuple[int, ...], axes: Axes) -> None:
     if got == (*(size for _, size in axes), *spec):
         return
-    legend = ", ".join([f"{label}={size}" for label, size in axes] + [str(size) for size in spec])
+    named = [label if size is None else f"{label}={size}" for label, size in axes]
+    legend = ", ".join(named + [str(size) for size in spec])
     error, repair = _shape_fault(got, axes, len(axes) + len(spec))
     raise error(name, got=f"shape {got}", expected=f"({legend})", repair=repair)
 
@@ -189,7 +206,7 @@ _REPAIRS: Mapping[str, tuple[type[ShapeError], str]] = {
 
 def _shape_fault(got: tuple[int, ...], axes: Axes, rank: int) -> tuple[type[ShapeError], str]:
     """What is wrong with a shape, and the repair: the number of axes, a feature, or the first leading axis."""
-    if len(got) == rank and len(axes) == len(("T", "B")) and got[:2] == (axes[1][1], axes[0][1]):
+    if len(got) == rank and len(axes) == len(("T", "B")) and _are_swapped(got, axes):
         return BatchSizeError, "Swap the first two axes: time leads, and the samples follow."
     labels = " and ".join(label for label, _ in axes)
     leads = f"; {labels} lead{'s' if len(axes) == 1 else ''}" if axes else ""
@@ -200,9 +217,14 @@ def _shape_fault(got: tuple[int, ...], axes: Axes, rank: int) -> tuple[type[Shap
         same = " What is the same at each step goes into brainscale.SingleStepData." if "T" in labels else ""
         return ShapeError, f"Add an axis{leads}.{same}"
     for (label, size), found in zip(axes, got, strict=False):
-        if found != size:
+        if size is not None and found != size:
             return _REPAIRS[label]
     return ShapeError, "Use the feature sizes of the captured example."
+
+
+def _are_swapped(got: tuple[int, ...], axes: Axes) -> bool:
+    (_, time), (_, samples) = axes
+    return got[0] == samples != got[1] and time in (None, got[1])
 
 
 _OR_CAPTURE = ", or capture the module with this dtype."

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pure_batching._alignment import aligned_axes
+from pure_batching._alignment import Axes, aligned_axes
 
 Array = jax.Array
 Shape = tuple[int, ...]
@@ -52,14 +52,15 @@ class Case:
       fun: `(w, *others) -> y`.
       w: the shape of the weight.
       others: the shapes of everything else.
-      axes: what must be found; None where a weight element reaches several outputs, or none by name.
+      axes: what must be found, None for an axis of size one; None where a weight element reaches several outputs, or
+        none by name.
     """
 
     name: str
     fun: Callable[..., Array]
     w: Shape
     others: tuple[Shape, ...]
-    axes: tuple[int, ...] | None
+    axes: Axes | None
 
 
 def product(name: str, of_weight: Callable[[Array], Array], *, aligned: bool = True) -> Case:
@@ -80,7 +81,7 @@ CASES = (
     Case("bias in every column", lambda w, z: z + w[:, None], (3,), ((3, 4),), None),
     Case("weight with an axis of size one", lambda w, z: z * w, (1, 4), ((1, 4),), (0, 1)),
     Case("weight stretched along an axis of size one", lambda w, z: z * w, (1, 4), ((3, 4),), None),
-    Case("output with an axis of size one", lambda w, x: x @ w, (5, 4), ((1, 5),), None),
+    Case("output with an axis of size one", lambda w, x: x @ w, (5, 4), ((1, 5),), (None, 1)),
     Case("scalar", lambda w, x: w * x, (), ((4,),), None),
     Case("scalar onto a scalar", lambda w, x: w * x, (), ((),), ()),
     Case("everything onto a scalar", lambda w, x: x @ w, (5,), ((5,),), ()),
@@ -124,7 +125,7 @@ SPREADING = (
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
-def found_axes(fun: Callable[..., Array], *arrays: Array) -> tuple[int, ...] | None:
+def found_axes(fun: Callable[..., Array], *arrays: Array) -> Axes | None:
     """What is found for the first argument."""
     jaxpr = jax.make_jaxpr(fun)(*arrays).jaxpr
     return aligned_axes(jaxpr, jaxpr.invars[0])
@@ -135,10 +136,10 @@ def reached(fun: Callable[..., Array], w: Array, *others: Array) -> np.ndarray:
     return np.asarray(jax.jacobian(fun)(w, *others) != 0)
 
 
-def claimed(axes: tuple[int, ...], y: Shape, w: Shape) -> np.ndarray:
+def claimed(axes: Axes, y: Shape, w: Shape) -> np.ndarray:
     """Which output element each weight element may move, if an axis of `y` follows an axis of `w`."""
     index = np.indices((*y, *w))
-    pairs = [index[i] == index[len(y) + axis] for i, axis in enumerate(axes)]
+    pairs = [index[i] == index[len(y) + axis] for i, axis in enumerate(axes) if axis is not None]
     return functools.reduce(np.logical_and, pairs, np.ones((*y, *w), bool))
 
 
@@ -146,7 +147,7 @@ def drawn(rng: np.random.Generator, *shapes: Shape) -> list[Array]:
     return [jnp.asarray(rng.normal(size=shape)) for shape in shapes]
 
 
-def assert_sound(fun: Callable[..., Array], axes: tuple[int, ...], arrays: list[Array]) -> None:
+def assert_sound(fun: Callable[..., Array], axes: Axes, arrays: list[Array]) -> None:
     """Each weight element moves the output element that is claimed for it, and no other."""
     moved = reached(fun, *arrays)
     y, w = moved.shape[: moved.ndim - arrays[0].ndim], arrays[0].shape

@@ -103,8 +103,13 @@ class TestErrors:
             pb.permute(after(bench("LSTMCell", seed)), [0, 1])
 
     def test_floats(self, seed: int) -> None:
-        with pytest.raises(OptionError, match=r"pb.gather: got indices float64\(1,\), expected integers \[N\]"):
+        with pytest.raises(OptionError, match=r"pb.gather: got indices float64\[1\], expected integers \[N\]"):
             pb.gather(after(bench("LSTMCell", seed)), [0.5])
+
+    @pytest.mark.parametrize("index", [1, np.int64(1), jnp.int32(1)])
+    def test_one_index(self, index: Any, seed: int) -> None:
+        with pytest.raises(OptionError, match=r"pb.gather: got one index 1, expected integers \[N\]. Pass a list"):
+            pb.gather(after(bench("LSTMCell", seed)), index)
 
     def test_nothing(self) -> None:
         with pytest.raises(StructureError, match=r"pb.concat: got no carries"):

@@ -286,7 +286,79 @@ DATA = (
         "a number for a sequence",
         lambda seed: gradient(seed, inputs=first(lambda _: np.float64(1.0))),
         ShapeError,
-        "inputs[0]: got shape (), expected (T, ...). Give it a time axis, or wrap it in SingleStepData.",
+        "inputs[0]: got shape (), expected (T=6, B=3, 5). Add an axis; T and B lead. ~ goes into brainscale",
+    ),
+    Refusal(
+        "no time axis in inputs",
+        lambda seed: gradient(seed, inputs=first(lambda x: x[0])),
+        ShapeError,
+        "inputs[0]: got shape (3, 5), expected (T=6, B=3, 5). Add an axis; T and B lead. ~ goes into brainscale",
+    ),
+    Refusal(
+        "no time axis in inputs and targets",
+        lambda seed: gradient(seed, inputs=first(lambda x: x[0]), targets=lambda y: y[0]),
+        ShapeError,
+        "inputs[0]: got shape (3, 5), expected (T, B=3, 5). Add an axis; T and B lead. What is the same",
+    ),
+    Refusal(
+        "no time axis in the first input of two",
+        lambda seed: gradient(seed, "two_inputs", inputs=lambda inputs: (inputs[0][0], inputs[1])),
+        ShapeError,
+        "inputs[0]: got shape (3, 5), expected (T=6, B=3, 5). Add an axis; T and B lead.",
+    ),
+    Refusal(
+        "no time axis in targets, nor in inputs that stay the same",
+        lambda seed: gradient(seed, inputs=first(lambda x: brainscale.SingleStepData(x[0])), targets=lambda y: y[0]),
+        ShapeError,
+        "targets: got shape (3,), expected (T, B=3). Add an axis; T and B lead. What is the same",
+    ),
+    Refusal(
+        "a time axis in inputs that stay the same",
+        lambda seed: gradient(seed, inputs=first(brainscale.SingleStepData)),
+        ShapeError,
+        "inputs[0]: got shape (6, 3, 5), expected (B=3, 5). What is in brainscale.SingleStepData has no time axis: [B",
+    ),
+    Refusal(
+        "a time axis in targets that stay the same",
+        lambda seed: gradient(seed, targets=brainscale.SingleStepData),
+        BatchSizeError,
+        "targets: got shape (6, 3), expected (B=3, 3). What is in brainscale.SingleStepData has no time axis: [B, ...]",
+    ),
+    Refusal(
+        "time and samples the other way round in inputs",
+        lambda seed: gradient(seed, inputs=first(lambda x: x.swapaxes(0, 1))),
+        BatchSizeError,
+        "inputs[0]: got shape (3, 6, 5), expected (T=6, B=3, 5). Swap the first two axes: time leads",
+    ),
+    Refusal(
+        "time and samples the other way round in everything",
+        lambda seed: gradient(seed, inputs=first(lambda x: x.swapaxes(0, 1)), targets=np.transpose),
+        BatchSizeError,
+        "inputs[0]: got shape (3, 6, 5), expected (T, B=3, 5). Swap the first two axes: time leads",
+    ),
+    Refusal(
+        "another batch in everything",
+        lambda seed: gradient(seed, inputs=first(lambda x: x[:, 1:]), targets=lambda y: y[:, 1:]),
+        BatchSizeError,
+        "inputs[0]: got shape (6, 2, 5), expected (T, B=3, 5). Use a batch of the size that the strategy",
+    ),
+    Refusal(
+        "inputs in nested lists",
+        lambda seed: gradient(seed, inputs=first(np.ndarray.tolist)),
+        StructureError,
+        "inputs[0]: got 90 leaves, expected one array. Pass an array; jnp.asarray makes one of nested lists.",
+    ),
+    Refusal(
+        "targets in nested lists",
+        lambda seed: gradient(seed, targets=np.ndarray.tolist),
+        StructureError,
+        "targets: got 18 leaves, expected one array. Pass an array; jnp.asarray makes one of nested lists.",
+    ),
+    Refusal(
+        "a mask in nested lists",
+        lambda seed: gradient(seed, mask=FLAGS.tolist()),
+        StructureError,
+        "mask: got 18 leaves, expected one array. Pass an array; jnp.asarray makes one of nested lists.",
     ),
     Refusal(
         "more targets than inputs",
@@ -385,12 +457,6 @@ DATA = (
         lambda seed: gradient(seed, mask=FLAGS.astype(float)),
         DtypeError,
         "mask: got float64, expected bool. Convert it with .astype('bool')",
-    ),
-    Refusal(
-        "flags for samples that share a state",
-        lambda seed: gradient(seed, "delayed", mask=FLAGS),
-        OptionError,
-        "mask: got a module whose samples share past.write_ptr, expected states that belong to one sample each. ~",
     ),
 )
 
@@ -535,6 +601,24 @@ CAPTURE = (
         lambda _: captured(tutorial(), one_input(), environ=None),
         CaptureError,
         "LIFNet: got KeyError: ~ 'dt' not found ~" + ONE_STEP + ". Set it: settings such as dt and fit go into capture",
+    ),
+    Refusal(
+        "a setting under another name",
+        lambda _: captured(tutorial(), one_input(), environ={"Dt": 1.0 * u.ms}),
+        CaptureError,
+        "LIFNet: got KeyError: ~ 'dt' not found ~ Set it: ~ environ={...}); in force are Dt, precision.",
+    ),
+    Refusal(
+        "settings that are a number",
+        lambda _: captured(tutorial(), one_input(), environ=1.0),
+        OptionError,
+        "environ: got 1.0, expected None or {name: value}. Pass the settings of the step, such as",
+    ),
+    Refusal(
+        "settings without names",
+        lambda _: captured(tutorial(), one_input(), environ={1: 2.0}),
+        OptionError,
+        "environ: got the names [1], expected None or {name: value}. Pass the settings",
     ),
     Refusal(
         "no example",

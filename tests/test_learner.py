@@ -1,5 +1,6 @@
 """The learner: two pure functions, that any JAX program may contain."""
 
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -177,6 +178,17 @@ class TestTransformations:
         assert out.shape == (SAMPLES, N_OUT)
 
 
+class TestSaved:
+    @pytest.mark.parametrize("name", ["trees", "delayed"])
+    def test_params_and_a_carry_are_read_back(self, name: str, seed: int) -> None:
+        """Into the structure that another capture gives, which has other numbers."""
+        made, other, file = bench(name, seed), bench(name, seed + 1), io.BytesIO()
+        saved = (made.params, made.result(Request("vmap")).aux.carry)
+        eqx.tree_serialise_leaves(file, saved)
+        file.seek(0)
+        assert_identical(eqx.tree_deserialise_leaves(file, (other.params, other.batched("vmap").init())), saved)
+
+
 class Network(eqx.Module):
     """An encoder, a BrainScale layer and a readout."""
 
@@ -251,6 +263,14 @@ class TestTypes:
         assert carry.shared["clock"].shape == ()
         assert carry.shared["clock"] == STEPS
         assert carry.update_count.dtype == np.int32
+
+    @pytest.mark.parametrize("name", ["trees", "noisy"])
+    def test_a_carry_is_printed_without_its_numbers(self, name: str, seed: int) -> None:
+        carry, units = bench(name, seed).start("vmap"), " mV" if name == "trees" else ""
+        assert f"': float64[3, {N_REC}]{units}}}, other={{}}, keys={{" in repr(carry)
+        assert repr(carry).endswith("update_count=int32[3])")
+        assert repr(jax.eval_shape(lambda: carry)) == repr(carry)
+        assert repr(jax.tree.map(lambda _: 0, carry)).endswith("update_count=0)")
 
     @pytest.mark.parametrize("key", [jax.random.key(3), jax.random.PRNGKey(3)], ids=["typed", "raw"])
     @pytest.mark.parametrize("name", ["noisy", "random_start"])

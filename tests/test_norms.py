@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import brainunit as u
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,8 +103,18 @@ class TestClippedGrad:
         assert_close(gradients, made.result(Request("vmap", "sum")).gradients)
         assert int(aux.clipped) == 0
 
-    @pytest.mark.parametrize("bound", [0, -1.0, float("nan")])
-    def test_bound(self, bound: float, seed: int) -> None:
+    def test_a_traced_bound(self, seed: int) -> None:
+        """One compiled function for every bound, as an adaptive one needs."""
+        made = bench("tutorial", seed)
+
+        def clipped(bound: Any) -> Any:
+            fun = pb.clipped_grad(made.batched("vmap"), made.model.loss, bound)
+            return fun(made.params, None, *made.data(STEPS, SAMPLES))
+
+        assert_close(jax.jit(clipped)(jnp.float32(0.25)), clipped(0.25))
+
+    @pytest.mark.parametrize("bound", [0, -1.0, float("nan"), "1.0", None, np.ones(3), 1.0 * u.mV])
+    def test_bound(self, bound: Any, seed: int) -> None:
         with pytest.raises(OptionError, match=r"bound: got .*, expected a number above 0"):
             pb.clipped_grad(bench("tutorial", seed).batched("vmap"), lambda out, _: out.sum(), bound)
 

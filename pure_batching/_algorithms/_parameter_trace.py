@@ -49,7 +49,8 @@ def placed(leaf: WeightLeaf, values: jax.Array, rank: int) -> jax.Array:
     lead, rest, axes = values.shape[:rank], values.shape[rank:], leaf.axes
     if axes is None:
         return values.reshape(*lead, *(1 for _ in leaf.spec.shape), *rest)
-    ordered = values.transpose(*sorted(range(rank), key=axes.__getitem__), *range(rank, values.ndim))
+    places = [-1 if axis is None else axis for axis in axes]  # an axis of size one may go anywhere
+    ordered = values.transpose(*sorted(range(rank), key=places.__getitem__), *range(rank, values.ndim))
     sizes = dict(zip(axes, lead, strict=True))
     return ordered.reshape(*(sizes.get(axis, 1) for axis in range(len(leaf.spec.shape))), *rest)
 

@@ -24,6 +24,9 @@ def loop(learner: Learner, batch_size: int) -> Learner:
       learner: a learner of one sample.
       batch_size: `B`.
 
+    Returns:
+      a learner whose inputs, outputs and carry lead with the axis `B`.
+
     Raises:
       StrategyError: the learner has a batch already, or its samples reach each other along an axis.
       BatchSizeError: not a positive integer.

@@ -34,6 +34,9 @@ def manual(learner: Learner, batch_size: int, *, allow_coupling: bool = False) -
         `axis_name` has neither limit. A state that the module keeps once for the batch is still `[B, ...]` in
         the carry: the module is given that of sample 0, and every sample gets the new one.
 
+    Returns:
+      a learner whose inputs, outputs and carry lead with the axis `B`.
+
     Raises:
       StrategyError: the learner has a batch already, or the module's own code does not carry a batch axis; the text
         names the state or output that came out wrong.

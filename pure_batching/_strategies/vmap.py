@@ -24,6 +24,9 @@ def vmap(learner: Learner, batch_size: int) -> Learner:
       learner: a learner of one sample.
       batch_size: `B`.
 
+    Returns:
+      a learner whose inputs, outputs and carry lead with the axis `B`.
+
     Raises:
       StrategyError: the learner has a batch already.
       BatchSizeError: not a positive integer.

@@ -19,9 +19,9 @@ class Report(NamedTuple):
     """What was found.
 
     Attributes:
-      held: the laws that hold, by name.
+      held: the laws that hold among the strategies that run the module, by name.
       excused: the laws that do not concern the module, and why.
-      refused: the strategies that cannot run it, and why.
+      refused: the strategies that refuse it, under which no law was checked, and why.
     """
 
     held: tuple[str, ...]
@@ -31,7 +31,10 @@ class Report(NamedTuple):
     def __str__(self) -> str:
         lines = [f"{len(self.held)} laws hold: {', '.join(self.held)}"]
         lines += [f"{law} does not apply: {reason}" for law, reason in self.excused.items()]
-        return "\n".join([*lines, *(f"{name} does not run: {reason}" for name, reason in self.refused.items())])
+        lines += [
+            f"no law was checked under {name}, which refuses the module: {why}" for name, why in self.refused.items()
+        ]
+        return "\n".join(lines)
 
 
 def assert_interchangeable(
@@ -54,6 +57,9 @@ def assert_interchangeable(
     The text of the violation names the law, the strategy, the leaf's path, the sample and the step, what was got and
     what was expected, and the smallest batch and time that still fail.
 
+    A strategy that refuses the module is no violation: the laws are checked among the others, and the report names it
+    in `refused`. Where every strategy must run the module, assert that `refused` is empty.
+
     Args:
       net_factory: `() -> module`; each call gives the same weights.
       algorithm: the learning rule.
@@ -68,6 +74,9 @@ def assert_interchangeable(
       window: of the gradients compared.
       is_exact: whether the published D_RTRL equals BPTT here (see `Subject`).
       spikes: whether the outputs are silent until a neuron fires.
+
+    Returns:
+      what was found: the laws that hold, those that do not apply, and the strategies that were left out.
 
     Raises:
       LawViolation: a law does not hold.

@@ -6,11 +6,12 @@ import brainstate
 import pytest
 
 import pure_batching as pb
+from pure_batching._errors import NativeError
 
 from ..alive import assert_alive
 from ..bench import SAMPLES, STEPS, Bench, Request
 from ..layers import LAYERS, OPERATIONS, captured
-from ..trees import Tree, assert_close, assert_some_differ, joined, joined_carries, sample
+from ..trees import Tree, assert_close, assert_identical, assert_some_differ, joined, joined_carries, sample
 from .brainscale_runs import Make, Native, d_rtrl, es_d_rtrl
 
 # What BrainScale raises for one sample; ours is exact there (tests/test_layers.py).
@@ -38,6 +39,12 @@ WRONG_D_RTRL = {
     "brainscale.nn.BatchNorm2d": "fault 16: yw_to_w of a scale that is used at several places",
     "brainscale.nn.BatchNorm3d": "fault 16: yw_to_w of a scale that is used at several places",
 }
+
+# What a weight's trace there is, where an element of the weight reaches several outputs.
+SUMMED = (
+    r"algorithm: layer\.weight(_op)?\['bias'\]: got a trace with one number for each element of .*, expected one for "
+    r"each of these and each element of .* that it reaches\. BrainScale's D_RTRL adds them up"
+)
 
 NATIVE = [name for name, layer in LAYERS.items() if layer.native and name not in WRONG]
 D_NATIVE = [name for name in OPERATIONS if name not in (*CANNOT_D_RTRL, *WRONG_D_RTRL)]
@@ -115,6 +122,16 @@ class TestParameterTraces:
         assert_close((got.aux.losses, got.aux.outputs), want.reports, "native")
         assert_close(got.aux.carry.hidden, joined(want.ends), "native")
 
+    @pytest.mark.parametrize("name", D_NATIVE)
+    def test_there_and_back(self, name: str, seed: int) -> None:
+        made = captured(name, seed, pb.D_RTRL())
+        native, data = compiled(made, d_rtrl), sample(made.data(STEPS, 1), 0, axis=1)
+        native.run(data)
+        before = pb.from_native(made.learner, native.algorithm)
+        native.run(data)
+        pb.to_native(made.learner, before, native.algorithm)
+        assert_identical(pb.from_native(made.learner, native.algorithm), before)
+
 
 class TestFaults:
     @pytest.mark.parametrize("name", CANNOT)
@@ -128,6 +145,17 @@ class TestFaults:
         made, (error, text) = captured(name, seed, pb.D_RTRL()), CANNOT_D_RTRL[name]
         with pytest.raises(error, match=text):
             one_by_one(made, d_rtrl)
+
+    @pytest.mark.parametrize("name", WRONG_D_RTRL)
+    def test_traces_that_it_has_summed(self, name: str, seed: int) -> None:
+        """Neither read nor written, since one number stands for several."""
+        made = captured(name, seed, pb.D_RTRL())
+        native = compiled(made, d_rtrl)
+        before = pb.read_states(native.net)
+        for convert in (pb.from_native, lambda learner, algorithm: pb.to_native(learner, learner.init(), algorithm)):
+            with pytest.raises(NativeError, match=SUMMED):
+                convert(made.learner, native.algorithm)
+        assert_identical(pb.read_states(native.net), before)
 
     @pytest.mark.parametrize(
         ("name", "make"),
