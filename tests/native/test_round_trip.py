@@ -34,7 +34,8 @@ HALF = STEPS // 2
 @functools.cache
 def compiled(rule: str, name: str, mode: str | None, seed: int) -> Native:
     """A compiled algorithm, made once and restarted by each test."""
-    return MODES[mode](name, seed, RULES[rule][1])
+    algorithm, make = RULES[rule]
+    return MODES[mode](bench(name, seed, algorithm), make)
 
 
 def request(mode: str | None) -> Request:
