@@ -33,8 +33,9 @@ def d_rtrl(net: Any, **settings: Any) -> Any:
     return brainscale.D_RTRL(net, **settings)
 
 
+@functools.cache
 def one_sample(made: Bench, make: Make) -> Native:
-    """One sample."""
+    """One sample; made once, and restarted by whoever runs it."""
     return native(made.subject, make)
 
 

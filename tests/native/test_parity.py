@@ -44,6 +44,7 @@ class TestOneSample:
         """What a module starts from, where it draws nothing."""
         made = bench(name, seed)
         native = one_sample(made, es_d_rtrl)
+        native.restart()
         assert_close(pb.from_native(made.learner, native.algorithm), made.learner.init(), "native")
 
     @pytest.mark.parametrize("name", CANNOT)
