@@ -128,7 +128,12 @@ class Bench:
 @functools.cache
 def bench(name: str, seed: int, algorithm: pb.Algorithm | None = None, precision: int = 64) -> Bench:
     """A model of the registry, captured."""
-    model, rule = MODELS[name], algorithm or pb.ES_D_RTRL(0.9)
+    return bench_of(MODELS[name], seed, algorithm, precision)
+
+
+def bench_of(model: Model, seed: int, algorithm: pb.Algorithm | None = None, precision: int = 64) -> Bench:
+    """Any model, captured."""
+    rule = algorithm or pb.ES_D_RTRL(0.9)
     with brainstate.environ.context(precision=precision):
         net, example = model.build(seed), model.inputs(seed)
         learner, params = pb.capture(net, *example, algorithm=rule, environ=model.settings)
