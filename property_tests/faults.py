@@ -254,8 +254,8 @@ FAULTS = (
     Fault(
         "manual leaves a delay's batch axis where the module has it",
         "_strategies/manual.py",
-        "moved(own, axes, to_module=True)",
-        "moved(own, axes, to_module=False)",
+        "{**moved(own, axes, to_module=True), **first}",
+        "{**own, **first}",
         "test_strategies.py::TestEveryModel::test_equals_python_over_samples_and_steps[delayed-manual]",
     ),
     Fault(
