@@ -67,7 +67,7 @@ FAULTS = (
         "    if execution.lead and getattr(new, 'scales', None):\n"
         "        new = new._replace(scales=jax.tree.map(lambda x: jnp.full_like(x, x.max()), new.scales))\n"
         "    return new, record",
-        "test_d_rtrl.py::TestNormalisation::test_belongs_to_the_sample[matrix-vmap]",
+        "test_d_rtrl.py::TestNormalisation::test_belongs_to_the_sample[conv1d-vmap]",
     ),
     Fault(
         "the trace is not forgotten at a reset",

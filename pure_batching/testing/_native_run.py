@@ -106,7 +106,7 @@ def native(subject: Subject, make: Make) -> Native:
     """A new module and BrainScale's algorithm, compiled for one sample."""
     net, environ = subject.net_factory(), subject.environ or {}
     with brainstate.environ.context(**environ):
-        brainstate.nn.init_all_states(net)
+        brainstate.nn.init_all_states(net, batch_size=None)
         algorithm = make(net)
         algorithm.compile_graph(*jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), subject.learner.program.inputs))
     return Native.of(net, algorithm, subject.loss, environ, is_batched=False)
