@@ -4,6 +4,7 @@ import os
 
 # What XLA's slow passes change is speed. A test compiles hundreds of programs and runs each for a moment.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1")
 
 import jax
 

@@ -1,11 +1,13 @@
 """A comparison counts only if there is something to compare."""
 
-from typing import Any
-
-import numpy as np
+from pure_batching.testing._alive import (
+    assert_fires as assert_fires,
+    assert_gradients_alive as assert_gradients_alive,
+    assert_moving as assert_moving,
+    assert_traces_alive as assert_traces_alive,
+)
 
 from .bench import Bench, Request, Result
-from .trees import Tree, largest, named
 
 
 def assert_alive(bench: Bench, request: Request, result: Result) -> None:
@@ -17,27 +19,3 @@ def assert_alive(bench: Bench, request: Request, result: Result) -> None:
     assert_moving(result.aux.carry.hidden)
     if bench.model.spikes:
         assert_fires(result.aux.outputs)
-
-
-def assert_gradients_alive(gradients: Tree) -> None:
-    """Every weight has a gradient, and the gradient is finite."""
-    for name, leaf in named(gradients):
-        assert np.isfinite(leaf).all(), f"{name}: not finite"
-        assert leaf.any(), f"{name}: no gradient"
-
-
-def assert_traces_alive(trace: Any) -> None:
-    """Traces grow beyond 1, where a normalisation would begin to show."""
-    assert largest(trace) > 1, f"the largest trace is {largest(trace)}"
-
-
-def assert_moving(states: Tree) -> None:
-    """Hidden states are finite, and have left where they began."""
-    for name, leaf in named(states):
-        assert np.isfinite(leaf).all(), f"{name}: not finite"
-        assert leaf.any(), f"{name}: still zero"
-
-
-def assert_fires(outputs: Tree) -> None:
-    """Some neuron fires before the last step, so that what follows a spike is seen as well."""
-    assert any(leaf[:-1].any() for _, leaf in named(outputs)), "no spike"

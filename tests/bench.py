@@ -7,15 +7,16 @@ from typing import Any
 import brainstate
 
 import pure_batching as pb
+from pure_batching.testing import Case, Data, Subject
 
 from .models import MODELS, Model
 
 Tree = Any
-Data = tuple[tuple[Tree, ...], Tree]
 
 # The batch and the sequence of every comparison; the window is shorter than the sequence, and divides it.
 SAMPLES, STEPS, WINDOW = 3, 6, 3
 
+# As a user calls them: `pb.manual` refuses what couples samples.
 STRATEGIES = {"loop": pb.loop, "vmap": pb.vmap, "manual": pb.manual}
 
 # Every model with every strategy that runs it, and those runs that must equal the loop.
@@ -83,6 +84,16 @@ class Bench:
     learner: pb.Learner
     params: Tree
 
+    @functools.cached_property
+    def subject(self) -> Subject:
+        """What the laws and the meaning of a gradient are about."""
+        make, environ = functools.partial(self.model.build, self.seed), self.model.settings
+        return Subject(make, self.learner, self.params, self.model.loss, STRATEGIES, environ)
+
+    def case(self, data: Data) -> Case:
+        """The subject with its own weights, on some data."""
+        return Case(self.subject, self.params, data)
+
     @functools.cache  # noqa: B019 - benches live as long as the run
     def batched(self, strategy: str | None, samples: int = SAMPLES) -> pb.Learner:
         """The learner under a strategy, or itself."""
@@ -97,7 +108,7 @@ class Bench:
     def data(self, *lead: int) -> Data:
         """Inputs and targets with leading axes."""
         with brainstate.environ.context(precision=self.precision):
-            return self.model.inputs(self.seed, *lead), self.model.targets(self.seed, *lead)
+            return Data(self.model.inputs(self.seed, *lead), self.model.targets(self.seed, *lead))
 
     @functools.cache  # noqa: B019
     def grad_fn(self, request: Request) -> Any:
@@ -120,7 +131,12 @@ class Bench:
 @functools.cache
 def bench(name: str, seed: int, algorithm: pb.Algorithm | None = None, precision: int = 64) -> Bench:
     """A model of the registry, captured."""
-    model, rule = MODELS[name], algorithm or pb.ES_D_RTRL(0.9)
+    return bench_of(MODELS[name], seed, algorithm, precision)
+
+
+def bench_of(model: Model, seed: int, algorithm: pb.Algorithm | None = None, precision: int = 64) -> Bench:
+    """Any model, captured."""
+    rule = algorithm or pb.ES_D_RTRL(0.9)
     with brainstate.environ.context(precision=precision):
         net, example = model.build(seed), model.inputs(seed)
         learner, params = pb.capture(net, *example, algorithm=rule, environ=model.settings)

@@ -24,7 +24,7 @@ from braintools.surrogate import Arctan
 import pure_batching as pb
 from pure_batching._errors import CaptureError
 
-from .bench import Bench
+from .bench import Bench, bench_of
 from .models import MODELS, N_IN, N_OUT, N_REC, Draw, Model, floats
 from .modules import DeltaProj, Leaky, kaiming, zeros
 
@@ -562,6 +562,4 @@ EXACT: Mapping[str, Model] = {
 @functools.cache
 def captured(name: str, seed: int, algorithm: pb.Algorithm | None = None) -> Bench:
     """A layer's model, captured."""
-    model = {**LAYERS, **EXACT}[name]
-    net, example, rule = model.build(seed), model.inputs(seed), algorithm or pb.ES_D_RTRL(0.9)
-    return Bench(model, seed, 64, *pb.capture(net, *example, algorithm=rule, environ=model.settings))
+    return bench_of({**LAYERS, **EXACT}[name], seed, algorithm)

@@ -1,50 +1,26 @@
-"""The meaning of every strategy, as a program that anyone can read: `step` and `jax.grad` in Python loops."""
+"""The meaning of every strategy, `step` and `jax.grad` in Python loops, for the models of the registry."""
 
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 import pure_batching as pb
+from pure_batching.testing import _stepped as stepped
 
 from .bench import Bench, Data, Result
-from .trees import Tree, joined, joined_carries, sample, sample_of_carry
-
-
-@functools.cache
-def step_gradient(bench: Bench) -> Callable[..., Any]:
-    """`(params, carry, inputs, target) -> ((loss, (carry, output)), gradient)` of one sample and one step."""
-
-    def value(params: Tree, carry: pb.Carry, inputs: tuple[Tree, ...], target: Tree) -> Any:
-        carry, output = bench.learner.step(params, carry, *inputs)
-        return bench.model.loss(output, target), (carry, output)
-
-    return jax.jit(jax.value_and_grad(value, has_aux=True))
+from .trees import joined_carries
 
 
 def one_sample(bench: Bench, carry: pb.Carry, data: Data) -> Result:
     """A sequence `[T, ...]` of one sample, step by step."""
-    steps = jax.tree.leaves(data)[0].shape[0]
-    total, losses, outputs = jax.tree.map(jnp.zeros_like, bench.params), [], []
-    for t in range(steps):
-        inputs, target = sample(data, t)
-        (loss, (carry, output)), gradient = step_gradient(bench)(bench.params, carry, inputs, target)
-        total = jax.tree.map(jnp.add, total, gradient)
-        losses.append(loss)
-        outputs.append(output)
-    return Result(total, pb.Aux(carry, jnp.stack(losses), joined(outputs)))
+    done = stepped.one_sample(bench.case(data), 0, carry, data, stepped.every_step(data.steps))
+    return Result(done.gradients, pb.Aux(done.carry, done.losses, done.outputs))
 
 
 def by_hand(bench: Bench, carry: pb.Carry, data: Data) -> Result:
     """A batch `[T, B, ...]`, sample by sample."""
-    samples = jax.tree.leaves(data)[0].shape[1]
-    results = [one_sample(bench, sample_of_carry(carry, i), sample(data, i, axis=1)) for i in range(samples)]
-    carry = joined_carries([result.aux.carry for result in results])
-    losses = joined([result.aux.losses for result in results], axis=1)
-    outputs = joined([result.aux.outputs for result in results], axis=1)
-    return Result(joined([result.gradients for result in results]), pb.Aux(carry, losses, outputs))
+    done = stepped.stepped(bench.case(data), carry, data, {})
+    return Result(done.gradients, pb.Aux(done.carry, done.losses, done.outputs))
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from brainstate.nn import Module
 import pure_batching as pb
 
 from .alive import assert_alive, assert_gradients_alive
-from .bench import SAMPLES, STEPS, STRATEGIES, WINDOW, Bench, Request, bench
+from .bench import SAMPLES, STEPS, STRATEGIES, WINDOW, Bench, Request, bench, bench_of
 from .models import MODELS, N_IN, N_OUT, N_REC, Model, floats
 from .modules import Leaky, Ring, kaiming, orthogonal, zeros
 from .trees import assert_close, assert_differ, assert_identical, assert_not_identical, sample, with_sample
@@ -137,12 +137,7 @@ FEW = ("LIF", "Expon_LIF", "LRUCell", "lora_matrix", "conv1d", "own_operation")
 @functools.cache
 def made(name: str, seed: int, algorithm: pb.Algorithm) -> Bench:
     """A model of this module or of the registry, captured."""
-    if name in MODELS:
-        return bench(name, seed, algorithm)
-    model = FEED_FORWARD[name]
-    net, example = model.build(seed), model.inputs(seed)
-    learner, params = pb.capture(net, *example, algorithm=algorithm, environ=model.settings)
-    return Bench(model, seed, 64, learner, params)
+    return bench(name, seed, algorithm) if name in MODELS else bench_of(FEED_FORWARD[name], seed, algorithm)
 
 
 class TestExactness:

@@ -14,7 +14,7 @@ from brainstate.nn import Module
 import pure_batching as pb
 
 from .alive import assert_alive, assert_gradients_alive
-from .bench import STEPS, STRATEGIES, Bench, Request
+from .bench import STEPS, STRATEGIES, Bench, Request, bench_of
 from .models import N_IN, N_REC, Model
 from .modules import kaiming, state_of
 from .trees import assert_close, assert_differ, assert_identical
@@ -50,8 +50,7 @@ class Asking(Module):
 def asked(one: str, other: str, seed: int, algorithm: pb.Algorithm, *, is_leaky: bool = False) -> Bench:
     """The module above, captured."""
     model = Model(f"{one} and {other}", lambda: Asking(one, other, is_leaky=is_leaky))
-    learner, params = pb.capture(model.build(seed), *model.inputs(seed), algorithm=algorithm, environ=model.settings)
-    return Bench(model, seed, 64, learner, params)
+    return bench_of(model, seed, algorithm)
 
 
 def choice(net: Module, size: int) -> dict[str, str]:

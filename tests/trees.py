@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from pure_batching.testing import tolerance
-from pure_batching.testing._compare import named as named, numbers as numbers
+from pure_batching.testing._alive import largest as largest
+from pure_batching.testing._compare import entries, first_difference, named as named, numbers as numbers
 
 Tree = Any
 
@@ -36,22 +37,13 @@ def assert_not_identical(got: Tree, want: Tree) -> None:
 
 def assert_close(got: Tree, want: Tree, kind: str = "gradient") -> None:
     """The same trees, each leaf within the tolerance of `kind` of its largest entry."""
-    assert_same_structure(got, want)
-    for (name, one), (_, other) in zip(named(got), named(want), strict=True):
-        allowed = tolerance(kind, other.dtype)
-        assert distance(one, other) <= allowed, f"{name}: {distance(one, other)} > {allowed}\n{one}\n{other}"
+    difference = first_difference(got, want, lambda _: kind)
+    assert difference is None, str(difference)
 
 
 def distance(got: np.ndarray, want: np.ndarray) -> float:
     """The largest difference, relative to the largest entry; infinite where one is not a number and the other is."""
-    if not want.size:
-        return 0.0
-    if not np.array_equal(np.isnan(got), np.isnan(want)):
-        return float("inf")
-    with np.errstate(invalid="ignore"):
-        difference = np.nan_to_num(np.abs(got.astype(complex) - want.astype(complex)), nan=0.0)
-    largest = np.nan_to_num(np.abs(want.astype(complex)), nan=0.0).max()
-    return float(difference.max() / largest) if largest else float(difference.max())
+    return float(entries(got, want).max(initial=0.0))
 
 
 def assert_differ(got: Tree, want: Tree) -> None:
@@ -64,11 +56,6 @@ def assert_some_differ(got: Tree, want: Tree) -> None:
     """Some pair of leaves differs by more than any tolerance could hide."""
     pairs = [(one, other) for (_, one), (_, other) in zip(named(got), named(want), strict=True)]
     assert any(distance(one, other) > 1e3 * tolerance("gradient", other.dtype) for one, other in pairs), "the same"
-
-
-def largest(tree: Tree) -> float:
-    """The largest magnitude in a tree."""
-    return max((float(np.abs(leaf).max()) for _, leaf in named(tree) if leaf.size), default=0.0)
 
 
 def sample(tree: Tree, i: Any, axis: int = 0) -> Tree:

@@ -1,10 +1,9 @@
 """A comparison counts only if there is something to compare."""
 
-import jax
 import numpy as np
 
 from .._tree import Tree
-from ._compare import numbers
+from ._compare import named
 
 
 class DeadComparisonError(AssertionError):
@@ -14,38 +13,59 @@ class DeadComparisonError(AssertionError):
 def assert_alive(result: Tree, *, spikes: bool = False, large_traces: bool = True) -> None:
     """Raise DeadComparisonError unless a result has something to compare.
 
-    Gradients are finite and each weight has one; hidden states have left zero; some trace exceeds 1, where a
-    normalisation begins to show; and where the outputs are spikes, some neuron fires before the last step.
+    Gradients are finite and each weight has one; hidden states are finite and have left zero; some trace exceeds 1,
+    where a normalisation begins to show; and where the outputs are spikes, some neuron fires before the last step.
 
     Args:
       result: with `gradients`, `outputs` and `carry`.
       spikes: whether the outputs are silent until a neuron fires.
       large_traces: whether a trace must exceed 1; not so for an algorithm without traces.
     """
-    for path, leaf in _named(result.gradients):
+    assert_gradients_alive(result.gradients)
+    assert_moving(result.carry.hidden)
+    if large_traces and any(leaf.size for _, leaf in named(result.carry.trace)):
+        assert_traces_alive(result.carry.trace)
+    if spikes:
+        assert_fires(result.outputs)
+
+
+def assert_gradients_alive(gradients: Tree) -> None:
+    """Every weight has a gradient, and the gradient is finite."""
+    for path, leaf in named(gradients):
         _check(bool(np.isfinite(leaf).all()), f"the gradient of {path} is not finite")
         _check(bool(leaf.any()), f"the gradient of {path} is zero")
-    for path, leaf in _named(result.carry.hidden):
+
+
+def assert_moving(states: Tree) -> None:
+    """Hidden states are finite, and have left where they began."""
+    for path, leaf in named(states):
+        _check(bool(np.isfinite(leaf).all()), f"the hidden state {path} is not finite")
         _check(bool(leaf.any()), f"the hidden state {path} never left zero")
-    sizes = [float(np.abs(leaf).max()) for _, leaf in _named(result.carry.trace) if leaf.size]
-    if large_traces and sizes:
-        _check(max(sizes) > 1, f"no trace exceeds 1: the largest entry is {max(sizes)}")
-    if spikes:
-        _check(any(leaf[:-1].any() for _, leaf in _named(result.outputs)), "no neuron fires before the last step")
+
+
+def assert_traces_alive(trace: Tree) -> None:
+    """Some trace grows beyond 1, where a normalisation would begin to show."""
+    size = largest(trace)
+    _check(size > 1, f"no trace exceeds 1: the largest entry is {size}")
+
+
+def assert_fires(outputs: Tree) -> None:
+    """Some neuron fires before the last step, so that what follows a spike is seen as well."""
+    _check(any(leaf[:-1].any() for _, leaf in named(outputs)), "no neuron fires before the last step")
 
 
 def assert_differ(one: Tree, other: Tree, what: str) -> None:
     """Raise DeadComparisonError where two things that should differ give the same numbers."""
-    pairs = zip(_named(one), _named(other), strict=True)
+    pairs = zip(named(one), named(other), strict=True)
     same = all(np.allclose(a, b, rtol=1e-6, atol=0) for (_, a), (_, b) in pairs)
     _check(not same, f"{what} do not differ")
+
+
+def largest(tree: Tree) -> float:
+    """The largest magnitude in a tree, 0 in an empty one."""
+    return max((float(np.abs(leaf).max()) for _, leaf in named(tree) if leaf.size), default=0.0)
 
 
 def _check(holds: bool, text: str) -> None:  # noqa: FBT001 - one condition, one text
     if not holds:
         raise DeadComparisonError(f"{text}; draw other weights, larger inputs or a longer sequence")
-
-
-def _named(tree: Tree) -> list[tuple[str, np.ndarray]]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return [(jax.tree_util.keystr(path), numbers(leaf)) for path, leaf in leaves]

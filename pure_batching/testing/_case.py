@@ -141,8 +141,8 @@ class Subject:
     loss: Loss
     strategies: Mapping[str, MakeRunner]
     environ: dict[str, Any] | None
-    axis_name: str | None
-    is_exact: bool
+    axis_name: str | None = None
+    is_exact: bool = False
     traces: list[None] = dataclasses.field(default_factory=list)
 
     @classmethod

@@ -1,7 +1,9 @@
-"""BrainScale itself, one sample at a time, as a yardstick."""
+"""BrainScale itself, as a yardstick."""
 
-from collections.abc import Callable
-from typing import Any
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import brainscale
 import brainstate
@@ -16,6 +18,7 @@ from .._algorithms.es_d_rtrl import ES_D_RTRL
 from .._batch import unstack
 from .._execution import Carry
 from .._native import from_native, to_native, write_states
+from .._sequence import Loss
 from .._tree import Tree
 from ._case import Case, Data, Result, Subject
 
@@ -34,9 +37,113 @@ def counterpart(algorithm: Algorithm) -> Make | None:
     return brainscale.D_RTRL if algorithm == D_RTRL() else None
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Native:
+    """A compiled BrainScale algorithm, which can be run again and again.
+
+    Attributes:
+      net: the module.
+      algorithm: compiled.
+      loss: `(output, target) -> []` of one sample at one step.
+      environ: the settings that it runs under.
+      call: what runs a step: the algorithm, or its map over samples.
+      start: every state that a step may change, and its value before the first step.
+      is_batched: whether inputs lead with samples.
+    """
+
+    net: Any
+    algorithm: Any
+    loss: Loss
+    environ: Mapping[str, Any]
+    call: Callable[..., Tree]
+    start: list[tuple[Any, Tree]]
+    is_batched: bool = False
+
+    @classmethod
+    def of(
+        cls, net: Any, algorithm: Any, loss: Loss, environ: Mapping[str, Any], call: Any = None, *, is_batched: bool
+    ) -> "Native":
+        """What has just been compiled."""
+        weights = set(map(id, net.states(brainstate.ParamState).values()))
+        states = {id(state): state for state in algorithm.states().values() if id(state) not in weights}
+        start = [(state, state.value) for state in states.values()]
+        return cls(net, algorithm, loss, environ, call or algorithm, start, is_batched)
+
+    def restart(self) -> None:
+        """The states before the first step."""
+        for state, value in self.start:
+            state.value = value
+
+    def run(self, data: Data) -> tuple[Tree, jax.Array, Tree]:
+        """Gradients summed over steps and samples, losses and outputs of `[T, ...]` data, from where the states are."""
+        with brainstate.environ.context(**self.environ):
+            gradients, (losses, outputs) = self._compiled(data)
+        return {".".join(map(str, path)): value for path, value in gradients.items()}, losses, outputs
+
+    @functools.cached_property
+    def _compiled(self) -> Any:
+        return brainstate.transform.jit(self._sequence)
+
+    def _sequence(self, data: Data) -> Any:
+        weights = self.net.states(brainstate.ParamState)
+        loss = jax.vmap(self.loss) if self.is_batched else self.loss
+
+        def step(total: Tree, moment: Data) -> Any:
+            def value() -> Any:
+                output = self.call(*moment.inputs)
+                losses = loss(output, moment.targets)
+                return losses.sum(), (losses, output)
+
+            differentiated: Any = brainstate.transform.grad(value, weights, has_aux=True)
+            gradient, emitted = differentiated()
+            return jax.tree.map(lambda a, b: a + b, total, gradient, is_leaf=u.math.is_quantity), emitted
+
+        zeros = jax.tree.map(u.math.zeros_like, weights.to_dict_values(), is_leaf=u.math.is_quantity)
+        return brainstate.transform.scan(step, zeros, data)
+
+
+def native(subject: Subject, make: Make) -> Native:
+    """A new module and BrainScale's algorithm, compiled for one sample."""
+    net, environ = subject.net_factory(), subject.environ or {}
+    with brainstate.environ.context(**environ):
+        brainstate.nn.init_all_states(net, batch_size=None)
+        algorithm = make(net)
+        algorithm.compile_graph(*jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), subject.learner.program.inputs))
+    return Native.of(net, algorithm, subject.loss, environ, is_batched=False)
+
+
+class Samples(NamedTuple):
+    """What BrainScale gives one sample at a time.
+
+    Attributes:
+      gradients: of each sample, `[B, *param.shape]`.
+      losses, outputs: `[T, B, ...]`.
+      ends: what was read of each sample after the last step.
+    """
+
+    gradients: Tree
+    losses: jax.Array
+    outputs: Tree
+    ends: list[Any]
+
+
+def one_by_one(
+    runs: Native, starts: Iterable[Mapping[str, Tree]], data: Data, read: Callable[[], Any] = lambda: None
+) -> Samples:
+    """Each sample alone, from states by path; `read` looks at each where it ended."""
+    parts, ends = [], []
+    for i, states in enumerate(starts):
+        runs.restart()
+        write_states(runs.net, states)
+        parts.append(runs.run(jax.tree.map(lambda x, i=i: x[:, i], data)))
+        ends.append(read())
+    gradients, losses, outputs = zip(*parts, strict=True)
+    return Samples(_side_by_side(gradients, 0), jnp.stack(losses, 1), _side_by_side(outputs, 1), ends)
+
+
 def native_round_trip(subject: Subject, carry: Carry) -> tuple[Carry, Carry]:
     """The carry of one sample written to BrainScale's algorithm and read back, and what was written there."""
-    algorithm, _ = _compiled(subject)
+    algorithm = _counterpart_of(subject).algorithm
     to_native(subject.learner, carry, algorithm)
     once = from_native(subject.learner, algorithm)
     to_native(subject.learner, once, algorithm)
@@ -45,45 +152,14 @@ def native_round_trip(subject: Subject, carry: Carry) -> tuple[Carry, Carry]:
 
 def native_result(case: Case) -> Result:
     """BrainScale's gradient of each sample; no carry."""
-    parts = []
-    for i, carry in enumerate(unstack(case.init(case.reference))):
-        algorithm, net = _compiled(case.subject)
-        write_states(net, {**case.params, **carry.hidden, **carry.other})
-        with brainstate.environ.context(**(case.subject.environ or {})):
-            parts.append(_run(case, algorithm, net, jax.tree.map(lambda x, i=i: x[:, i], case.data)))
-    gradients, losses, outputs = zip(*parts, strict=True)
-    return Result(_side_by_side(outputs, 1), jnp.stack(losses, 1), _side_by_side(gradients, 0), None)  # type: ignore[arg-type]
+    starts = [{**case.params, **carry.hidden, **carry.other} for carry in unstack(case.init(case.reference))]
+    samples = one_by_one(_counterpart_of(case.subject), starts, case.data)
+    return Result(samples.outputs, samples.losses, samples.gradients, None)  # type: ignore[arg-type]
 
 
-def _compiled(subject: Subject) -> tuple[Any, Any]:
-    """A new module and BrainScale's algorithm, compiled for one sample."""
+def _counterpart_of(subject: Subject) -> Native:
     make: Any = counterpart(subject.algorithm)
-    net = subject.net_factory()
-    with brainstate.environ.context(**(subject.environ or {})):
-        brainstate.nn.init_all_states(net)
-        algorithm = make(net)
-        algorithm.compile_graph(*jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), subject.learner.program.inputs))
-    return algorithm, net
-
-
-def _run(case: Case, algorithm: Any, net: Any, data: Data) -> tuple[Tree, jax.Array, Tree]:
-    """Gradients summed over steps, losses and outputs `[T, ...]`."""
-    weights = net.states(brainstate.ParamState)
-
-    def step(total: Tree, moment: Data) -> Any:
-        def value() -> Any:
-            output = algorithm(*moment.inputs)
-            loss = case.subject.loss(output, moment.targets)
-            return loss, (loss, output)
-
-        differentiated: Any = brainstate.transform.grad(value, weights, has_aux=True)
-        gradient, emitted = differentiated()
-        return jax.tree.map(lambda a, b: a + b, total, gradient, is_leaf=u.math.is_quantity), emitted
-
-    zeros = jax.tree.map(u.math.zeros_like, weights.to_dict_values(), is_leaf=u.math.is_quantity)
-    run: Any = brainstate.transform.jit(lambda data: brainstate.transform.scan(step, zeros, data))
-    gradients, (losses, outputs) = run(data)
-    return {".".join(map(str, path)): value for path, value in gradients.items()}, losses, outputs
+    return native(subject, make)
 
 
 def _side_by_side(parts: Any, axis: int) -> Tree:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,13 +14,20 @@ from .._tree import Tree
 from ._case import Case, Data, Result, Subject
 
 
+class Flags(NamedTuple):
+    """Which steps of one sample count, and where it starts anew, `[T]`."""
+
+    mask: np.ndarray
+    reset: np.ndarray
+
+
 def stepped(case: Case, carry: Carry, data: Data, flags: Mapping[str, Any]) -> Result:
     """The gradient of each sample from a carry: one sample after the other, one step after the other.
 
     It stands for every window of an algorithm with single-step learning signals. The outputs of masked steps are zeros.
     """
     samples = [
-        _one_sample(case, i, own, jax.tree.map(lambda x, i=i: x[:, i], data), _flags_of(flags, i, data.steps))
+        one_sample(case, i, own, jax.tree.map(lambda x, i=i: x[:, i], data), _flags_of(flags, i, data.steps))
         for i, own in enumerate(unstack(carry))
     ]
     outputs, losses, gradients, carries = zip(*samples, strict=True)
@@ -28,19 +35,23 @@ def stepped(case: Case, carry: Carry, data: Data, flags: Mapping[str, Any]) -> R
     return Result(_side_by_side(outputs, 1), np.stack(losses, 1), _side_by_side(gradients, 0), stack(carries))
 
 
-def _one_sample(case: Case, i: int, carry: Carry, data: Data, flags: tuple[np.ndarray, np.ndarray]) -> Any:
+def one_sample(case: Case, i: int, carry: Carry, data: Data, flags: Flags) -> Result:
     """Sample `i`, whose data is `[T, ...]`."""
     total, losses, outputs = jax.tree.map(np.zeros_like, case.params), [], []
-    fresh = case.subject.learner.init(jax.random.fold_in(jax.random.key(0), i))
     for t, (counts, starts_anew) in enumerate(zip(*flags, strict=True)):
-        carry = fresh._replace(keys=carry.keys) if starts_anew else carry
+        carry = _fresh(case.subject, i)._replace(keys=carry.keys) if starts_anew else carry
         moment = jax.tree.map(lambda x, t=t: x[t], data)
         (loss, (after, output)), gradient = step_gradient(case.subject)(case.params, carry, moment)
         if counts:
             carry, total = after, jax.tree.map(np.add, total, gradient)
         losses.append(loss if counts else np.zeros_like(loss))
         outputs.append(output if counts else jax.tree.map(np.zeros_like, output))
-    return _side_by_side(outputs, 0), np.stack(losses), total, carry
+    return Result(_side_by_side(outputs, 0), np.stack(losses), total, carry)
+
+
+def every_step(steps: int) -> Flags:
+    """Nothing masked and nothing reset."""
+    return Flags(np.ones(steps, bool), np.zeros(steps, bool))
 
 
 @functools.cache
@@ -54,11 +65,14 @@ def step_gradient(subject: Subject) -> Any:
     return jax.jit(jax.value_and_grad(value, has_aux=True))
 
 
-def _flags_of(flags: Mapping[str, Any], i: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
+def _fresh(subject: Subject, i: int) -> Carry:
+    return subject.learner.init(jax.random.fold_in(jax.random.key(0), i))
+
+
+def _flags_of(flags: Mapping[str, Any], i: int, steps: int) -> Flags:
     """The mask and the resets of one sample, `[T]`."""
-    mask, reset = flags.get("mask"), flags.get("reset")
-    counts = np.ones(steps, bool) if mask is None else np.asarray(mask)[:, i]
-    return counts, np.zeros(steps, bool) if reset is None else np.asarray(reset)[:, i]
+    said = {name: np.asarray(value)[:, i] for name, value in flags.items() if value is not None}
+    return every_step(steps)._replace(**said)
 
 
 def _side_by_side(parts: Any, axis: int) -> Tree:

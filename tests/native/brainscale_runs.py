@@ -1,9 +1,8 @@
 """BrainScale itself, in its three ways: one sample, a manual batch, a mapped batch."""
 
-import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import brainscale
 import brainstate
@@ -12,12 +11,16 @@ import jax
 import jax.numpy as jnp
 
 import pure_batching as pb
+from pure_batching.testing._native_run import (
+    Make as Make,
+    Native as Native,
+    Samples as Samples,
+    native,
+    one_by_one as each_alone,
+)
 
-from ..bench import SAMPLES, STEPS, Bench, Data, Result, bench
-from ..models import MODELS, Model
-from ..trees import Tree, joined, joined_carries, sample
-
-Make = Callable[..., Any]
+from ..bench import SAMPLES, STEPS, Bench, Result
+from ..trees import Tree, joined_carries, sample
 
 
 def es_d_rtrl(net: Any, **settings: Any) -> Any:
@@ -30,159 +33,71 @@ def d_rtrl(net: Any, **settings: Any) -> Any:
     return brainscale.D_RTRL(net, **settings)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Native:
-    """A compiled BrainScale algorithm on a model of the registry.
-
-    Attributes:
-      model: the registry's entry.
-      seed: what its weights are drawn from.
-      net: the module, with the same weights as the bench's.
-      algorithm: compiled.
-      call: what runs a step: the algorithm, or its map over samples.
-      is_batched: whether inputs lead with samples.
-    """
-
-    model: Model
-    seed: int
-    net: Any
-    algorithm: Any
-    call: Callable[..., Tree]
-    is_batched: bool
-
-    def __post_init__(self) -> None:
-        assert self.start, "nothing to restart"
-
-    @functools.cached_property
-    def start(self) -> list[tuple[Any, Tree]]:
-        """Every state that a step may change, and its value before the first step."""
-        weights = set(map(id, self.net.states(brainstate.ParamState).values()))
-        states = {id(state): state for state in self.algorithm.states().values() if id(state) not in weights}
-        return [(state, state.value) for state in states.values()]
-
-    def restart(self) -> None:
-        """The states before the first step."""
-        for state, value in self.start:
-            state.value = value
-
-    def run(self, data: Data) -> tuple[Tree, jax.Array, Tree]:
-        """Gradients summed over steps and samples, losses and outputs of `[T, ...]` data, from where the states are."""
-        with brainstate.environ.context(**self.model.settings):
-            gradients, (losses, outputs) = self._compiled(data)
-        return {".".join(map(str, path)): value for path, value in gradients.items()}, losses, outputs
-
-    @functools.cached_property
-    def _compiled(self) -> Callable[[Data], Any]:
-        return brainstate.transform.jit(self._sequence)
-
-    def _sequence(self, data: Data) -> Any:
-        weights = self.net.states(brainstate.ParamState)
-        loss = jax.vmap(self.model.loss) if self.is_batched else self.model.loss
-
-        def step(total: Tree, given: Data) -> Any:
-            def value() -> Any:
-                output = self.call(*given[0])
-                losses = loss(output, given[1])
-                return losses.sum(), (losses, output)
-
-            gradient, (losses, output) = brainstate.transform.grad(value, weights, has_aux=True)()
-            return _added(total, gradient), (losses, output)
-
-        zeros = jax.tree.map(u.math.zeros_like, weights.to_dict_values(), is_leaf=u.math.is_quantity)
-        return brainstate.transform.scan(step, zeros, data)
+@functools.cache
+def one_sample(made: Bench, make: Make) -> Native:
+    """One sample; made once, and restarted by whoever runs it."""
+    return native(made.subject, make)
 
 
-def _added(one: Tree, other: Tree) -> Tree:
-    return jax.tree.map(lambda x, y: x + y, one, other, is_leaf=u.math.is_quantity)
-
-
-def one_sample(name: str, seed: int, make: Make) -> Native:
-    """One sample."""
-    model = MODELS[name]
-    net = model.build(seed)
-    with brainstate.environ.context(**model.settings):
-        brainstate.nn.init_all_states(net)
-        algorithm = make(net)
-        algorithm.compile_graph(*model.inputs(seed))
-    return Native(model, seed, net, algorithm, algorithm, is_batched=False)
-
-
-def manual(name: str, seed: int, make: Make, samples: int = SAMPLES) -> Native:
+def manual(made: Bench, make: Make, samples: int = SAMPLES) -> Native:
     """A batch by `mode=Batching()`, which hands `(B, ...)` arrays to the module."""
-    model = MODELS[name]
-    net = model.build(seed)
+    model, net = made.model, made.model.build(made.seed)
     with brainstate.environ.context(**model.settings):
         brainstate.nn.init_all_states(net, batch_size=samples)
         algorithm = make(net, mode=brainstate.mixin.Batching())
-        algorithm.compile_graph(*model.inputs(seed, samples))
-    return Native(model, seed, net, algorithm, algorithm, is_batched=True)
+        algorithm.compile_graph(*model.inputs(made.seed, samples))
+    return Native.of(net, algorithm, model.loss, model.settings, is_batched=True)
 
 
-def mapped(name: str, seed: int, make: Make, samples: int = SAMPLES) -> Native:
+def mapped(made: Bench, make: Make, samples: int = SAMPLES) -> Native:
     """A batch by `vmap_new_states` and `brainstate.nn.Vmap`."""
-    model = MODELS[name]
-    net = model.build(seed)
+    model, net = made.model, made.model.build(made.seed)
     algorithm = make(net)
 
     @brainstate.transform.vmap_new_states(state_tag="new", axis_size=samples)
     def start() -> None:
         brainstate.nn.init_all_states(net)
-        algorithm.compile_graph(*model.inputs(seed))
+        algorithm.compile_graph(*model.inputs(made.seed))
 
     with brainstate.environ.context(**model.settings):
         start()
-    return Native(model, seed, net, algorithm, brainstate.nn.Vmap(algorithm, vmap_states="new"), is_batched=True)
+    call = brainstate.nn.Vmap(algorithm, vmap_states="new")
+    return Native.of(net, algorithm, model.loss, model.settings, call, is_batched=True)
 
 
 BATCHED = {"manual": manual, "vmap": mapped}
 """BrainScale's modes by the name of the strategy that they correspond to."""
 
 
-class Samples(NamedTuple):
-    """What BrainScale gives one sample at a time.
-
-    Attributes:
-      gradients: of each sample, `[B, *param.shape]`.
-      losses, outputs: `[T, B, ...]`.
-      ends: what was read of each sample after the last step.
-    """
-
-    gradients: Tree
-    losses: jax.Array
-    outputs: Tree
-    ends: list[Any]
-
-
-def one_by_one(bench: Bench, make: Make, read: Callable[[Native], Any]) -> Samples:
-    """The bench's own data, one sample at a time; `read` looks at each sample where it ended."""
-    hidden, data = bench.start("loop").hidden, bench.data(STEPS, SAMPLES)
-    native, parts, ends = one_sample(bench.model.name, bench.seed, make), [], []
-    for i in range(SAMPLES):
-        native.restart()
-        pb.write_states(native.net, sample(hidden, i))
-        parts.append(native.run(sample(data, i, axis=1)))
-        ends.append(read(native))
-    losses, outputs = (joined([part[k] for part in parts], axis=1) for k in (1, 2))
-    return Samples(joined([part[0] for part in parts]), losses, outputs, ends)
+def one_by_one(made: Bench, make: Make, read: Callable[[Bench, Native], Any]) -> Samples:
+    """The bench's own data and fresh states, one sample at a time; `read` looks at each sample where it ended."""
+    runs, hidden = one_sample(made, make), made.start("vmap").hidden
+    starts = [sample(hidden, i) for i in range(SAMPLES)]
+    return each_alone(runs, starts, made.data(STEPS, SAMPLES), lambda: read(made, runs))
 
 
 @functools.cache
-def by_input_output(bench: Bench) -> Result:
-    """BrainScale's ES_D_RTRL; the carry is what `pb.from_native` reads."""
-    run = one_by_one(bench, es_d_rtrl, lambda native: pb.from_native(bench.learner, native.algorithm))
+def by_input_output(made: Bench) -> Result:
+    """BrainScale's ES_D_RTRL, and where each sample ended."""
+    run = one_by_one(made, es_d_rtrl, carry_of)
     return Result(run.gradients, pb.Aux(joined_carries(run.ends), run.losses, run.outputs))
 
 
 @functools.cache
-def by_parameter(bench: Bench) -> Samples:
+def by_parameter(made: Bench) -> Samples:
     """BrainScale's D_RTRL; the ends are hidden states and traces."""
-    return one_by_one(bench, d_rtrl, lambda native: (hidden_states(native), parameter_traces(native.algorithm)))
+    return one_by_one(made, d_rtrl, lambda made, runs: (hidden_states(made, runs), parameter_traces(runs.algorithm)))
 
 
-def hidden_states(native: Native) -> dict[str, Tree]:
+def carry_of(made: Bench, runs: Native) -> pb.Carry:
+    """What `pb.from_native` reads."""
+    return pb.from_native(made.learner, runs.algorithm)
+
+
+def hidden_states(made: Bench, runs: Native) -> dict[str, Tree]:
     """The hidden states by path."""
-    values = pb.read_states(native.net)
-    return {path: values[path] for path in bench(native.model.name, native.seed).learner.init().hidden}
+    values = pb.read_states(runs.net)
+    return {path: values[path] for path in made.start("vmap").hidden}
 
 
 def parameter_traces(algorithm: Any) -> dict[str, dict[str, jax.Array]]:

@@ -1,18 +1,15 @@
 """Every layer that BrainScale runs, one sample at a time."""
 
-from typing import NamedTuple
-
-import brainstate
 import pytest
 
 import pure_batching as pb
 from pure_batching._errors import NativeError
 
 from ..alive import assert_alive
-from ..bench import SAMPLES, STEPS, Bench, Request
+from ..bench import STEPS, Request
 from ..layers import LAYERS, OPERATIONS, captured
-from ..trees import Tree, assert_close, assert_identical, assert_some_differ, joined, joined_carries, sample
-from .brainscale_runs import Make, Native, d_rtrl, es_d_rtrl
+from ..trees import assert_close, assert_identical, assert_some_differ, joined, sample
+from .brainscale_runs import Make, by_input_output, d_rtrl, es_d_rtrl, hidden_states, one_by_one, one_sample
 
 # What BrainScale raises for one sample; ours is exact there (tests/test_layers.py).
 CANNOT: dict[str, tuple[type[Exception], str]] = {
@@ -51,53 +48,13 @@ D_NATIVE = [name for name in OPERATIONS if name not in (*CANNOT_D_RTRL, *WRONG_D
 HALVES = (NATIVE[::2], NATIVE[1::2])
 
 
-class Alone(NamedTuple):
-    """What BrainScale gives each sample by itself, put side by side: the last are carries, or hidden states."""
-
-    gradients: Tree
-    reports: Tree
-    ends: list[Tree]
-
-
-def compiled(made: Bench, make: Make) -> Native:
-    """BrainScale's algorithm on one sample of a layer's model."""
-    model, net = made.model, made.model.build(made.seed)
-    with brainstate.environ.context(**model.settings):
-        brainstate.nn.init_all_states(net, batch_size=None)
-        algorithm = make(net)
-        algorithm.compile_graph(*model.inputs(made.seed))
-    return Native(model, made.seed, net, algorithm, algorithm, is_batched=False)
-
-
-def one_by_one(made: Bench, make: Make = es_d_rtrl) -> Alone:
-    """The bench's own data and fresh states, one sample at a time."""
-    native, data, start = compiled(made, make), made.data(STEPS, SAMPLES), made.start("vmap").hidden
-    parts, ends = [], []
-    for i in range(SAMPLES):
-        native.restart()
-        pb.write_states(native.net, sample(start, i))
-        parts.append(native.run(sample(data, i, axis=1)))
-        ends.append(end_of(native, made))
-    reports = joined([part[1:] for part in parts], axis=1)
-    return Alone(joined([part[0] for part in parts]), reports, ends)
-
-
-def end_of(native: Native, made: Bench) -> Tree:
-    """The whole carry, or the hidden states where traces are kept in another shape."""
-    if isinstance(made.learner.algorithm, pb.ES_D_RTRL):
-        return pb.from_native(made.learner, native.algorithm)
-    values = pb.read_states(native.net)
-    return {path: values[path] for path in made.start("vmap").hidden}
-
-
 def check_parity(name: str, seed: int) -> None:
     """Gradients, losses, outputs and the carry, of each sample."""
     made, request = captured(name, seed), Request("vmap")
-    want, got = one_by_one(made), made.result(request)
+    want, got = by_input_output(made), made.result(request)
     assert_alive(made, request, got)
     assert_close(got.gradients, want.gradients, "native")
-    assert_close((got.aux.losses, got.aux.outputs), want.reports, "native")
-    assert_close(got.aux.carry, joined_carries(want.ends), "native")
+    assert_close(got.aux, want.aux, "native")
 
 
 class TestOneHalf:
@@ -116,16 +73,17 @@ class TestParameterTraces:
     @pytest.mark.parametrize("name", D_NATIVE)
     def test_equals_each_sample_alone(self, name: str, seed: int) -> None:
         made = captured(name, seed, pb.D_RTRL())
-        want, got = one_by_one(made, d_rtrl), made.result(Request("vmap"))
+        want, got = one_by_one(made, d_rtrl, hidden_states), made.result(Request("vmap"))
         assert_alive(made, Request("vmap"), got)
         assert_close(got.gradients, want.gradients, "native")
-        assert_close((got.aux.losses, got.aux.outputs), want.reports, "native")
+        assert_close((got.aux.losses, got.aux.outputs), (want.losses, want.outputs), "native")
         assert_close(got.aux.carry.hidden, joined(want.ends), "native")
 
     @pytest.mark.parametrize("name", D_NATIVE)
     def test_there_and_back(self, name: str, seed: int) -> None:
         made = captured(name, seed, pb.D_RTRL())
-        native, data = compiled(made, d_rtrl), sample(made.data(STEPS, 1), 0, axis=1)
+        native, data = one_sample(made, d_rtrl), sample(made.data(STEPS, 1), 0, axis=1)
+        native.restart()
         native.run(data)
         before = pb.from_native(made.learner, native.algorithm)
         native.run(data)
@@ -138,19 +96,19 @@ class TestFaults:
     def test_what_brainscale_cannot_run(self, name: str, seed: int) -> None:
         made, (error, text) = captured(name, seed), CANNOT[name]
         with pytest.raises(error, match=text):
-            compiled(made, es_d_rtrl)
+            one_sample(made, es_d_rtrl)
 
     @pytest.mark.parametrize("name", CANNOT_D_RTRL)
     def test_what_its_d_rtrl_cannot_run(self, name: str, seed: int) -> None:
         made, (error, text) = captured(name, seed, pb.D_RTRL()), CANNOT_D_RTRL[name]
         with pytest.raises(error, match=text):
-            one_by_one(made, d_rtrl)
+            one_by_one(made, d_rtrl, hidden_states)
 
     @pytest.mark.parametrize("name", WRONG_D_RTRL)
     def test_traces_that_it_has_summed(self, name: str, seed: int) -> None:
         """Neither read nor written, since one number stands for several."""
         made = captured(name, seed, pb.D_RTRL())
-        native = compiled(made, d_rtrl)
+        native = one_sample(made, d_rtrl)
         before = pb.read_states(native.net)
         for convert in (pb.from_native, lambda learner, algorithm: pb.to_native(learner, learner.init(), algorithm)):
             with pytest.raises(NativeError, match=SUMMED):
@@ -163,6 +121,6 @@ class TestFaults:
     )
     def test_where_it_is_wrong(self, name: str, make: Make, seed: int) -> None:
         made = captured(name, seed, pb.D_RTRL() if make is d_rtrl else pb.ES_D_RTRL(0.9))
-        want, got = one_by_one(made, make), made.result(Request("vmap"))
-        assert_close((got.aux.losses, got.aux.outputs), want.reports, "native")
+        want, got = one_by_one(made, make, hidden_states), made.result(Request("vmap"))
+        assert_close((got.aux.losses, got.aux.outputs), (want.losses, want.outputs), "native")
         assert_some_differ(got.gradients, want.gradients)

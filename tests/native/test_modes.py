@@ -10,7 +10,7 @@ import pytest
 import pure_batching as pb
 
 from ..alive import assert_alive, assert_gradients_alive
-from ..bench import BATCHED_RUNS, SAMPLES, STEPS, Request, bench
+from ..bench import BATCHED_RUNS, SAMPLES, STEPS, Data, Request, bench
 from ..models import MODELS
 from ..trees import assert_close, assert_some_differ, sample
 from .brainscale_runs import BATCHED, Make, d_rtrl, es_d_rtrl
@@ -34,7 +34,8 @@ MATRICES = ("tutorial", "LSTMCell", "MinimalRNNCell")
 @functools.cache
 def in_one_batch(name: str, mode: str, make: Make, seed: int) -> tuple[Any, Any]:
     """The gradients, losses and outputs of BrainScale's mode, and where it ended."""
-    made, native = bench(name, seed), BATCHED[mode](name, seed, make)
+    made = bench(name, seed)
+    native = BATCHED[mode](made, make)
     pb.write_states(native.net, made.start("loop").hidden)
     return native.run(made.data(STEPS, SAMPLES)), native.algorithm
 
@@ -83,13 +84,13 @@ class TestParameterTraces:
     def test_manual_couples_samples(self, seed: int) -> None:
         """Fault 1, seen from a sample whose loss alone counts, while the other samples' inputs grow."""
         made = bench("MinimalRNNCell", seed, pb.D_RTRL())
-        native = BATCHED["manual"]("MinimalRNNCell", seed, d_rtrl)
+        native = BATCHED["manual"](made, d_rtrl)
         (inputs,), targets = made.data(STEPS, SAMPLES)
         alone = jax.tree.map(lambda x: np.where(np.arange(SAMPLES)[:, None] == 0, x, 10 * x), inputs)
         outputs, of_first = [], []
         for given in (inputs, alone):
             native.restart()
-            _, _, output = native.run(((given,), targets))
+            _, _, output = native.run(Data((given,), targets))
             outputs.append(sample(output, 0, axis=1))
             of_first.append({k: sample(t, 0) for k, t in trace_of(native.algorithm).items()})
         assert_close(outputs[0], outputs[1])

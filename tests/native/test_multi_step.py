@@ -13,9 +13,9 @@ import pytest
 import pure_batching as pb
 
 from ..alive import assert_gradients_alive, assert_traces_alive
-from ..bench import SAMPLES, STEPS, Request, bench
+from ..bench import SAMPLES, STEPS, Bench, Request, bench
 from ..trees import Tree, assert_close, assert_differ, joined, joined_carries, sample
-from .brainscale_runs import Make, Native, d_rtrl, es_d_rtrl, hidden_states, one_sample
+from .brainscale_runs import Make, Native, carry_of, d_rtrl, es_d_rtrl, hidden_states, one_sample
 
 MODELS = ("MinimalRNNCell", "LSTMCell", "tutorial", "lif", "readouts", "LRUCell")
 WINDOWS = (1, 2, 3)
@@ -23,9 +23,9 @@ WINDOWS = (1, 2, 3)
 RULES = {"ES_D_RTRL": (pb.ES_D_RTRL(0.9, vjp="multi-step"), es_d_rtrl), "D_RTRL": (pb.D_RTRL(vjp="multi-step"), d_rtrl)}
 
 
-def windowed(name: str, seed: int, make: Make) -> Native:
+def windowed(made: Bench, make: Make) -> Native:
     """BrainScale's multi-step method on one sample, fed with a window at a time."""
-    native = one_sample(name, seed, functools.partial(make, vjp_method="multi-step"))
+    native = one_sample(made, functools.partial(make, vjp_method="multi-step"))
 
     def call(*inputs: Tree) -> Tree:
         return native.algorithm(*map(brainscale.MultiStepData, inputs))
@@ -48,12 +48,13 @@ def flat(tree: Tree) -> Tree:
 @pytest.mark.parametrize("rule", RULES)
 def test_equals_brainscale(rule: str, name: str, window: int, seed: int) -> None:
     algorithm, make = RULES[rule]
-    made, native = bench(name, seed, algorithm), windowed(name, seed, make)
+    made = bench(name, seed, algorithm)
+    native = windowed(made, make)
     data, parts, ends = made.data(STEPS, SAMPLES), [], []
     for i in range(SAMPLES):
         native.restart()
         parts.append(native.run(in_windows(sample(data, i, axis=1), window)))
-        ends.append(end_of(native, made.learner))
+        ends.append(end_of(made, native))
     got = made.result(Request(window=window))
     assert_gradients_alive(got.gradients)
     assert_traces_alive(got.aux.carry.trace)
@@ -66,11 +67,9 @@ def test_equals_brainscale(rule: str, name: str, window: int, seed: int) -> None
         assert_close(got.aux.carry.hidden, joined(ends), "native")
 
 
-def end_of(native: Native, learner: pb.Learner) -> Any:
+def end_of(made: Bench, native: Native) -> Any:
     """Where BrainScale ended: the whole carry, or the hidden states where it cannot be read."""
-    if isinstance(learner.algorithm, pb.ES_D_RTRL):
-        return pb.from_native(learner, native.algorithm)
-    return hidden_states(native)
+    return carry_of(made, native) if isinstance(made.learner.algorithm, pb.ES_D_RTRL) else hidden_states(made, native)
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -42,7 +42,9 @@ class TestOneSample:
     @pytest.mark.parametrize("name", [name for name in NATIVE if name not in (*CANNOT, "random_start")])
     def test_fresh_states(self, name: str, seed: int) -> None:
         """What a module starts from, where it draws nothing."""
-        made, native = bench(name, seed), one_sample(name, seed, es_d_rtrl)
+        made = bench(name, seed)
+        native = one_sample(made, es_d_rtrl)
+        native.restart()
         assert_close(pb.from_native(made.learner, native.algorithm), made.learner.init(), "native")
 
     @pytest.mark.parametrize("name", CANNOT)

@@ -34,7 +34,8 @@ HALF = STEPS // 2
 @functools.cache
 def compiled(rule: str, name: str, mode: str | None, seed: int) -> Native:
     """A compiled algorithm, made once and restarted by each test."""
-    return MODES[mode](name, seed, RULES[rule][1])
+    algorithm, make = RULES[rule]
+    return MODES[mode](bench(name, seed, algorithm), make)
 
 
 def request(mode: str | None) -> Request:
@@ -76,7 +77,7 @@ class TestRoundTrip:
         made, native = both(rule, name, mode, seed)
         native.restart()
         learner, before = made.batched(mode), pb.read_states(native.net)
-        carry = made.run(request(mode), None, made.data(*request(mode).lead)).aux.carry
+        carry = made.run(request(mode), None, halves(made, mode)[0]).aux.carry
         pb.to_native(learner, carry, native.algorithm)
         assert_identical(plain(pb.from_native(learner, native.algorithm)), plain(carry))
         after = pb.read_states(native.net)

@@ -10,6 +10,7 @@ from pure_batching import testing
 from pure_batching.testing import LawViolation, assert_interchangeable
 from pure_batching.testing.modules import SETTINGS, Cell, Leaky, Net, Readout, squared
 
+from ..bench import bench
 from ..models import MODELS
 from .brainscale_runs import d_rtrl, manual
 
@@ -18,7 +19,10 @@ class Manual:
     """BrainScale's D_RTRL in its manual mode, as a runner: outputs, losses and traces of each sample."""
 
     def __init__(self, learner: pb.Learner, samples: int) -> None:
-        self.learner, self.native = pb.vmap(learner, samples), manual("MinimalRNNCell", 0, d_rtrl, samples)
+        self.learner, self.native = (
+            pb.vmap(learner, samples),
+            manual(bench("MinimalRNNCell", 0, pb.D_RTRL()), d_rtrl, samples),
+        )
 
     def init(self, key: Any = None) -> pb.Carry:
         return self.learner.init(key)
@@ -27,7 +31,7 @@ class Manual:
         del request, params, flags
         self.native.restart()
         pb.write_states(self.native.net, carry.hidden)
-        _, losses, outputs = self.native.run((data.inputs, data.targets))
+        _, losses, outputs = self.native.run(data)
         trace = {str(key): state.value for key, state in self.native.algorithm.etrace_bwg.items()}
         count = np.full(data.samples, data.steps, np.int32)
         return testing.Result(outputs, losses, {}, pb.Carry({}, {}, {}, {}, trace, count))
