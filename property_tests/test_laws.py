@@ -4,10 +4,15 @@ import brainstate
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from pure_batching.testing import assert_alive, laws
-from pure_batching.testing.strategies import cases
+import pure_batching as pb
+from pure_batching.testing import Case, assert_alive, laws
+from pure_batching.testing.strategies import SIZE, cases
 
-from .subjects import ENTRIES, SAMPLES, STEPS, Entry, subject
+from .subjects import ENTRIES, SAMPLES, SHARED, STEPS, Entry, subject
+
+# The smallest batches and sequences, and as many samples as there are features: steps, samples.
+EDGES = ((1, 1), (1, 2), (4, 1), (4, SIZE))
+AT_EDGES = Entry(SHARED, pb.ES_D_RTRL(0.9))
 
 # A law that captures or compiles for each example gets one.
 COSTLY = ("purity", "round_trip")
@@ -28,3 +33,19 @@ class TestLaws:
                 laws.ALL[law](case)
 
         holds()
+
+
+@pytest.mark.xdist_group(str(AT_EDGES))
+@pytest.mark.parametrize(("steps", "samples"), EDGES)
+def test_at_the_edges(steps: int, samples: int) -> None:
+    made = subject(AT_EDGES)
+
+    @settings(max_examples=1)
+    @given(cases(made, AT_EDGES.net, steps, samples))
+    def hold(case: Case) -> None:
+        assert_alive(case.result(case.reference), large_traces=False)
+        for law in laws.ALL.values():
+            law(case)
+
+    with brainstate.environ.context(precision=AT_EDGES.precision):
+        hold()

@@ -9,12 +9,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings, strategies as st
 
 import pure_batching as pb
 from pure_batching import testing
-from pure_batching.testing import DeadComparisonError, LawViolation, assert_interchangeable, laws, smallest_margin
+from pure_batching.testing import (
+    DeadComparisonError,
+    LawViolation,
+    assert_interchangeable,
+    laws,
+    modules,
+    smallest_margin,
+    strategies,
+)
 from pure_batching.testing.modules import SETTINGS, Cell, Leaky, Net, Readout, Spiking, squared
 
+from .bench import bench
 from .models import MODELS
 
 SMALL = Net((Leaky("linear", 6), Readout("linear")))
@@ -160,3 +170,41 @@ def test_descriptions_can_be_pasted(operator: str) -> None:
     net = Net((Leaky(operator, 6), Readout("untraced")), n_inputs=2, is_shared=True)
     assert eval(repr(net)) == net
     assert jax.tree.structure(pb.read_states(net())) == jax.tree.structure(pb.read_states(eval(repr(net))()))
+
+
+few = settings(max_examples=10, derandomize=True, deadline=None, database=None)
+
+
+class TestStrategies:
+    @few
+    @given(strategies.modules(), strategies.algorithms())
+    def test_what_is_drawn_can_be_pasted(self, net: Net, algorithm: pb.Algorithm) -> None:
+        scope = {**vars(modules), **vars(pb)}
+        assert eval(repr(net), scope) == net
+        assert eval(repr(algorithm), scope) == algorithm
+
+    @few
+    @given(st.data(), strategies.batch_sizes())
+    def test_a_batch_is_cut_and_ordered(self, data: st.DataObject, samples: int) -> None:
+        sizes, order = data.draw(strategies.partitions(samples)), data.draw(strategies.permutations(samples))
+        assert sum(sizes) == samples
+        assert min(sizes) >= 1
+        assert sorted(order) == list(range(samples))
+
+    def test_carries_are_fresh_or_have_seen_steps(self, seed: int) -> None:
+        made, counts = bench("two_inputs", seed), set()
+
+        @few
+        @given(strategies.carries(made.batched("vmap"), made.params))
+        def drawn(carry: pb.Carry) -> None:
+            made.batched("vmap").check_carry(carry)
+            counts.update(carry.update_count.tolist())
+
+        drawn()
+        assert counts > {0}
+
+    @few
+    @given(strategies.sequences(SMALL, 3, 2))
+    def test_sequences_are_data_of_the_module(self, data: testing.Data) -> None:
+        assert (data.steps, data.samples) == (3, 2)
+        assert jax.tree.map(lambda x: x[0, 0].shape, data.inputs) == jax.tree.map(jnp.shape, SMALL.example())

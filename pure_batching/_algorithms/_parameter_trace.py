@@ -55,6 +55,16 @@ def placed(leaf: WeightLeaf, values: jax.Array, rank: int) -> jax.Array:
     return ordered.reshape(*(sizes.get(axis, 1) for axis in range(len(leaf.spec.shape))), *rest)
 
 
+def is_outer_product(leaf: WeightLeaf, x: jax.Array) -> bool:
+    """Whether the trace of one step is `x (x) df`, entry by entry a product of two numbers."""
+    return leaf.is_factor and leaf.axes in ((0,), (1,)) and len(leaf.spec.shape) == 2 and x.ndim == 1  # noqa: PLR2004
+
+
+def beside(leaf: WeightLeaf, x: jax.Array) -> jax.Array:
+    """An input `[in]` of such a leaf beside its elements, `[in, 1, 1]` or `[1, in, 1]`."""
+    return x[None, :, None] if leaf.axes == (0,) else x[:, None, None]
+
+
 def outer(relation: Relation, weight: Any, x: jax.Array | None, values: jax.Array) -> dict[str, jax.Array]:
     """The sum over `K` of `values dy/dw`, by leaf: a trace.
 

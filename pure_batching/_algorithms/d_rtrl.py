@@ -1,14 +1,24 @@
 """D_RTRL: a trace of the shape of each weight, exact along the diagonal of the hidden Jacobian."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 
 from .._program import Jacobians, Link, Params, Program, Relation
-from ._parameter_trace import Leaves, ParameterTrace, gradient, outer, propagated, zeros
+from ._parameter_trace import (
+    Leaves,
+    ParameterTrace,
+    beside,
+    gradient,
+    is_outer_product,
+    outer,
+    placed,
+    propagated,
+    zeros,
+)
 from .base import (
     RULES,
     VJPS,
@@ -143,15 +153,28 @@ def _normalised_step(
     weights: Leaves = {}
     feeds: Leaves = {}
     for relation, link in _uses(program):
-        x = None if relation.x is None else jacobians.xs[relation.x.name][None]
-        added = outer(relation, params[relation.weight], x, jacobians.dfs[link.name][None])
-        feeds[link.name] = {name: 1 / _largest(term) for name, term in added.items()}
+        x = None if relation.x is None else jacobians.xs[relation.x.name]
+        added, largest = _instantaneous(relation, params[relation.weight], x, jacobians.dfs[link.name])
+        feeds[link.name] = {name: 1 / number for name, number in largest.items()}
         weights[link.name] = {}
         for leaf in relation.leaves:
             matrix = jacobians.diagonals[link.group.name] / trace.scales[link.name][leaf.name]
             carried = propagated(relation, leaf, matrix, trace.weights[link.name][leaf.name])
             weights[link.name][leaf.name] = carried + feeds[link.name][leaf.name] * added[leaf.name]
     return ParameterTrace(weights, jax.tree.map(_largest, weights)), feeds
+
+
+def _instantaneous(
+    relation: Relation, weight: Any, x: jax.Array | None, df: jax.Array
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """`x (x) df` of one step and its largest entry, by leaf: for a matrix the product of two, so that none is built."""
+    added = outer(relation, weight, None if x is None else x[None], df[None])
+    largest = {name: _largest(term) for name, term in added.items()}
+    for leaf in relation.leaves:
+        if x is not None and is_outer_product(leaf, x):
+            added[leaf.name] = beside(leaf, x) * placed(leaf, df, 1)
+            largest[leaf.name] = jnp.maximum(jnp.abs(x).max() * jnp.abs(df).max(), 1)
+    return added, largest
 
 
 def _largest(array: jax.Array) -> jax.Array:

@@ -16,6 +16,8 @@ from .._algorithms.es_d_rtrl import ES_D_RTRL
 from .._algorithms.hybrid import Hybrid
 from .._execution import Carry
 from .._learner import Learner
+from .._program import Params
+from .._tree import Tree, with_lead
 from ._case import Case, Subject
 from .modules import CELLS, NEURONS, OPERATORS, READOUTS, SYNAPSES, Cell, Leaky, Net, Readout, Spiking
 
@@ -90,9 +92,27 @@ def cases(subject: Subject, net: Net, steps: int, samples: int, window: int = 2)
     return st.builds(case, seeds, seeds, st.floats(1.0, 3.0))
 
 
-def carries(learner: Learner) -> st.SearchStrategy[Carry]:
-    """Fresh carries from any key; random initial states differ."""
-    return st.integers(0, 2**32 - 1).map(lambda seed: learner.init(jax.random.key(seed)))
+def carries(learner: Learner, params: Params) -> st.SearchStrategy[Carry]:
+    """Carries of a learner, of one sample or a batch: fresh from any key, or after some steps on any inputs."""
+
+    def carry(seed: int, steps: int) -> Carry:
+        now = learner.init(jax.random.key(seed))
+        for key in jax.random.split(jax.random.key(seed), steps):
+            now, _ = learner.step(params, now, *_inputs(learner, key))
+        return now
+
+    return st.builds(carry, st.integers(0, 2**32 - 1), st.integers(0, 3))
+
+
+def _inputs(learner: Learner, key: jax.Array) -> tuple[Tree, ...]:
+    """The arguments of one step: numbers in (0, 2), and zeros where they are whole."""
+    specs, treedef = jax.tree.flatten(with_lead(learner.program.inputs, learner.execution.lead))
+    keys = jax.random.split(key, len(specs))
+    leaves = [
+        jax.random.uniform(k, s.shape, s.dtype, 0, 2) if jnp.issubdtype(s.dtype, jnp.floating) else jnp.zeros_like(s)
+        for k, s in zip(keys, specs, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, leaves)
 
 
 def near(subject: Subject, seed: int) -> dict:
