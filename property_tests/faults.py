@@ -210,8 +210,8 @@ FAULTS = (
     Fault(
         "the instantaneous term is not normalised",
         _one("d_rtrl"),
-        "{name: 1 / _largest(term) for name, term in added.items()}",
-        "{name: jnp.ones_like(_largest(term)) for name, term in added.items()}",
+        "{name: 1 / number for name, number in largest.items()}",
+        "{name: jnp.ones_like(number) for name, number in largest.items()}",
         "test_d_rtrl.py::TestClosedForms::test_in_numpy",
     ),
     Fault(
