@@ -5,6 +5,7 @@ failed. `HYPOTHESIS_PROFILE=nightly` chooses it.
 """
 
 import os
+from collections import Counter
 from collections.abc import Generator
 from typing import Any
 
@@ -76,3 +77,14 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     totals = TOTALS or [(len(COMPILED), sum(COMPILED))]
     programs, seconds = (sum(column) for column in zip(*totals, strict=True))
     terminalreporter.write_line(f"compiled {programs} programs in {seconds:.0f} s")
+    costs = ", ".join(f"{law} {cost:.0f} s" for law, cost in costs_of_laws(terminalreporter.stats.get("passed", [])))
+    terminalreporter.write_line(f"laws, all entries: {costs}")
+
+
+def costs_of_laws(reports: list[Any]) -> list[tuple[str, float]]:
+    """What each law took, the dearest first."""
+    costs: Counter[str] = Counter()
+    for report in reports:
+        if report.when == "call" and "::test_holds[" in report.nodeid:
+            costs[report.nodeid.split("::test_holds[")[1].split("-")[0]] += report.duration
+    return costs.most_common()

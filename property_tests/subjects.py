@@ -1,7 +1,6 @@
 """What the laws are tried on: every algorithm, on modules that cover every kind of layer, in both precisions."""
 
 import functools
-import os
 from typing import NamedTuple
 
 import brainstate
@@ -37,34 +36,28 @@ SCALED = Net((Leaky("element_wise", SIZE),), n_inputs=2)
 MASKED = Net((Leaky("masked", SIZE), Leaky("signed", SIZE)))
 
 # Each algorithm, each kind of layer and both precisions.
-_ALWAYS = (
+ENTRIES = (
     Entry(RECURRENT_SPIKES, pb.ES_D_RTRL(0.9)),
     Entry(SHARED, pb.ES_D_RTRL(0.9)),
+    Entry(GATED, pb.ES_D_RTRL(0.9)),
     Entry(GATED, pb.ES_D_RTRL(5, rule="published")),
+    Entry(DEEP, pb.ES_D_RTRL(5, rule="published")),
     Entry(ADAPTIVE, pb.ES_D_RTRL(0.9, vjp="multi-step")),
     Entry(RECURRENT_SPIKES, pb.D_RTRL()),
+    Entry(GATED, pb.D_RTRL()),
     Entry(CONVOLVED, pb.D_RTRL(rule="published")),
     Entry(SCALED, pb.D_RTRL(rule="published")),
+    Entry(ADAPTIVE, pb.D_RTRL(rule="published")),
     Entry(COMPLEX, pb.D_RTRL(vjp="multi-step")),
     Entry(MASKED, pb.Hybrid(0.9)),
     Entry(GATED, pb.BPTT()),
-    Entry(ADAPTIVE, pb.ES_D_RTRL(0.9), 32),
-    Entry(COMPLEX, pb.D_RTRL(rule="published"), 32),
-)
-
-# More of their combinations, for which only the night has time.
-_AT_NIGHT = (
-    Entry(GATED, pb.ES_D_RTRL(0.9)),
-    Entry(DEEP, pb.ES_D_RTRL(5, rule="published")),
-    Entry(GATED, pb.D_RTRL()),
-    Entry(ADAPTIVE, pb.D_RTRL(rule="published")),
     Entry(DEEP, pb.BPTT()),
     Entry(RECURRENT_SPIKES, pb.BPTT(checkpoint=True)),
+    Entry(ADAPTIVE, pb.ES_D_RTRL(0.9), 32),
     Entry(GATED, pb.D_RTRL(), 32),
+    Entry(COMPLEX, pb.D_RTRL(rule="published"), 32),
     Entry(GATED, pb.BPTT(), 32),
 )
-
-ENTRIES = _ALWAYS + (_AT_NIGHT if os.environ.get("HYPOTHESIS_PROFILE") == "nightly" else ())
 
 
 @functools.cache

@@ -13,3 +13,7 @@ def test_there_are_enough() -> None:
 def test_can_be_put_in(fault: Fault) -> None:
     text = (ROOT / "pure_batching" / fault.file).read_text(encoding="utf-8")
     assert with_fault(fault, text) != text
+
+
+def test_the_score_stands_in_the_readme() -> None:
+    assert f"{len(FAULTS)} of {len(FAULTS)} |" in (ROOT / "README.md").read_text(encoding="utf-8")

@@ -9,8 +9,8 @@ from pure_batching.testing import assert_interchangeable
 from pure_batching.testing.modules import SETTINGS, Net, squared
 from pure_batching.testing.strategies import algorithms, batch_sizes, modules
 
-# Each example captures and compiles a new architecture, which takes half a minute.
-EXAMPLES = 2
+# Each example captures and compiles a new architecture, which takes ten seconds.
+EXAMPLES = 3
 
 
 @pytest.mark.xdist_group("modules")
