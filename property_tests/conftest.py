@@ -77,8 +77,10 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     totals = TOTALS or [(len(COMPILED), sum(COMPILED))]
     programs, seconds = (sum(column) for column in zip(*totals, strict=True))
     terminalreporter.write_line(f"compiled {programs} programs in {seconds:.0f} s")
-    costs = ", ".join(f"{law} {cost:.0f} s" for law, cost in costs_of_laws(terminalreporter.stats.get("passed", [])))
-    terminalreporter.write_line(f"laws, all entries: {costs}")
+    costs = costs_of_laws(terminalreporter.stats.get("passed", []))
+    if costs:
+        listed = ", ".join(f"{law} {cost:.0f} s" for law, cost in costs)
+        terminalreporter.write_line(f"what each law took: {listed}")
 
 
 def costs_of_laws(reports: list[Any]) -> list[tuple[str, float]]:

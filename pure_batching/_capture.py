@@ -23,10 +23,10 @@ from ._assembly import Assembly, Compiled, FoundGroup, FoundRelation, split_stat
 from ._blueprint import Blueprint, states_of
 from ._checks import check_batched, check_dtypes, check_reach, check_unchanged
 from ._errors import CaptureError, PureBatchingError, StrategyError
+from ._mappable import written_out, written_out_equation
 from ._program import Axis, Params, Program, States
 from ._readable import readable
 from ._reasons import first_lines, repair_of
-from ._sparse import written_out, written_out_equation
 from ._tree import Tree, named_leaves, path_name, spec_of, spec_text, strong, with_lead, zeros_of
 
 RANDOM = "random"

@@ -1,4 +1,4 @@
-"""Sparse products: the dense model's numbers, in every strategy."""
+"""Operations written out: sparse products give the dense model's numbers, convolutions keep samples apart."""
 
 import dataclasses
 import functools
@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 from brainscale.nn import Linear, SparseLinear
 from brainstate.nn import Module
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, jaxpr_as_fun
 
 import pure_batching as pb
+from pure_batching._mappable import written_out_equation
 
 from .alive import assert_gradients_alive, assert_traces_alive
-from .bench import ONLINE_RULES, SAMPLES, STEPS, STRATEGIES, WINDOW
+from .bench import ONLINE_RULES, SAMPLES, STEPS, STRATEGIES, WINDOW, Request, bench
 from .models import N_IN, N_REC, squared
 from .modules import Leaky, zeros
-from .trees import Tree, assert_close, assert_differ
+from .trees import Tree, assert_close, assert_differ, assert_identical, sample, sample_of_carry
 
 FORMATS = {"CSR": u.sparse.CSR, "COO": u.sparse.COO, "CSC": u.sparse.CSC}
 RULES = {**ONLINE_RULES, "D_RTRL multi-step": pb.D_RTRL(vjp="multi-step"), "BPTT": pb.BPTT()}
@@ -169,8 +171,49 @@ def captured_op(stored: Any, weight_fn: Any) -> tuple[pb.Learner, Tree]:
     return capture(Own(op, {"weight": stored.data}), "ES_D_RTRL", is_recurrent=True)
 
 
+class TestConvolutions:
+    """The derivative by the kernel of one image, mapped over samples."""
+
+    @pytest.mark.parametrize("window", [1, WINDOW])
+    @pytest.mark.parametrize("rule", ["D_RTRL", "D_RTRL published", "Hybrid", "D_RTRL multi-step", "BPTT"])
+    @pytest.mark.parametrize("name", ["conv_rates", "conv_spikes"])
+    def test_what_is_no_number_stays_with_its_sample(self, name: str, rule: str, window: int, seed: int) -> None:
+        made, request = bench(name, seed, RULES[rule]), Request("vmap", window=window)
+        data, want = made.data(STEPS, SAMPLES), made.result(request)
+        got = made.run(request, None, jax.tree.map(lambda x: jnp.asarray(x).at[:, 1].set(jnp.nan), data))
+        assert_gradients_alive(want.gradients)
+        for i in (0, 2):
+            assert_identical(sample(got.gradients, i), sample(want.gradients, i))
+            assert_identical(sample_of_carry(got.aux.carry, i), sample_of_carry(want.aux.carry, i))
+
+    def test_derivatives(self, seed: int) -> None:
+        """By image and by kernel, forwards and backwards, of the first order and of the second."""
+        rng, params = np.random.default_rng(seed), convolution(jnp.ones((1, 6, 2)), jnp.ones((3, 2, 4))).params
+        image, kernel = jnp.asarray(rng.normal(size=(1, 6, 2))), jnp.asarray(rng.normal(size=(3, 2, 4)))
+
+        def plain(image: jax.Array, kernel: jax.Array) -> jax.Array:
+            return jnp.tanh(jax.lax.conv_general_dilated(image, kernel, **params)).sum()
+
+        def ours(image: jax.Array, kernel: jax.Array) -> jax.Array:
+            eqn = written_out_equation(convolution(image, kernel))
+            (out,) = jaxpr_as_fun(ClosedJaxpr(Jaxpr((), eqn.invars, eqn.outvars, [eqn]), ()))(image, kernel)
+            return jnp.tanh(out).sum()
+
+        for derive in (jax.value_and_grad, jax.jacfwd, jax.hessian):
+            for argument in (0, 1):
+                assert_close(derive(ours, argument)(image, kernel), derive(plain, argument)(image, kernel))
+
+
+def convolution(image: jax.Array, kernel: jax.Array) -> JaxprEqn:
+    """An equation of one image and a kernel."""
+    numbers = ("NWC", "WIO", "NWC")
+    spec = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (image, kernel)]
+    traced = jax.make_jaxpr(lambda *x: jax.lax.conv_general_dilated(*x, (2,), "SAME", dimension_numbers=numbers))(*spec)
+    return traced.jaxpr.eqns[-1]
+
+
 class TestUpstream:
-    """Why products are written out. A test that fails here says that upstream is mended, and that `_sparse` may go."""
+    """Why operations are written out. A test that fails here says that upstream is mended, and what may go."""
 
     @pytest.mark.parametrize(
         ("kind", "compare"), [("CSR", assert_differ), ("COO", assert_differ), ("CSC", assert_close)]
@@ -191,3 +234,15 @@ class TestUpstream:
         stored = FORMATS[kind].fromdense(matrix(seed))
         with pytest.raises(NotImplementedError, match="Batching rule"):
             jax.vmap(lambda x: x @ stored)(jnp.ones((SAMPLES, N_IN + N_REC)))
+
+    def test_a_mapped_derivative_by_the_kernel(self, seed: int) -> None:
+        """Finite numbers of another sample are multiplied by zero, and so is NaN."""
+        rng = np.random.default_rng(seed)
+        x, dy = jnp.asarray(rng.normal(size=(SAMPLES, 1, 6, 2))), jnp.asarray(rng.normal(size=(SAMPLES, 1, 3, 4)))
+
+        def of_kernel(x: jax.Array, dy: jax.Array) -> jax.Array:
+            params = convolution(x, jnp.ones((3, 2, 4))).params
+            return jax.vjp(lambda k: jax.lax.conv_general_dilated(x, k, **params), jnp.ones((3, 2, 4)))[1](dy)[0]
+
+        assert jnp.isfinite(jax.vmap(of_kernel)(x, dy)).all()
+        assert jnp.isnan(jax.vmap(of_kernel)(x.at[1].set(jnp.nan), dy)[0]).any()

@@ -1,0 +1,113 @@
+"""Operations that cannot be mapped or differentiated as they are, written out in others.
+
+The libraries of sparse matrices give their products no batching rule, and differentiate `x @ A` wrongly with respect to
+the stored numbers of `A` (measured with saiunit 0.3.2 and 0.5.2). The derivative of a convolution of one image by its
+kernel, mapped over samples, is a convolution in which each sample is a group with one channel. XLA makes of those one
+that multiplies the other samples by zero, which keeps finite numbers apart, but not NaN (measured with jax 0.9.2).
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+
+from ._jaxpr import spec_of_var
+
+
+def written_out(jaxpr: Jaxpr) -> Jaxpr:
+    """The same jaxpr, variable for variable, with such operations written out."""
+    return Jaxpr(
+        jaxpr.constvars,
+        jaxpr.invars,
+        jaxpr.outvars,
+        [written_out_equation(eqn) for eqn in jaxpr.eqns],
+        jaxpr.effects,
+        jaxpr.debug_info,
+    )
+
+
+def written_out_equation(eqn: JaxprEqn) -> JaxprEqn:
+    """The same equation, itself or within a call, with such operations written out."""
+    if _is_written_out(eqn):
+        operation = _OPERATIONS[eqn.primitive.name]
+        return _call(lambda *arrays: operation(*arrays, **eqn.params), eqn)
+    inner = eqn.params.get("jaxpr")
+    if isinstance(inner, ClosedJaxpr) and _holds_one(inner.jaxpr):
+        return eqn.replace(params={**eqn.params, "jaxpr": ClosedJaxpr(written_out(inner.jaxpr), inner.consts)})
+    return eqn
+
+
+def _call(function: Callable[..., jax.Array], eqn: JaxprEqn) -> JaxprEqn:
+    """An equation that calls `function` between the variables of `eqn`."""
+    traced = jax.make_jaxpr(jax.jit(function))(*(spec_of_var(var) for var in eqn.invars))
+    (call,) = traced.jaxpr.eqns
+    return call.replace(invars=eqn.invars, outvars=eqn.outvars)
+
+
+def _is_written_out(eqn: JaxprEqn) -> bool:
+    return eqn.primitive.name in _OPERATIONS and (eqn.primitive.name != "conv_general_dilated" or _is_of_one_image(eqn))
+
+
+def _is_of_one_image(eqn: JaxprEqn) -> bool:
+    images = spec_of_var(eqn.invars[0]).shape[eqn.params["dimension_numbers"].lhs_spec[0]]
+    return images == eqn.params["feature_group_count"] == eqn.params["batch_group_count"] == 1
+
+
+def _holds_one(jaxpr: Jaxpr) -> bool:
+    inner = [eqn.params.get("jaxpr") for eqn in jaxpr.eqns]
+    return any(map(_is_written_out, jaxpr.eqns)) or any(
+        _holds_one(closed.jaxpr) for closed in inner if isinstance(closed, ClosedJaxpr)
+    )
+
+
+def _csr(data: Any, indices: Any, indptr: Any, v: Any, *, shape: Any, transpose: bool, **_: Any) -> jax.Array:
+    rows = jnp.searchsorted(indptr, jnp.arange(data.shape[0]), side="right") - 1
+    return _gathered(data, rows, indices, v, shape, transpose=transpose)
+
+
+def _coo(data: Any, row: Any, col: Any, v: Any, *, spinfo: Any, transpose: bool, **_: Any) -> jax.Array:
+    return _gathered(data, row, col, v, spinfo.shape, transpose=transpose)
+
+
+def _gathered(data: Any, rows: Any, columns: Any, v: Any, shape: Any, *, transpose: bool) -> jax.Array:
+    """`A v`, or `A^T v`, for a vector or a matrix: each stored number times what it meets, added up where it leads."""
+    source, target, size = (rows, columns, shape[1]) if transpose else (columns, rows, shape[0])
+    met = v[source]
+    terms = data.reshape(-1, *(1 for _ in met.shape[1:])) * met
+    return jnp.zeros((size, *met.shape[1:]), terms.dtype).at[target].add(terms)
+
+
+def _convolved(image: jax.Array, kernel: jax.Array, **params: Any) -> jax.Array:
+    """A convolution of one image, whose derivative by the kernel sees a second image of zeros, and so two channels."""
+    convolve = partial(jax.lax.conv_general_dilated, **params)
+    images, made = params["dimension_numbers"].lhs_spec[0], params["dimension_numbers"].out_spec[0]
+
+    @jax.custom_jvp
+    def convolved(image: jax.Array, kernel: jax.Array) -> jax.Array:
+        return convolve(image, kernel)
+
+    @partial(convolved.defjvp, symbolic_zeros=True)
+    def _(primals: Any, tangents: Any) -> tuple[jax.Array, Any]:
+        (image, kernel), (of_image, of_kernel) = primals, tangents
+        parts = []
+        if not isinstance(of_image, SymbolicZero):
+            parts.append(convolve(of_image, kernel))
+        if not isinstance(of_kernel, SymbolicZero):
+            two = jnp.concatenate([image, jnp.zeros_like(image)], images)
+            parts.append(jax.lax.slice_in_dim(convolve(two, of_kernel), 0, 1, axis=made))
+        return convolve(image, kernel), sum(parts[1:], start=parts[0])
+
+    return convolved(image, kernel)
+
+
+_OPERATIONS: Mapping[str, Callable[..., jax.Array]] = {
+    "csr_matvec": _csr,
+    "csr_matmat": _csr,
+    "coo_matvec": _coo,
+    "coo_matmat": _coo,
+    "conv_general_dilated": _convolved,
+}
