@@ -49,8 +49,10 @@ def concat(carries: Sequence[Carry]) -> Carry:
 
     Raises:
       StructureError: carries of different learners, or at different values of what samples share.
+      BatchSizeError: carries of one sample.
     """
     first = _check_together("concat", carries)
+    batch_size(first)
     return _each_leaf(lambda *leaves: jnp.concatenate(leaves), *carries)._replace(shared=first.shared)
 
 
@@ -61,11 +63,11 @@ def split(carry: Carry, sizes: Sequence[int]) -> list[Carry]:
       BatchSizeError: sizes that do not add up to the batch.
     """
     size = batch_size(carry)
-    if np.ndim(sizes) != 1:
+    if np.ndim(sizes) != 1 or not np.issubdtype(np.asarray(sizes).dtype, np.integer):
         raise BatchSizeError(
             "sizes",
             got=repr(sizes),
-            expected=f"a list of sizes that add up to {size}",
+            expected=f"a list of whole sizes that add up to {size}",
             repair="Name every sample once.",
         )
     if any(part < 1 for part in sizes) or sum(sizes) != size:
@@ -156,6 +158,10 @@ def _check_together(name: str, carries: Sequence[Carry]) -> Carry:
         raise StructureError(
             f"pb.{name}", got="one carry", expected="a list of carries", repair="Put it into a list, with others."
         )
+    if not isinstance(carries, Sequence):
+        raise StructureError(
+            f"pb.{name}", got=type(carries).__name__, expected="a list of carries", repair="Pass a list of carries."
+        )
     if not carries:
         raise StructureError(f"pb.{name}", got="no carries", expected="one or more", repair="Pass a list of carries.")
     for i, carry in enumerate(carries):
@@ -202,7 +208,12 @@ def _differ(value: Tree, other: Tree) -> bool:
 
 
 def _check_indices(name: str, indices: Indices, size: int, *, once: bool = False) -> jax.Array:
-    rows = jnp.asarray(indices)
+    try:
+        rows = jnp.asarray(indices)
+    except (TypeError, ValueError, SyntaxError) as reason:  # numpy parses what looks like text
+        raise OptionError(
+            f"pb.{name}", got=repr(indices), expected="integers [N]", repair="Pass a list of samples."
+        ) from reason
     if rows.ndim != 1 or not jnp.issubdtype(rows.dtype, jnp.integer):
         raise OptionError(
             f"pb.{name}",

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ._algorithms.base import Algorithm, Trace
+from ._errors import StructureError
 from ._program import Params, Perturbation, Program, States, Step
 from ._tree import Tree, spec_text, with_lead
 
@@ -48,7 +49,14 @@ def apart(carry: Carry) -> Carry:
 
     A mask or a reset does this by itself. Do it to carries that made different numbers of steps, before `stack`,
     `concat` or `scatter` puts them together.
+
+    Raises:
+      StructureError: no carry.
     """
+    if not isinstance(carry, Carry):
+        raise StructureError(
+            "pb.apart", got=type(carry).__name__, expected="a Carry", repair="Pass learner.init() or aux.carry."
+        )
     lead = jnp.shape(carry.update_count)
     own = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (*lead, *leaf.shape)), carry.shared)
     return carry._replace(other={**carry.other, **own}, shared={})

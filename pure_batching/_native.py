@@ -134,6 +134,18 @@ def _together(learner: Learner, carry: Carry) -> Carry:
     return carry
 
 
+def _check_decay(learner: Learner, algorithm: Any) -> None:
+    """A trace that decays otherwise is another rule's."""
+    ours, theirs = (getattr(one, "decay", None) for one in (learner.algorithm, algorithm))
+    if ours is not None and theirs is not None and not np.isclose(ours, theirs):
+        raise NativeError(
+            "algorithm",
+            got=f"traces that decay by {theirs:g}",
+            expected=f"{ours:g}, as the learner's",
+            repair="Give both the same decay_or_rank.",
+        )
+
+
 class _Native(NamedTuple):
     """A compiled algorithm seen through a learner's names."""
 
@@ -145,6 +157,7 @@ class _Native(NamedTuple):
     @classmethod
     def of(cls, learner: Learner, algorithm: Any) -> "_Native":
         _check_kind(learner, algorithm)
+        _check_decay(learner, algorithm)
         states = {state_name(path, state): state for path, state in algorithm.path_to_states.items()}
         order = order_of(algorithm.graph.module_info.jaxpr)
         relations = tuple(sorted(algorithm.graph.hidden_param_op_relations, key=lambda relation: order[relation.y]))

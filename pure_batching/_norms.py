@@ -105,12 +105,13 @@ class _Weighted:
 def sample_norms(learner: Learner, loss: Loss) -> NormFn:
     """A function that gives the norm of every sample's gradient over a whole sequence.
 
-    No leaf `[B, *param.shape]` is built. For an online rule that starts afresh, a matrix that multiplies a vector costs
-    `T^2 (in + out)` per sample (the Gram form: gradients are sums of `T` outer products, whose inner products are
-    products of two numbers) where that is less than `T in out`; other weights are contracted for a few samples at a
-    time, which costs what the summed gradient costs, and memory for those few. Weights without a trace, a carry that
-    goes on, and algorithms that propagate back run the whole sequence for a few samples at a time. The norm is that of
-    the numbers in the params' own units.
+    A leaf `[B, *param.shape]` is held for as many samples at a time as fit into 32 MiB, and for one at least. For
+    an online rule that starts afresh, a matrix that multiplies a vector costs `T^2 (in + out)` per sample (the Gram
+    form: gradients are sums of `T` outer products, whose inner products are products of two numbers) where that is
+    less than `T in out`; other weights are contracted for a few samples at a time, which costs what the summed
+    gradient costs, and memory for those few. Weights without a trace, a carry that goes on, and algorithms that
+    propagate back run the whole sequence for a few samples at a time. The norm is that of the numbers in the
+    params' own units.
 
     Args:
       learner: batched by a strategy.

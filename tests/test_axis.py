@@ -40,6 +40,17 @@ class Leaking(Normalized):
         return x - x.mean(0)
 
 
+class Averaged(Module):
+    """The mean over a named axis, and over no axis of its own."""
+
+    def __init__(self, cell: Module) -> None:
+        super().__init__()
+        self.cell = cell
+
+    def update(self, x: jax.Array) -> jax.Array:
+        return jax.lax.pmean(self.cell(x), AXIS)
+
+
 def data() -> tuple[Any, Any]:
     return MODEL.inputs(0, STEPS, SAMPLES), MODEL.targets(0, STEPS, SAMPLES)
 
@@ -176,6 +187,6 @@ class TestRefusals:
         net = Leaking((6, 2), N_REC, AXIS)
         learner, _ = pb.capture(net, *example, algorithm=RULES["ES_D_RTRL"], environ=settings, axis_name=AXIS)
         with pytest.raises(
-            SampleCouplingError, match=r"output: got samples coupled by reduce_sum at .*Leaking\.update"
+            SampleCouplingError, match=r"output: got other numbers than pb\.vmap gives along .* 'batch'"
         ):
             pb.manual(learner, SAMPLES)

@@ -146,3 +146,21 @@ class TestErrors:
     def test_what_a_carry_came_with(self, call: Any, seed: int) -> None:
         with pytest.raises(StructureError, match=r"got Aux, expected a Carry\. .*aux\.carry"):
             call(bench("tutorial", seed).result(Request("vmap")).aux)
+
+    @pytest.mark.parametrize(
+        "call",
+        [
+            lambda one, _: pb.stack(one.update_count),
+            lambda one, _: pb.concat(3),
+            lambda one, _: pb.concat([one, one]),
+            lambda _, many: pb.split(many, [1.0, 2.0]),
+            lambda _, many: pb.gather(many, None),
+            lambda _, many: pb.gather(many, slice(0, 2)),
+            lambda _, many: pb.permute(many, "012"),
+            lambda _, many: pb.apart(many.hidden),
+        ],
+    )
+    def test_what_is_nothing_of_the_kind(self, call: Any, seed: int) -> None:
+        made = bench("LSTMCell", seed)
+        with pytest.raises(pb.PureBatchingError, match=r"got .*, expected"):
+            call(made.start(None), made.start("vmap"))

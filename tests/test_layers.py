@@ -57,6 +57,16 @@ class TestNewOperations:
         assert_close(got.aux, want.aux)
 
 
+class TestAudit:
+    @pytest.mark.parametrize("strategy", ["vmap", "manual"])
+    @pytest.mark.parametrize("name", LAYERS)
+    def test_decides_by_proof(self, name: str, strategy: str, seed: int) -> None:
+        if strategy in LAYERS[name].strategies:
+            found = pb.audit(captured(name, seed).batched(strategy), probe=False)
+            assert {verdict.how for verdict in found.leaves.values()} == {"proved"}
+            assert found.is_independent, str(found)
+
+
 class TestRefusals:
     @pytest.mark.parametrize("name", REFUSED)
     def test_says_why_and_what_to_change(self, name: str, seed: int) -> None:

@@ -192,6 +192,11 @@ class TestRefusedAlgorithms:
         with pytest.raises(CarryError, match=r"carry\.trace\..*got .*, expected no such leaf"):
             pb.to_native(learner, bench("MinimalRNNCell", seed).learner.init(), algorithm)
 
+    def test_another_decay(self, seed: int) -> None:
+        made, algorithm = bench("LSTMCell", seed, pb.ES_D_RTRL(0.7)), shared_algorithm("LSTMCell", seed)
+        with pytest.raises(NativeError, match=r"^algorithm: got traces that decay by 0\.9, expected 0\.7"):
+            pb.from_native(made.learner, algorithm)
+
     def test_samples_that_were_moved_apart(self, seed: int) -> None:
         learner, algorithm = bench("delayed", seed).learner, shared_algorithm("delayed", seed)
         with pytest.raises(CarryError, match=r"^carry: got samples with a past\.write_ptr each, expected one for all"):

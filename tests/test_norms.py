@@ -90,6 +90,20 @@ class TestClippedGrad:
         assert_close(clipped, jax.tree.map(lambda leaf: jnp.einsum("b...,b->...", leaf, scales), each))
         assert int(aux.clipped) == int((np.asarray(norms) > bound).sum()) == 1
 
+    @pytest.mark.parametrize("strategy", STRATEGIES)
+    def test_in_every_strategy(self, strategy: str, seed: int) -> None:
+        made, mask = bench("tutorial", seed), np.arange(STEPS)[:, None] < np.array([STEPS, 2, 4])
+        data, flags = made.data(STEPS, SAMPLES), {"mask": mask}
+        each = made.grad_fn(Request(strategy, window=None))(made.params, None, *data, **flags)[0]
+        norms = true_norms(each)
+        bound = float(np.median(np.asarray(norms)))
+        clipped, aux = pb.clipped_grad(made.batched(strategy), made.model.loss, bound, reduction="sum")(
+            made.params, None, *data, **flags
+        )
+        assert_close(aux.norms, norms)
+        scales = jnp.minimum(1, bound / norms)
+        assert_close(clipped, jax.tree.map(lambda leaf: jnp.einsum("b...,b->...", leaf, scales), each))
+
     def test_mean(self, seed: int) -> None:
         made = bench("tutorial", seed)
         by = {r: pb.clipped_grad(made.batched("manual"), made.model.loss, 0.1, reduction=r) for r in ("mean", "sum")}

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from typing import Any
 
+import brainscale
 import brainstate
 import jax
 import jax.numpy as jnp
@@ -81,6 +82,21 @@ class TestInterchangeable:
     def test_batch_normalisation(self) -> None:
         with pytest.raises(LawViolation, match=r"locality does not hold under manual: .*, sample 0: got .*, expected"):
             check_model("normalized")
+
+    def test_a_normalisation_that_is_dead_alone(self) -> None:
+        """Of one sample, nothing is left; what the batch does is found out before."""
+        data = SMALL.data(0, 4, 3)
+
+        def net() -> Any:
+            with brainstate.random.seed_context(0):
+                return brainstate.nn.Sequential(brainscale.nn.BatchNorm0d((3,)), brainscale.nn.MinimalRNNCell(3, 4))
+
+        with pytest.raises(LawViolation, match="locality does not hold under manual"):
+            assert_interchangeable(net, pb.D_RTRL(), data.inputs, data.targets, squared, environ={"fit": True})
+
+    def test_a_window_over_everything(self) -> None:
+        with pytest.raises(DeadComparisonError, match="window=4 holds all 4 steps"):
+            check(SMALL, window=4, laws=("equality",))
 
     def test_dead_data(self) -> None:
         data = jax.tree.map(np.zeros_like, Net((Cell("MiniGRU", 6),)).data(0, 3, 2))

@@ -7,9 +7,10 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .._coupling.values import Along, Value
-from .._coupling.verdicts import Verdict, lost, verdicts
+from .._coupling.verdicts import Verdict, leaves_of, lost, verdicts
 from .._errors import RandomnessError, SampleCouplingError, StrategyError, listed
 from .._execution import Execution
 from .._learner import Learner
@@ -41,7 +42,8 @@ def manual(learner: Learner, batch_size: int, *, allow_coupling: bool = False) -
       StrategyError: the learner has a batch already, or the module's own code does not carry a batch axis; the text
         names the state or output that came out wrong.
       SampleCouplingError: the module's own code couples the samples; the text names the leaf, the operation and its
-        source line. `pb.audit` shows all of them. What an `axis_name` couples in `pb.vmap` too is not refused.
+        source line. `pb.audit` shows all of them. With an `axis_name`, samples may be coupled, but as in `pb.vmap`: the
+        module's own code has to reduce its batch axis wherever it reduces the named one, as batch normalisation does.
       RandomnessError: the module draws random numbers inside its step: one `(B, M)` draw from one key cannot equal a
         key for each sample.
       BatchSizeError: not a positive integer.
@@ -51,8 +53,11 @@ def manual(learner: Learner, batch_size: int, *, allow_coupling: bool = False) -
     batched, once = _traced(learner, size)
     if not allow_coupling:
         # One sample has no neighbour; what holds at every batch size is seen with two.
-        found = leaf_verdicts(*((batched, once) if size > 1 else _traced(learner, 2)))
-        _refuse_coupling(found, _coupled_along_axis(learner))
+        checked = (batched, once) if size > 1 else _traced(learner, 2)
+        if learner.program.axis is None:
+            _refuse_coupling(leaf_verdicts(*checked))
+        else:
+            _refuse_other_numbers(checked[0], learner)
     return Learner(batched)
 
 
@@ -146,16 +151,47 @@ def _traced(learner: Learner, size: int) -> tuple[Execution, frozenset[str]]:
     return execution, kept_once(single, batched)
 
 
-def _coupled_along_axis(learner: Learner) -> set[str]:
-    """The leaves in which samples reach each other along the axis that was named."""
-    if learner.program.axis is None:
-        return set()
-    found = leaf_verdicts(vmap(learner, 2).execution, frozenset())
-    return {name for name, verdict in found.items() if verdict.kind == "coupled"}
+def _refuse_other_numbers(batched: Execution, learner: Learner) -> None:
+    """Samples that are meant to reach each other have to do so as along the axis that was named."""
+    with precision_of(learner.program):
+        ours, theirs = _two_steps(batched), _two_steps(vmap(learner, batched.lead[0]).execution)
+    for (name, one), (_, other) in zip(ours, theirs, strict=True):
+        if not _is_close(one, other):
+            raise SampleCouplingError(
+                f"pb.manual: {name}",
+                got=f"other numbers than pb.vmap gives along the axis {learner.program.axis_name!r}",
+                expected="the same",
+                repair="Reduce the module's own batch axis wherever it reduces the named one, or use pb.vmap.",
+            )
 
 
-def _refuse_coupling(found: Mapping[str, Verdict], allowed: set[str]) -> None:
-    coupled = {name: v for name, v in found.items() if v.kind == "coupled" and name not in allowed}
+def _two_steps(execution: Execution) -> list[tuple[str, Tree]]:
+    """What a step computes, by name, and the next: of samples that begin alike, with numbers between zero and one."""
+    program, rng = execution.program, np.random.default_rng(0)
+
+    def drawn(spec: jax.ShapeDtypeStruct) -> jax.Array:
+        is_number = jnp.issubdtype(spec.dtype, jnp.inexact)
+        return jnp.asarray(rng.random(spec.shape) if is_number else np.zeros(spec.shape), spec.dtype)
+
+    params, one = jax.tree.map(drawn, (program.params, program.states))
+    alike = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (*execution.lead, *leaf.shape)), one)
+    states, found = alike._replace(shared=one.shared), []
+    for _ in range(2):
+        inputs = jax.tree.map(drawn, with_lead(program.inputs, execution.lead))
+        done = jax.jit(execution.execute)(params, states, inputs, execution.zero_perturbation())
+        states = done.states
+        found += leaves_of(done)
+    return found
+
+
+def _is_close(one: Tree, other: Tree) -> bool:
+    """Up to rounding in single precision."""
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return all(np.allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max(initial=0), equal_nan=True) for a, b in pairs)
+
+
+def _refuse_coupling(found: Mapping[str, Verdict]) -> None:
+    coupled = {name: verdict for name, verdict in found.items() if verdict.kind == "coupled"}
     if not coupled:
         return
     (name, verdict), *others = coupled.items()
