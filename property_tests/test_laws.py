@@ -6,7 +6,6 @@ from hypothesis import given, settings, strategies as st
 
 import pure_batching as pb
 from pure_batching.testing import Case, assert_alive, laws
-from pure_batching.testing._native_run import brainscale_runs_here
 from pure_batching.testing.strategies import SIZE, cases
 
 from .subjects import ENTRIES, SAMPLES, SHARED, STEPS, Entry, subject
@@ -21,7 +20,7 @@ COSTLY = ("purity", "round_trip")
 
 @pytest.mark.parametrize("entry", [pytest.param(e, marks=pytest.mark.xdist_group(str(e)), id=str(e)) for e in ENTRIES])
 class TestLaws:
-    @pytest.mark.parametrize("law", [name for name in laws.ALL if name != "parity" or brainscale_runs_here()])
+    @pytest.mark.parametrize("law", [name for name in laws.ALL if name != "parity"])
     def test_holds(self, law: str, entry: Entry) -> None:
         made = subject(entry)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -27,7 +28,9 @@ Make = Callable[..., Any]
 
 def brainscale_runs_here() -> bool:
     """Whether this JAX still has what BrainScale 0.1.0 differentiates with."""
-    return hasattr(core, "get_aval")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return hasattr(core, "get_aval")
 
 
 def counterpart(algorithm: Algorithm) -> Make | None:
