@@ -174,7 +174,7 @@ strategies by 1e-12.
 | as Python | the numbers of plain Python over samples and steps |
 | exact | the gradient of the whole sequence, by backpropagation through time: one layer without recurrent weights |
 | refused | an error says why and what to change |
-| | no test compares it |
+| | not compared with brainscale 0.1.0 here |
 """
 
 
