@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import brainstate
@@ -33,14 +34,26 @@ WEIGHTS = (
     *("readouts", "stack"),
 )
 
-# The rules whose gradient does not depend on the window.
-ONLINE_RULES = {
+# Every algorithm, with every rule and every learning signal.
+RULES: Mapping[str, pb.Algorithm] = {
     "ES_D_RTRL": pb.ES_D_RTRL(0.9),
     "ES_D_RTRL published": pb.ES_D_RTRL(5, rule="published"),
+    "ES_D_RTRL multi-step": pb.ES_D_RTRL(0.9, vjp="multi-step"),
+    "ES_D_RTRL published multi-step": pb.ES_D_RTRL(5, rule="published", vjp="multi-step"),
     "D_RTRL": pb.D_RTRL(),
     "D_RTRL published": pb.D_RTRL(rule="published"),
+    "D_RTRL multi-step": pb.D_RTRL(vjp="multi-step"),
+    "D_RTRL published multi-step": pb.D_RTRL(rule="published", vjp="multi-step"),
     "Hybrid": pb.Hybrid(0.9),
+    "Hybrid published": pb.Hybrid(5, rule="published"),
+    "Hybrid multi-step": pb.Hybrid(0.9, vjp="multi-step"),
+    "Hybrid published multi-step": pb.Hybrid(5, rule="published", vjp="multi-step"),
+    "BPTT": pb.BPTT(),
 }
+
+# Those whose gradient does not depend on the window, and those that propagate back through it with a trace behind it.
+ONLINE_RULES = {name: rule for name, rule in RULES.items() if rule.backpropagation is None}
+MULTI_STEP_RULES = {name: rule for name, rule in RULES.items() if name.endswith("multi-step")}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ import pytest
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", type=int, default=0, help="what weights, inputs and targets are drawn from")
+    parser.addoption("--all-rules", action="store_true", help="run every layer with every algorithm, not one in turn")
 
 
 def pytest_report_header(config: pytest.Config) -> str:

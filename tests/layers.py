@@ -5,7 +5,6 @@ What the expensive laws run over is in `models`; here one cheap law runs over al
 
 import dataclasses
 import functools
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,8 +23,7 @@ from braintools.surrogate import Arctan
 import pure_batching as pb
 from pure_batching._errors import CaptureError
 
-from .bench import Bench, bench_of
-from .models import MODELS, N_IN, N_OUT, N_REC, Draw, Model, floats
+from .models import N_IN, N_OUT, N_REC, Draw, Model, floats
 from .modules import DeltaProj, Leaky, kaiming, zeros
 
 Array = jax.Array
@@ -237,14 +235,13 @@ def asymmetric(neu: Any) -> Module:
 
 def _neuron(name: str, scale: float = 8.0, unit: Any = u.mV, **settings: Any) -> Model:
     """A recurrent layer of neurons; those that remember when they fired are told the time."""
-    environ, newer = settings.pop("environ", {}), settings.pop("newer", False)
+    environ = settings.pop("environ", {})
 
     def make() -> Module:
         net = Driven(functools.partial(getattr(brainpy.state, name), **settings), unit, scale)
         return Timed(net) if name.endswith("Ref") else net
 
-    native = not (newer or name.endswith("Ref") or name.startswith("Gif"))
-    return Model(f"brainpy.state.{name}", make, spikes=True, environ=environ, native=native)
+    return Model(f"brainpy.state.{name}", make, spikes=True, environ=environ)
 
 
 def _spiking(name: str, make: Callable[[], Module], **settings: Any) -> Model:
@@ -262,7 +259,7 @@ _FINE = {"environ": {"dt": 0.1 * u.ms}}
 _WITHOUT_FIT = {"environ": {"fit": False}}
 _STRONG = {"E": 5.0 * u.volt}
 _BLOCK = {**_STRONG, "alpha": 0.062 / u.mV, "V_offset": 0.0 * u.mV}
-_RANDOM = {"strategies": ("loop", "vmap"), "is_random": True, "native": False}
+_RANDOM = {"strategies": ("loop", "vmap"), "is_random": True}
 
 _OPERATIONS = (
     _layer("BatchNorm0d", *around(lambda: brainscale.nn.BatchNorm0d((5,)), 5, **_WITHOUT_FIT)),
@@ -317,14 +314,14 @@ _NEURONS = (
     _neuron("HH", 100.0, V_th=10.0 * u.mV, **_SMOOTH, **_FINE),
     _neuron("MorrisLecar", 100.0, **_SMOOTH, **_FINE),
     _neuron("WangBuzsakiHH", 100.0, **_SMOOTH, **_FINE),
-    _neuron("FitzHughNagumo", unit=u.UNITLESS, newer=True),
-    _neuron("HindmarshRose", unit=u.UNITLESS, newer=True),
-    _neuron("CubaLIF", unit=u.mA, newer=True),
-    _neuron("CobaLIF", unit=u.mA / u.mV, newer=True, E=10.0 * u.mV),
+    _neuron("FitzHughNagumo", unit=u.UNITLESS),
+    _neuron("HindmarshRose", unit=u.UNITLESS),
+    _neuron("CubaLIF", unit=u.mA),
+    _neuron("CobaLIF", unit=u.mA / u.mV, E=10.0 * u.mV),
 )
 
 _SYNAPSES = (
-    _spiking("DualExpon", synapse("DualExpon", brainpy.state.CUBA.desc), native=False),
+    _spiking("DualExpon", synapse("DualExpon", brainpy.state.CUBA.desc)),
     _spiking("COBA", synapse("Expon", functools.partial(brainpy.state.COBA.desc, **_STRONG))),
     _spiking("MgBlock", synapse("Expon", functools.partial(brainpy.state.MgBlock.desc, **_BLOCK))),
     _spiking("Alpha", lambda: Filtered(brainpy.state.Alpha(N_REC))),
@@ -347,7 +344,6 @@ _PROJECTIONS = (
             functools.partial(brainpy.state.CurrentProj, out=brainpy.state.CUBA(), delay=np.array(1.5) * u.ms)
         ),
         strategies=("loop", "vmap"),
-        native=False,
     ),
     _spiking("SymmetryGapJunction", lambda: Joined(symmetric)),
     _spiking("AsymmetryGapJunction", lambda: Joined(asymmetric)),
@@ -370,25 +366,25 @@ LAYERS: Mapping[str, Model] = {m.name: m for m in (*_OPERATIONS, *_OTHERS, *_NEU
 # Those that bring an operation of their own.
 OPERATIONS = tuple(model.name for model in _OPERATIONS)
 
-# What the models of the other registry show besides.
-SHOWN: Mapping[str, tuple[str, ...]] = {
-    "tutorial": (
-        *("brainpy.state.LIF", "brainpy.state.DeltaProj", "brainscale.nn.Linear", "brainscale.nn.LeakyRateReadout"),
+# Some of them without recurrent weights, where the published D_RTRL is exact.
+_FED_FORWARD = (
+    *(
+        Model(
+            f"model `{kind.__name__}`",
+            lambda kind=kind: kind(linear(N_IN, u.UNITLESS, 1.0), (N_REC,), is_recurrent=False),
+        )
+        for kind in (Jitted, Opened)
     ),
-    **{name: (f"brainscale.nn.{name}",) for name in MODELS if hasattr(brainscale.nn, name)},
-    "lif": ("brainpy.state.LIF", "brainpy.state.Expon", "brainpy.state.CUBA", "brainpy.state.AlignPostProj"),
-    "alif": ("brainpy.state.ALIF",),
-    "conv_spikes": ("brainscale.nn.Conv1d",),
-    "conv_rates": ("brainscale.nn.Conv2d",),
-    "lora": ("brainscale.nn.LoRA",),
-    "masked": ("brainscale.nn.Linear (w_mask)",),
-    "signed": ("brainscale.nn.SignedWLinear",),
-    "element_wise": ("brainscale.ElemWiseParam",),
-    "readouts": ("brainscale.NonTempParam", "brainstate.nn.Linear"),
-    "delayed": ("brainstate.nn.Delay",),
-    "noisy": ("brainstate.nn.Dropout",),
-    "normalized": ("brainscale.nn.BatchNorm1d (fit)",),
-}
+    *(
+        Model(f"brainpy.state.{name} (feed-forward)", make, spikes=True)
+        for name, make in (
+            ("LIFRef", lambda: Timed(Driven(brainpy.state.LIFRef, is_recurrent=False))),
+            ("Gif", lambda: Driven(functools.partial(brainpy.state.Gif, **_GIF), scale=30.0, is_recurrent=False)),
+        )
+    ),
+)
+
+FED_FORWARD: Mapping[str, Model] = {model.name: model for model in _FED_FORWARD}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -498,68 +494,3 @@ _REFUSED = (
 )
 
 REFUSED: Mapping[str, Refused] = {refused.name: refused for refused in _REFUSED}
-
-_DRAWS = ("draws from the random key", "draws random numbers")
-_COUPLES = ("coupled|keeps once for a whole batch", "couples the samples")
-
-# Why `pb.manual` refuses, by model: what it says, and what the table says.
-NOT_BY_HAND: Mapping[str, tuple[str, str]] = {
-    **{model.name: _DRAWS for model in (*MODELS.values(), *LAYERS.values()) if model.is_random},
-    "normalized": _COUPLES,
-    "brainscale.nn.BatchNorm2d (fit)": _COUPLES,
-    "brainpy.state.CurrentProj (delay)": ("with a batch axis", "its delay has no batch axis"),
-    "group_state": ("with a batch axis", "no relation is found for a state with an axis of its own"),
-}
-
-
-_NEWER = "newer than the last BrainScale with gradients"
-
-# Why there is nothing in BrainScale to compare with, where it does not refuse the model itself.
-NOT_COMPARED: Mapping[str, str] = {
-    **{model.name: "random" for model in (*MODELS.values(), *LAYERS.values()) if model.is_random},
-    "normalized": "see BatchNorm2d (fit)",
-    "brainpy.state.DualExpon": "its unit was another one then",
-    **{
-        f"brainpy.state.{name}": _NEWER
-        for name in ("FitzHughNagumo", "HindmarshRose", "CubaLIF", "CobaLIF", "CurrentProj (delay)")
-    },
-}
-
-
-def offered() -> set[str]:
-    """The layers that the two packages offer, but for base classes and for brainpy.state's own simulator."""
-    bases = tuple(getattr(brainpy.state, name) for name in ("Neuron", "Synapse", "SynOut", "Projection"))
-    simulator = tuple(
-        cls for name, cls in vars(brainpy.state).items() if name.startswith("NEST") and inspect.isclass(cls)
-    )
-    found = {f"brainscale.nn.{name}" for name in dir(brainscale.nn) if inspect.isclass(getattr(brainscale.nn, name))}
-    for name, cls in vars(brainpy.state).items():
-        if inspect.isclass(cls) and issubclass(cls, bases) and cls not in bases and not issubclass(cls, simulator):
-            found.add(f"brainpy.state.{name}")
-    return found
-
-
-# Layers that bring an operation of their own, without recurrent weights: what they leave behind is exact.
-EXACT: Mapping[str, Model] = {
-    **{model.name: model for model in _OPERATIONS},
-    **{
-        f"model `{kind.__name__}`": Model(
-            f"model `{kind.__name__}`",
-            lambda kind=kind: kind(linear(N_IN, u.UNITLESS, 1.0), (N_REC,), is_recurrent=False),
-        )
-        for kind in (Jitted, Opened)
-    },
-    **{
-        f"brainpy.state.{name} (feed-forward)": Model(f"brainpy.state.{name} (feed-forward)", make, spikes=True)
-        for name, make in (
-            ("LIFRef", lambda: Timed(Driven(brainpy.state.LIFRef, is_recurrent=False))),
-            ("Gif", lambda: Driven(functools.partial(brainpy.state.Gif, **_GIF), scale=30.0, is_recurrent=False)),
-        )
-    },
-}
-
-
-@functools.cache
-def captured(name: str, seed: int, algorithm: pb.Algorithm | None = None) -> Bench:
-    """A layer's model, captured."""
-    return bench_of({**LAYERS, **EXACT}[name], seed, algorithm)

@@ -69,7 +69,6 @@ class Model:
       spikes: whether its output is silent until a neuron fires.
       environ: the settings of its capture, besides dt.
       is_random: whether its step draws random numbers.
-      native: whether BrainScale itself runs one sample of it.
     """
 
     name: str
@@ -81,7 +80,6 @@ class Model:
     spikes: bool = False
     environ: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     is_random: bool = False
-    native: bool = True
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -147,7 +145,6 @@ _ALL = (
         strategies=("loop", "vmap"),
         environ={"fit": True},
         is_random=True,
-        native=False,
     ),
     Model(
         "normalized",
@@ -155,7 +152,6 @@ _ALL = (
         draws=(floats(6, 2),),
         strategies=("loop", "vmap"),
         environ={"fit": True},
-        native=False,
     ),
     Model("normalized_fixed", lambda: modules.Normalized((6, 2), N_REC), draws=(floats(6, 2),), environ={"fit": False}),
 )

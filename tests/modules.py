@@ -130,7 +130,9 @@ def masked(n_in: int, n_rec: int) -> Module:
 
 def signed(n_in: int, n_rec: int) -> Module:
     sign = jnp.where(jnp.arange(n_in + n_rec) % 2 == 0, 1.0, -1.0)[:, None] * jnp.ones((1, n_rec))
-    return Leaky(SignedWLinear(n_in + n_rec, n_rec, w_init=kaiming(), w_sign=sign), (n_rec,), is_recurrent=True)
+    return Leaky(
+        SignedWLinear(n_in + n_rec, n_rec, w_init=kaiming(scale=0.05), w_sign=sign), (n_rec,), is_recurrent=True
+    )
 
 
 class ElementWise(Module):

@@ -11,24 +11,19 @@ import pytest
 import pure_batching as pb
 
 from .alive import assert_fires, assert_gradients_alive
-from .bench import SAMPLES, STEPS, STRATEGIES, Bench, Request, bench
+from .bench import MULTI_STEP_RULES, RULES, SAMPLES, STEPS, STRATEGIES, Bench, Request, bench
 from .models import N_REC
 from .modules import Leaky, Linear
-from .trees import assert_close, assert_differ, assert_identical, joined, slice_time
+from .registry import captured
+from .trees import assert_close, assert_differ, assert_identical, joined, sample, slice_time
+from .upstream import IN_A_SCAN
 
-MULTI_STEP = {
-    "ES_D_RTRL": pb.ES_D_RTRL(0.9, vjp="multi-step"),
-    "ES_D_RTRL published": pb.ES_D_RTRL(0.9, rule="published", vjp="multi-step"),
-    "D_RTRL": pb.D_RTRL(vjp="multi-step"),
-    "D_RTRL published": pb.D_RTRL(rule="published", vjp="multi-step"),
-    "Hybrid": pb.Hybrid(0.9, vjp="multi-step"),
-}
 NAMES = ("tutorial", "lif", "LSTMCell", "LRUCell", "readouts", "trees", "used_twice")
 
 
-def stateful_gradient(made: Bench, data: Any) -> Any:
-    """BrainState's own gradient through a loop over the module itself, one sample: no trace, no capture."""
-    net = made.model.build(made.seed)
+def stateful_gradients(made: Bench, data: Any) -> Any:
+    """BrainState's own gradients through a loop over the module itself, each sample alone: no trace, no capture."""
+    net, starts = made.model.build(made.seed), made.start("vmap").hidden
     weights = net.states(brainstate.ParamState)
 
     def step(given: Any) -> jax.Array:
@@ -38,9 +33,16 @@ def stateful_gradient(made: Bench, data: Any) -> Any:
     def gradient(data: Any) -> Any:
         return brainstate.transform.grad(lambda: brainstate.transform.for_loop(step, data).sum(), weights)()
 
+    def of_one(i: int) -> Any:
+        for state, value in fresh:
+            state.value = value
+        pb.write_states(net, sample(starts, i))
+        return gradient(jax.tree.map(lambda x: jnp.asarray(x)[:, i], data))
+
     with brainstate.environ.context(**made.model.settings):
-        brainstate.nn.init_all_states(net)
-        found = gradient(data)
+        brainstate.nn.init_all_states(net, batch_size=None)
+        fresh = [(state, state.value) for state in net.states().values()]
+        found = joined([of_one(i) for i in range(SAMPLES)])
     return {".".join(map(str, path)): value for path, value in found.items()}
 
 
@@ -65,6 +67,11 @@ def cell_gradient(params: Any, inputs: jax.Array, targets: jax.Array, window: in
     return jax.grad(total)(params)
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "exact_name" in metafunc.fixturenames:
+        metafunc.parametrize("exact_name", IN_A_SCAN if metafunc.config.getoption("--all-rules") else NAMES)
+
+
 class TestExactGradient:
     @pytest.mark.parametrize("strategy", STRATEGIES)
     @pytest.mark.parametrize("window", [1, 2, 4, STEPS])
@@ -77,15 +84,13 @@ class TestExactGradient:
         assert_gradients_alive(want)
         assert_close(made.result(Request(strategy, window=window)).gradients, want, "exact")
 
-    @pytest.mark.parametrize("name", NAMES)
-    def test_equals_the_module_in_a_scan(self, name: str, seed: int) -> None:
-        made = bench(name, seed, pb.BPTT())
+    def test_equals_the_module_in_a_scan(self, exact_name: str, seed: int) -> None:
+        made = captured(exact_name, seed, pb.BPTT())
         data, got = made.data(STEPS, SAMPLES), made.result(Request(window=None))
+        want = stateful_gradients(made, data)
+        assert_gradients_alive(want)
         if made.model.spikes:
             assert_fires(got.aux.outputs)
-        samples = [jax.tree.map(lambda x, i=i: jnp.asarray(x)[:, i], data) for i in range(SAMPLES)]
-        want = joined([stateful_gradient(made, one) for one in samples])
-        assert_gradients_alive(want)
         assert_close(got.gradients, want, "exact")
 
     @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -156,18 +161,18 @@ class TestCheckpoint:
 class TestMultiStep:
     """Exact inside a window, the trace for what lies behind it."""
 
-    @pytest.mark.parametrize("rule", MULTI_STEP)
+    @pytest.mark.parametrize("rule", MULTI_STEP_RULES)
     @pytest.mark.parametrize("name", ["tutorial", "readouts"])
     def test_one_window_is_bptt(self, name: str, rule: str, seed: int) -> None:
-        got = bench(name, seed, MULTI_STEP[rule]).result(Request(window=None))
+        got = bench(name, seed, MULTI_STEP_RULES[rule]).result(Request(window=None))
         want = bench(name, seed, pb.BPTT()).result(Request(window=None))
         assert_gradients_alive(want.gradients)
         assert_close(got.gradients, want.gradients)
         assert_close(got.aux.losses, want.aux.losses)
 
-    @pytest.mark.parametrize("rule", MULTI_STEP)
+    @pytest.mark.parametrize("rule", MULTI_STEP_RULES)
     def test_what_lies_behind_counts(self, rule: str, seed: int) -> None:
-        made, cut = bench("MinimalRNNCell", seed, MULTI_STEP[rule]), bench("MinimalRNNCell", seed, pb.BPTT())
+        made, cut = bench("MinimalRNNCell", seed, MULTI_STEP_RULES[rule]), bench("MinimalRNNCell", seed, pb.BPTT())
         got, truncated = made.result(Request()), cut.result(Request())
         assert_gradients_alive(got.gradients)
         assert_differ(got.gradients, truncated.gradients)
@@ -177,21 +182,21 @@ class TestMultiStep:
         """Where the trace is exact, nothing is lost at a window's start."""
         exact = bench("two_inputs", seed, pb.BPTT()).result(Request(window=None))
         for window in (1, 2, 4):
-            made = bench("two_inputs", seed, MULTI_STEP["D_RTRL published"])
+            made = bench("two_inputs", seed, RULES["D_RTRL published multi-step"])
             assert_close(made.result(Request(window=window)).gradients, exact.gradients, "exact")
 
     @pytest.mark.parametrize("strategy", ["loop", "manual"])
-    @pytest.mark.parametrize("rule", MULTI_STEP)
+    @pytest.mark.parametrize("rule", MULTI_STEP_RULES)
     def test_every_strategy(self, rule: str, strategy: str, seed: int) -> None:
-        made = bench("tutorial", seed, MULTI_STEP[rule])
+        made = bench("tutorial", seed, MULTI_STEP_RULES[rule])
         want, got = made.result(Request()), made.result(Request(strategy))
         assert_gradients_alive(want.gradients)
         assert_close(got.gradients, want.gradients)
         assert_close(got.aux, want.aux)
 
-    @pytest.mark.parametrize("rule", MULTI_STEP)
+    @pytest.mark.parametrize("rule", MULTI_STEP_RULES)
     def test_halves_at_a_window_s_end(self, rule: str, seed: int) -> None:
-        made, request = bench("LSTMCell", seed, MULTI_STEP[rule]), Request()
+        made, request = bench("LSTMCell", seed, MULTI_STEP_RULES[rule]), Request()
         data, want = made.data(STEPS, SAMPLES), made.result(request)
         first = made.run(request, None, slice_time(data, 0, STEPS // 2))
         second = made.run(request, first.aux.carry, slice_time(data, STEPS // 2, STEPS))

@@ -2,26 +2,30 @@
 
 import re
 
-from . import conformance
-from .layers import EXACT, LAYERS, NOT_COMPARED
-from .models import MODELS
-from .native import test_layers as native
+from . import conformance, upstream
+from .bench import RULES
+from .registry import EVERY
 
 
-def test_every_layer_that_is_not_compared_has_a_reason() -> None:
-    without = {model.name for model in (*MODELS.values(), *LAYERS.values()) if not model.native}
-    assert without == {*NOT_COMPARED, *(name for name in native.CANNOT if name in LAYERS)}
+def test_what_is_wrong_upstream_names_models() -> None:
+    of_algorithms = (*upstream.RAISES.values(), *upstream.DIFFERS.values())
+    assert {*upstream.NOT_COMPARED, *(name for names in of_algorithms for name in names)} <= set(EVERY)
 
 
 class TestPage:
     def test_is_what_the_command_prints(self) -> None:
         assert conformance.PAGE.read_text(encoding="utf-8") == conformance.page()
 
-    def test_every_model_and_layer_has_a_row(self) -> None:
-        layers = {row.layer for row in conformance.rows()}
-        assert layers == {*map(conformance.label, MODELS), *LAYERS, *EXACT}
+    def test_has_every_model_under_every_rule(self) -> None:
+        for algorithm in {conformance.algorithm_of(rule) for rule in RULES}:
+            rows = list(conformance.rows(algorithm))
+            assert [row[0] for row in rows] == [conformance.label(name) for name in EVERY]
+            assert {len(row) for row in rows} == {1 + len(conformance.rules_of(algorithm))}
+
+    def test_labels_are_unique(self) -> None:
+        assert len({conformance.label(name) for name in EVERY}) == len(EVERY)
 
     def test_every_fault_that_is_named_is_listed(self) -> None:
-        named = set(re.findall(r"fault (\d+)", conformance.page()))
-        assert named <= {str(number) for number in conformance.FAULTS}
-        assert {"1", "2", "3", "4", "11", "15", "16"} == named
+        named = {int(number) for number in re.findall(r"fault (\d+)", conformance.page())}
+        assert named <= set(upstream.FAULTS)
+        assert set(upstream.FAULTS) - named == {*upstream.REPRODUCED, 12}

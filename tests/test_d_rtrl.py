@@ -1,149 +1,36 @@
 """D_RTRL: exact where the theory says so, in every window and strategy."""
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
-import brainscale
 import brainstate
-import brainunit as u
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from brainpy.state import ALIF, CUBA, LIF, AlignPostProj, Expon
-from brainscale.nn import Conv1d, Linear, LoRA, SignedWLinear, SparseLinear
-from brainstate.nn import Module
+from brainscale.nn import Linear
 
 import pure_batching as pb
 
 from .alive import assert_alive, assert_gradients_alive
-from .bench import SAMPLES, STEPS, STRATEGIES, WINDOW, Bench, Request, bench, bench_of
-from .models import MODELS, N_IN, N_OUT, N_REC, Model, floats
-from .modules import Leaky, Ring, kaiming, orthogonal, zeros
+from .bench import RULES, SAMPLES, STEPS, STRATEGIES, WINDOW, Bench, Request
+from .models import MODELS, N_REC
+from .modules import Leaky
+from .registry import EXACT, captured
 from .trees import assert_close, assert_differ, assert_identical, assert_not_identical, sample, with_sample
 
 PUBLISHED = pb.D_RTRL(rule="published")
 
 
-class Feed(Module):
-    """Spiking neurons behind any layer, and an ordinary readout without memory."""
-
-    def __init__(self, layer: Module, neuron: Module, n_out: int) -> None:
-        super().__init__()
-        self.layer, self.neuron = layer, neuron
-        self.read = brainstate.nn.Linear(neuron.out_size, n_out)
-
-    def update(self, x: jax.Array) -> jax.Array:
-        return self.read(self.neuron(self.layer(x) * u.mA))
-
-
-class Synapses(Module):
-    """Spiking neurons behind exponential synapses: two or three states in a group, which feed each other in a step."""
-
-    def __init__(self, n_in: int, n_rec: int, neuron: type) -> None:
-        super().__init__()
-        self.neu = neuron(n_rec, tau=5.0 * u.ms)
-        linear = Linear(n_in, n_rec, w_init=kaiming(unit=u.mS), b_init=zeros(unit=u.mS))
-        synapse, current = Expon.desc(n_rec, tau=10.0 * u.ms), CUBA.desc()
-        self.syn = AlignPostProj(comm=linear, syn=synapse, out=current, post=self.neu)
-
-    def update(self, x: jax.Array) -> jax.Array:
-        self.syn(x)
-        return self.neu()
-
-
-class SineOp(brainscale.ETraceOp):
-    """`s sin(x) a`: a matrix, and one number that reaches every output."""
-
-    def xw_to_y(self, inputs: Any, weights: Any) -> Any:
-        return jnp.sin(inputs) @ weights["a"] * weights["s"]
-
-
-class Sine(Module):
-    """A layer with an operation of its own."""
-
-    def __init__(self, n_in: int, n_rec: int) -> None:
-        super().__init__()
-        weight = {"a": kaiming()((n_in, n_rec)), "s": jnp.asarray(1.3)}
-        self.weight = brainscale.ETraceParam(weight, op=SineOp())
-
-    def update(self, x: jax.Array) -> jax.Array:
-        return self.weight.execute(x)
-
-
-def mask() -> jax.Array:
-    """Two weights of three."""
-    return (jnp.arange(N_IN * N_REC).reshape(N_IN, N_REC) % 3 != 0) * 1.0
-
-
-def signs() -> jax.Array:
-    """Inputs that excite and inputs that inhibit."""
-    return jnp.where(jnp.arange(N_IN) % 2 == 0, 1.0, -1.0)[:, None] * jnp.ones((1, N_REC))
-
-
-def sparse(kind: Any) -> Module:
-    """A sparse matrix, and a bias."""
-    return SparseLinear(kind.fromdense(kaiming()((N_IN, N_REC)) * mask()), b_init=zeros())
-
-
-def layered(name: str, layer: Callable[[], Module]) -> Model:
-    """A layer in front of leaky states without recurrent weights."""
-    return Model(name, lambda: Leaky(layer(), (N_REC,), is_recurrent=False))
-
-
-def spiking(name: str, make: Callable[[], Module]) -> Model:
-    """A network whose output is silent until a neuron fires."""
-    return Model(name, make, spikes=True)
-
-
-def linear() -> Module:
-    """A layer strong enough for spikes."""
-    return Linear(N_IN, N_REC, w_init=kaiming(scale=20.0))
-
-
-_FEED_FORWARD = (
-    spiking("LIF", lambda: Feed(linear(), LIF(N_REC, tau=5.0 * u.ms), N_OUT)),
-    spiking("ALIF", lambda: Feed(linear(), ALIF(N_REC, tau=5.0 * u.ms), N_OUT)),
-    spiking("Expon_LIF", lambda: Synapses(N_IN, N_REC, LIF)),
-    spiking("Expon_ALIF", lambda: Synapses(N_IN, N_REC, ALIF)),
-    layered("matrix", lambda: Linear(N_IN, N_REC)),
-    layered("masked_matrix", lambda: Linear(N_IN, N_REC, w_mask=mask())),
-    layered("signed_matrix", lambda: SignedWLinear(N_IN, N_REC, w_init=kaiming(scale=0.01), w_sign=signs())),
-    layered("lora_matrix", lambda: LoRA(N_IN, 2, N_REC, B_init=orthogonal(), A_init=orthogonal())),
-    layered("csr", lambda: sparse(u.sparse.CSR)),
-    layered("coo", lambda: sparse(u.sparse.COO)),
-    layered("own_operation", lambda: Sine(N_IN, N_REC)),
-    *(Model(f"{n}_states", lambda n=n: Ring(N_IN, N_REC, n)) for n in (4, 5)),
-    Model(
-        "conv1d",
-        lambda: Leaky(Conv1d((6, 2), 3, 3, w_init=kaiming(), b_init=zeros()), (6, 3), is_recurrent=False),
-        draws=(floats(6, 2),),
-    ),
-)
-
-# Models without coupling across steps between neurons or layers; the second half are the registry's.
-FEED_FORWARD = {model.name: model for model in _FEED_FORWARD}
-REGISTERED = (
-    *("LRUCell", "random_start", "conv_spikes", "conv_rates", "element_wise", "two_inputs"),
-    "trees",
-)
-EXACT = (*FEED_FORWARD, *REGISTERED)
-
 # Where several strategies and windows are worth their time.
 FEW = ("LIF", "Expon_LIF", "LRUCell", "lora_matrix", "conv1d", "own_operation")
 
 
-@functools.cache
-def made(name: str, seed: int, algorithm: pb.Algorithm) -> Bench:
-    """A model of this module or of the registry, captured."""
-    return bench(name, seed, algorithm) if name in MODELS else bench_of(FEED_FORWARD[name], seed, algorithm)
-
-
 class TestExactness:
+    @pytest.mark.parametrize("rule", ["D_RTRL published", "D_RTRL published multi-step"])
     @pytest.mark.parametrize("name", EXACT)
-    def test_equals_bptt(self, name: str, seed: int) -> None:
-        self.check(name, Request(), seed)
+    def test_equals_bptt(self, name: str, rule: str, seed: int) -> None:
+        self.check(name, Request(), seed, rule)
 
     @pytest.mark.parametrize("window", [1, 4, STEPS - 1])
     @pytest.mark.parametrize("name", FEW)
@@ -161,9 +48,9 @@ class TestExactness:
         self.check(name, Request(reduction=reduction), seed)
 
     @staticmethod
-    def check(name: str, request: Request, seed: int) -> None:
-        exact = made(name, seed, pb.BPTT()).result(Request("vmap", request.reduction, window=None))
-        online = made(name, seed, PUBLISHED)
+    def check(name: str, request: Request, seed: int, rule: str = "D_RTRL published") -> None:
+        exact = captured(name, seed, pb.BPTT()).result(Request("vmap", request.reduction, window=None))
+        online = captured(name, seed, RULES[rule])
         got = online.result(request)
         assert_alive(online, request, got)
         assert_close(got.gradients, exact.gradients, "exact")
@@ -172,15 +59,15 @@ class TestExactness:
     @pytest.mark.parametrize("name", ["tutorial", "LSTMCell", "MinimalRNNCell"])
     def test_not_with_recurrent_weights(self, name: str, seed: int) -> None:
         """The diagonal approximation shows, so that equality above means something."""
-        exact, online = (made(name, seed, rule).result(Request()) for rule in (pb.BPTT(), PUBLISHED))
+        exact, online = (captured(name, seed, rule).result(Request()) for rule in (pb.BPTT(), PUBLISHED))
         assert_close(online.aux.losses, exact.aux.losses)
         assert_not_identical(online.gradients, exact.gradients)
 
     @pytest.mark.parametrize("name", ["Expon_LIF", "LRUCell"])
     def test_paths_within_a_step_count_once(self, name: str, seed: int) -> None:
         """BrainScale's rule counts them twice."""
-        exact = made(name, seed, pb.BPTT()).result(Request(window=None))
-        assert_some_differ(made(name, seed, pb.D_RTRL()).result(Request()).gradients, exact.gradients)
+        exact = captured(name, seed, pb.BPTT()).result(Request(window=None))
+        assert_some_differ(captured(name, seed, pb.D_RTRL()).result(Request()).gradients, exact.gradients)
 
 
 def assert_some_differ(got: Any, want: Any) -> None:
@@ -213,15 +100,25 @@ def leaky_gradient(params: Any, inputs: jax.Array, targets: jax.Array) -> Any:
 class TestClosedForms:
     @pytest.mark.parametrize("window", [1, WINDOW, None])
     def test_a_scan_written_by_hand(self, window: int | None, seed: int) -> None:
-        online = made("matrix", seed, PUBLISHED)
+        online = captured("matrix", seed, PUBLISHED)
         (inputs,), targets = online.data(STEPS, SAMPLES)
         want = jax.vmap(leaky_gradient, in_axes=(None, 1, 1))(online.params, inputs, targets)
         assert_close(online.result(Request(window=window)).gradients, want, "exact")
 
+    def test_a_function_of_a_weight_is_applied_once(self, seed: int) -> None:
+        """A matrix of which twice the value is used has twice the gradient of the matrix that is twice as large."""
+        online = captured("doubled", seed, PUBLISHED)
+        (inputs,), targets = online.data(STEPS, SAMPLES)
+        own = online.params["layer.weight"]
+        plain = {"layer.weight_op": {**own, "weight": 2 * own["weight"]}}
+        want = jax.vmap(leaky_gradient, in_axes=(None, 1, 1))(plain, inputs, targets)["layer.weight_op"]
+        got = online.result(Request()).gradients["layer.weight"]
+        assert_close(got, {**want, "weight": 2 * want["weight"]}, "exact")
+
     @pytest.mark.parametrize("strategy", STRATEGIES)
     @pytest.mark.parametrize("rule", ["published", "brainscale"])
     def test_in_numpy(self, rule: str, strategy: str, seed: int) -> None:
-        online = made("matrix", seed, pb.D_RTRL(rule=rule))
+        online = captured("matrix", seed, pb.D_RTRL(rule=rule))
         got = online.result(Request(strategy))
         assert_alive(online, Request(strategy), got)
         want = [in_numpy(online, i, rule) for i in range(SAMPLES)]
@@ -255,7 +152,7 @@ class TestNormalisation:
     @pytest.mark.parametrize("name", ["tutorial", "matrix", "element_wise", "conv1d"])
     def test_belongs_to_the_sample(self, name: str, strategy: str, seed: int) -> None:
         """Another sample's input, made a hundred times larger, moves no bit."""
-        online, request = made(name, seed, pb.D_RTRL()), Request(strategy)
+        online, request = captured(name, seed, pb.D_RTRL()), Request(strategy)
         inputs, targets = online.data(STEPS, SAMPLES)
         want = online.result(request)
         assert_alive(online, request, want)
@@ -268,11 +165,11 @@ class TestNormalisation:
 
     @pytest.mark.parametrize("name", ["tutorial", "LRUCell", "matrix"])
     def test_differs_from_the_published_rule(self, name: str, seed: int) -> None:
-        one, other = (made(name, seed, rule).result(Request()).gradients for rule in (pb.D_RTRL(), PUBLISHED))
+        one, other = (captured(name, seed, rule).result(Request()).gradients for rule in (pb.D_RTRL(), PUBLISHED))
         assert_some_differ(one, other)
 
     def test_traces_stay_below_one(self, seed: int) -> None:
-        trace = made("matrix", seed, pb.D_RTRL()).result(Request()).aux.carry.trace
+        trace = captured("matrix", seed, pb.D_RTRL()).result(Request()).aux.carry.trace
         for link, leaves in trace.weights.items():
             for name, eps in leaves.items():
                 largest = np.abs(eps).max(tuple(range(1, eps.ndim)))
@@ -284,7 +181,7 @@ class TestWindows:
     @pytest.mark.parametrize("rule", ["brainscale", "published"])
     @pytest.mark.parametrize("name", ["tutorial", "lif", "LSTMCell", "own_operation", "used_twice"])
     def test_every_window_gives_the_same(self, name: str, rule: str, window: int | None, seed: int) -> None:
-        online = made(name, seed, pb.D_RTRL(rule=rule))
+        online = captured(name, seed, pb.D_RTRL(rule=rule))
         want, got = online.result(Request(window=1)), online.result(Request(window=window))
         assert_alive(online, Request(window=1), want)
         assert_close(got.gradients, want.gradients)
@@ -294,7 +191,7 @@ class TestWindows:
     @pytest.mark.parametrize("name", ["tutorial", "lora_matrix"])
     def test_the_differentiable_step(self, name: str, rule: str, seed: int) -> None:
         """`jax.grad` of the losses of a scan over `step`."""
-        online = made(name, seed, pb.D_RTRL(rule=rule))
+        online = captured(name, seed, pb.D_RTRL(rule=rule))
         learner, start, data = online.batched("vmap"), online.start("vmap"), online.data(STEPS, SAMPLES)
 
         def total(params: Any) -> jax.Array:
@@ -315,17 +212,17 @@ TRACE_BYTES = MANY * (WIDE + 1) * WIDE * 8
 
 
 @functools.cache
-def wide(rule: str) -> tuple[pb.Learner, Any]:
+def wide(rule: str, strategy: str) -> tuple[pb.Learner, Any]:
     """A large layer without recurrent weights, `MANY` samples of it."""
     with brainstate.random.seed_context(0):
         net = Leaky(Linear(WIDE, WIDE), (WIDE,), is_recurrent=False)
     learner, params = pb.capture(net, jnp.ones(WIDE), algorithm=pb.D_RTRL(rule=rule))
-    return pb.vmap(learner, MANY), params
+    return STRATEGIES[strategy](learner, MANY), params
 
 
-def compiled(rule: str, steps: int, window: int | None, *, keeps_carry: bool) -> Any:
+def compiled(rule: str, steps: int, window: int | None, strategy: str = "vmap", *, keeps_carry: bool) -> Any:
     """What XLA says of the memory of a fresh sequence's gradient."""
-    learner, params = wide(rule)
+    learner, params = wide(rule, strategy)
     grad_fn = pb.sequence_grad(learner, MODELS["LRUCell"].loss, window=window)
 
     def run(params: Any, inputs: jax.Array, targets: jax.Array) -> Any:
@@ -346,9 +243,22 @@ class TestMemory:
         memory = compiled("published", 8, None, keeps_carry=True)
         assert memory.output_size_in_bytes > TRACE_BYTES
 
+    @pytest.mark.parametrize("strategy", ["vmap", "manual"])
     @pytest.mark.parametrize("rule", ["brainscale", "published"])
-    def test_online_needs_two_traces(self, rule: str) -> None:
+    def test_online_needs_two_traces(self, rule: str, strategy: str) -> None:
         """The old one and the new one, however long the sequence is."""
-        short, long = (compiled(rule, steps, 1, keeps_carry=True).temp_size_in_bytes for steps in (4, 64))
+        short, long = self.temporary_bytes(rule, 1, strategy)
         assert long - short < TRACE_BYTES / 10
-        assert long < 2.5 * TRACE_BYTES
+        assert long < 2 * TRACE_BYTES
+
+    @pytest.mark.parametrize("strategy", ["vmap", "manual"])
+    @pytest.mark.parametrize("window", [4, 8])
+    def test_depends_on_the_window_alone(self, window: int, strategy: str) -> None:
+        short, long = self.temporary_bytes("published", window, strategy)
+        assert long - short < TRACE_BYTES / 10
+
+    @staticmethod
+    def temporary_bytes(rule: str, window: int, strategy: str) -> tuple[int, int]:
+        """Of a short sequence and of a long one."""
+        short, long = (compiled(rule, steps, window, strategy, keeps_carry=True) for steps in (16, 64))
+        return short.temp_size_in_bytes, long.temp_size_in_bytes

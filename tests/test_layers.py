@@ -7,21 +7,10 @@ from pure_batching._errors import StrategyError
 
 from .alive import assert_alive
 from .bench import SAMPLES, Request
-from .layers import EXACT, LAYERS, NOT_BY_HAND, REFUSED, SHOWN, captured, offered
-from .models import MODELS
+from .interchangeable import assert_interchangeable
+from .layers import LAYERS, REFUSED
+from .registry import EVERY, EXACT, NOT_BY_HAND, SHOWN, captured, offered
 from .trees import assert_close
-
-
-def check_strategies(name: str, seed: int) -> None:
-    """Of each sample: gradients, carry, losses and outputs."""
-    made = captured(name, seed)
-    want = made.result(Request("loop"))
-    assert_alive(made, Request("loop"), want)
-    for strategy in made.model.strategies:
-        got = made.result(Request(strategy))
-        assert_close(got.gradients, want.gradients)
-        assert_close(got.aux, want.aux)
-
 
 # Two halves of the same law, which two workers share.
 HALVES = (list(LAYERS)[::2], list(LAYERS)[1::2])
@@ -30,13 +19,13 @@ HALVES = (list(LAYERS)[::2], list(LAYERS)[1::2])
 class TestOneHalf:
     @pytest.mark.parametrize("name", HALVES[0])
     def test_every_strategy_equals_the_loop(self, name: str, seed: int) -> None:
-        check_strategies(name, seed)
+        assert_interchangeable(captured(name, seed))
 
 
 class TestOtherHalf:
     @pytest.mark.parametrize("name", HALVES[1])
     def test_every_strategy_equals_the_loop(self, name: str, seed: int) -> None:
-        check_strategies(name, seed)
+        assert_interchangeable(captured(name, seed))
 
 
 class TestNewOperations:
@@ -79,8 +68,7 @@ class TestRefusals:
             pb.manual(captured(name, seed).learner, SAMPLES)
 
     def test_every_missing_strategy_has_a_reason(self) -> None:
-        missing = {model.name for model in (*MODELS.values(), *LAYERS.values()) if "manual" not in model.strategies}
-        assert missing == set(NOT_BY_HAND)
+        assert {model.name for model in EVERY.values() if "manual" not in model.strategies} == set(NOT_BY_HAND)
 
 
 def test_no_layer_is_left_out() -> None:

@@ -14,7 +14,7 @@ import pure_batching as pb
 from pure_batching._errors import BatchSizeError, DtypeError, ShapeError
 
 from .alive import assert_gradients_alive, assert_moving
-from .bench import ONLINE_RULES, SAMPLES, STEPS, STRATEGIES, WINDOW, Bench, Data, Request, Result, bench
+from .bench import ONLINE_RULES, RULES, SAMPLES, STEPS, STRATEGIES, WINDOW, Bench, Data, Request, Result, bench
 from .models import N_IN, N_REC
 from .modules import Unit
 from .trees import (
@@ -30,15 +30,8 @@ from .trees import (
 )
 
 # The rules whose gradient depends on where a window begins.
-WINDOWED_RULES = {
-    "BPTT": pb.BPTT(),
-    "ES_D_RTRL multi-step": pb.ES_D_RTRL(0.9, vjp="multi-step"),
-    "D_RTRL multi-step": pb.D_RTRL(vjp="multi-step"),
-}
-RULES = {
-    **{name: ONLINE_RULES[name] for name in ("ES_D_RTRL", "D_RTRL", "D_RTRL published", "Hybrid")},
-    **WINDOWED_RULES,
-}
+WINDOWED_RULES = ("BPTT", "ES_D_RTRL multi-step", "D_RTRL multi-step")
+EACH_RULE = ("ES_D_RTRL", "D_RTRL", "D_RTRL published", "Hybrid", *WINDOWED_RULES)
 
 # One rule for each way of a gradient: contracted factors, the linear trace, backpropagation with a trace behind it.
 SOME_RULES = ("ES_D_RTRL", "D_RTRL published", "D_RTRL multi-step")
@@ -49,7 +42,7 @@ MODEL = "readouts"
 # Every strategy with the usual window, and every window with one strategy.
 RUNS = [*((strategy, WINDOW) for strategy in STRATEGIES), ("vmap", 1), ("vmap", None)]
 
-every_rule = pytest.mark.parametrize("rule", RULES)
+every_rule = pytest.mark.parametrize("rule", EACH_RULE)
 some_rules = pytest.mark.parametrize("rule", SOME_RULES)
 every_strategy = pytest.mark.parametrize("strategy", STRATEGIES)
 
@@ -191,7 +184,7 @@ class TestOfOneSample:
 class TestFlags:
     @pytest.mark.parametrize(
         ("rule", "strategy", "window"),
-        [(rule, *run) for rule in RULES for run in (RUNS if rule in SOME_RULES else [("vmap", WINDOW)])],
+        [(rule, *run) for rule in EACH_RULE for run in (RUNS if rule in SOME_RULES else [("vmap", WINDOW)])],
     )
     def test_both(self, rule: str, strategy: str, window: int | None, seed: int) -> None:
         self.check("both", rule, Request(strategy, window=window), seed)

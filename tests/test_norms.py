@@ -2,22 +2,25 @@
 
 from typing import Any
 
+import brainstate
 import brainunit as u
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from brainscale.nn import Linear
 
 import pure_batching as pb
 from pure_batching import _norms
 from pure_batching._algorithms.base import Factors
 from pure_batching._errors import OptionError, StrategyError
 
-from .bench import ONLINE_RULES, SAMPLES, STEPS, STRATEGIES, Bench, Request, bench
+from .bench import ONLINE_RULES, RULES, SAMPLES, STEPS, STRATEGIES, Bench, Request, bench
+from .models import squared
+from .modules import Leaky, UsedTwice
 from .trees import assert_close
 
-RULES: dict[str, pb.Algorithm] = {**ONLINE_RULES, "BPTT": pb.BPTT()}
-every_rule = pytest.mark.parametrize("rule", RULES)
+every_rule = pytest.mark.parametrize("rule", [*ONLINE_RULES, "BPTT"])
 
 
 def true_norms(gradients: Any) -> jax.Array:
@@ -75,6 +78,43 @@ class TestSampleNorms:
 
 def _factors_of(relation: Any, steps: int) -> Any:
     return Factors({}, {relation.name: (jnp.zeros((steps, 1)),)})
+
+
+# Sizes at which a gradient of every sample outweighs all else, and how many bytes of them may be held at once.
+WIDE, MANY = 192, 24
+GRADIENTS, BUDGET = MANY * WIDE * WIDE * 8, 2**20
+
+
+def temporary_bytes(make: Any, rule: str, strategy: str) -> int:
+    """Of the norms of a short sequence of a wide layer, as compiled."""
+    with brainstate.random.seed_context(0):
+        learner, params = pb.capture(make(), jnp.ones(WIDE), algorithm=RULES[rule])
+    norms = pb.sample_norms(STRATEGIES[strategy](learner, MANY), squared)
+    specs = (jax.ShapeDtypeStruct((4, MANY, *shape), jnp.float64) for shape in ((WIDE,), ()))
+    lowered = jax.jit(lambda params, *data: norms(params, None, *data)[0]).lower(params, *specs)
+    return lowered.compile().memory_analysis().temp_size_in_bytes
+
+
+class TestMemory:
+    """By Gram matrices, by tiles of what is contracted, and by tiles of samples."""
+
+    CASES = (
+        *(("ES_D_RTRL", lambda: Leaky(Linear(WIDE, WIDE), (WIDE,), is_recurrent=False)),),
+        *(("D_RTRL published", lambda: UsedTwice(WIDE)), ("BPTT", lambda: UsedTwice(WIDE))),
+    )
+
+    @pytest.mark.parametrize("strategy", ["vmap", "manual"])
+    @pytest.mark.parametrize(("rule", "make"), CASES, ids=["gram", "contracted", "samples"])
+    def test_no_gradient_of_every_sample(
+        self, rule: str, make: Any, strategy: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(_norms, "TILE_BUDGET", BUDGET)
+        assert temporary_bytes(make, rule, strategy) < GRADIENTS / 2
+
+    @pytest.mark.parametrize(("rule", "make"), CASES[1:], ids=["contracted", "samples"])
+    def test_unless_they_fit(self, rule: str, make: Any) -> None:
+        """The statement above is one: the tiles are what keeps the memory small."""
+        assert temporary_bytes(make, rule, "vmap") > GRADIENTS
 
 
 class TestClippedGrad:

@@ -33,6 +33,11 @@ def d_rtrl(net: Any, **settings: Any) -> Any:
     return brainscale.D_RTRL(net, **settings)
 
 
+def hybrid(net: Any, **settings: Any) -> Any:
+    """BrainScale's counterpart of `pb.Hybrid(0.9)`."""
+    return brainscale.HybridDimVjpAlgorithm(net, decay_or_rank=0.9, **settings)
+
+
 @functools.cache
 def one_sample(made: Bench, make: Make) -> Native:
     """One sample; made once, and restarted by whoever runs it."""

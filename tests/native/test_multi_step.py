@@ -12,13 +12,30 @@ import pytest
 
 import pure_batching as pb
 
-from ..alive import assert_gradients_alive, assert_traces_alive
-from ..bench import SAMPLES, STEPS, Bench, Request, bench
-from ..trees import Tree, assert_close, assert_differ, joined, joined_carries, sample
-from .brainscale_runs import Make, Native, carry_of, d_rtrl, es_d_rtrl, hidden_states, one_sample
+from ..alive import assert_alive
+from ..bench import SAMPLES, STEPS, WINDOW, Bench, Request, bench
+from ..registry import captured
+from ..trees import Tree, assert_close, assert_differ, assert_some_differ, joined, joined_carries, sample
+from ..upstream import COMPARED, DIFFERS
+from .brainscale_runs import (
+    Make,
+    Native,
+    Samples,
+    carry_of,
+    d_rtrl,
+    each_alone,
+    es_d_rtrl,
+    hidden_states,
+    one_sample,
+)
 
-MODELS = ("MinimalRNNCell", "LSTMCell", "tutorial", "lif", "readouts", "LRUCell")
+# Every model and layer in one window, some in others.
 WINDOWS = (1, 2, 3)
+SOME = ("MinimalRNNCell", "tutorial", "readouts", "LRUCell")
+RUNS = [
+    *((rule, name, WINDOW) for rule, names in COMPARED.items() for name in names),
+    *((rule, name, window) for rule in COMPARED for name in SOME for window in WINDOWS if window != WINDOW),
+]
 
 RULES = {"ES_D_RTRL": (pb.ES_D_RTRL(0.9, vjp="multi-step"), es_d_rtrl), "D_RTRL": (pb.D_RTRL(vjp="multi-step"), d_rtrl)}
 
@@ -33,38 +50,39 @@ def windowed(made: Bench, make: Make) -> Native:
     return dataclasses.replace(native, call=call, is_batched=True)
 
 
-def in_windows(tree: Tree, window: int) -> Tree:
-    """`[T, ...]` as `[T / K, K, ...]`."""
-    return jax.tree.map(lambda x: x.reshape(-1, window, *x.shape[1:]), tree)
-
-
-def flat(tree: Tree) -> Tree:
-    """The inverse."""
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
-
-
-@pytest.mark.parametrize("window", WINDOWS)
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(("rule", "name", "window"), RUNS)
 def test_equals_brainscale(rule: str, name: str, window: int, seed: int) -> None:
     algorithm, make = RULES[rule]
-    made = bench(name, seed, algorithm)
-    native = windowed(made, make)
-    data, parts, ends = made.data(STEPS, SAMPLES), [], []
-    for i in range(SAMPLES):
-        native.restart()
-        parts.append(native.run(in_windows(sample(data, i, axis=1), window)))
-        ends.append(end_of(made, native))
-    got = made.result(Request(window=window))
-    assert_gradients_alive(got.gradients)
-    assert_traces_alive(got.aux.carry.trace)
-    assert_close(got.gradients, joined([part[0] for part in parts]), "native")
-    outputs = joined([flat(part[1:]) for part in parts], axis=1)
-    assert_close((got.aux.losses, got.aux.outputs), outputs, "native")
+    made = captured(name, seed, algorithm)
+    want, got = in_windows(made, make, window), made.result(Request(window=window))
+    assert_alive(made, Request(window=window), got)
+    assert_close(got.gradients, want.gradients, "native")
+    assert_close((got.aux.losses, got.aux.outputs), (want.losses, want.outputs), "native")
     if rule == "ES_D_RTRL":
-        assert_close(got.aux.carry, joined_carries(ends), "native")
+        assert_close(got.aux.carry, joined_carries(want.ends), "native")
     else:
-        assert_close(got.aux.carry.hidden, joined(ends), "native")
+        assert_close(got.aux.carry.hidden, joined(want.ends), "native")
+
+
+@pytest.mark.parametrize(("rule", "name"), [(rule, name) for rule, names in DIFFERS.items() for name in names])
+def test_where_it_is_wrong(rule: str, name: str, seed: int) -> None:
+    algorithm, make = RULES[rule]
+    made = captured(name, seed, algorithm)
+    want, got = in_windows(made, make, WINDOW), made.result(Request())
+    assert_alive(made, Request(), got)
+    assert_some_differ(got.gradients, want.gradients)
+
+
+def in_windows(made: Bench, make: Make, window: int) -> Samples:
+    """Each sample alone, a window at a time."""
+    runs, hidden = windowed(made, make), made.start("vmap").hidden
+    data = jax.tree.map(lambda x: x.reshape(-1, window, *x.shape[1:]).swapaxes(1, 2), made.data(STEPS, SAMPLES))
+    starts = [sample(hidden, i) for i in range(SAMPLES)]
+    found = each_alone(runs, starts, data, lambda: end_of(made, runs))
+    losses, outputs = jax.tree.map(
+        lambda x: x.swapaxes(1, 2).reshape(STEPS, SAMPLES, *x.shape[3:]), (found.losses, found.outputs)
+    )
+    return found._replace(losses=losses, outputs=outputs)
 
 
 def end_of(made: Bench, native: Native) -> Any:
