@@ -105,8 +105,8 @@ class _Weighted:
 def sample_norms(learner: Learner, loss: Loss) -> NormFn:
     """A function that gives the norm of every sample's gradient over a whole sequence.
 
-    A leaf `[B, *param.shape]` is held for as many samples at a time as fit into 32 MiB, and for one at least. For
-    an online rule that starts afresh, a matrix that multiplies a vector costs `T^2 (in + out)` per sample (the Gram
+    No leaf `[B, *param.shape]` is built: gradients are held for as many samples at a time as fit into 32 MiB, for one
+    at least and for half of the batch at most. For an online rule that starts afresh, a matrix that multiplies a vector costs `T^2 (in + out)` per sample (the Gram
     form: gradients are sums of `T` outer products, whose inner products are products of two numbers) where that is
     less than `T in out`; other weights are contracted for a few samples at a time, which costs what the summed
     gradient costs, and memory for those few. Weights without a trace, a carry that goes on, and algorithms that
@@ -259,4 +259,5 @@ def _square(tree: Tree) -> jax.Array:
 
 
 def _tile(execution: Execution, size: int) -> int:
-    return max(1, min(execution.lead[0], TILE_BUDGET // max(size, 1)))
+    """As many samples as `TILE_BUDGET` allows for, and half of the batch at most: no leaf leads with all of it."""
+    return max(1, min(execution.lead[0] // 2, TILE_BUDGET // max(size, 1)))

@@ -48,8 +48,15 @@ class TestInverses:
 
     def test_under_jit(self, name: str, seed: int) -> None:
         carry = after(bench(name, seed))
-        permuted = jax.jit(pb.permute)(carry, jnp.asarray(ORDER))
-        assert_identical(permuted, pb.permute(carry, ORDER))
+
+        def all_of_them(carry: pb.Carry, order: jax.Array) -> Any:
+            first, rest = pb.split(carry, [1, 2])
+            ones, turned = pb.unstack(carry), pb.permute(carry, order)
+            chosen = pb.gather(carry, order[:2])
+            return pb.stack(ones), pb.concat([rest, first]), turned, chosen, pb.scatter(carry, order[1:], chosen)
+
+        order = jnp.asarray(ORDER)
+        assert_identical(jax.jit(all_of_them)(carry, order), all_of_them(carry, order))
 
 
 @every_representative
