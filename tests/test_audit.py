@@ -22,6 +22,7 @@ import pure_batching as pb
 from pure_batching._coupling.values import Along
 from pure_batching._coupling.verdicts import Verdict, verdicts
 from pure_batching._errors import BatchSizeError, SampleCouplingError, StructureError
+from pure_batching._probe import moved_leaves
 
 from . import modules
 from .bench import ONLINE_RULES, RUNS, SAMPLES, WEIGHTS, Request, bench
@@ -483,6 +484,22 @@ class TestRegistry:
             layer, user = verdict.where.split(", called at ")
             assert re.fullmatch(r"brainstate/nn/_\w+\.py:\d+ \(_BatchNorm\.update\)", layer)
             assert user == f"modules.py:{line} (Normalized.update)"
+
+
+class TestNumbers:
+    @pytest.mark.parametrize(
+        ("name", "rule", "strategy"),
+        [("tutorial", "D_RTRL", "manual"), ("GRUCell", "ES_D_RTRL", "vmap"), ("delayed", "ES_D_RTRL", "manual")],
+    )
+    def test_nothing_that_moves_is_called_independent(self, name: str, rule: str, strategy: str, seed: int) -> None:
+        """As it stands nothing moves; `python -m property_tests.faults --audit` asks this of faulty copies."""
+        made = bench(name, seed, ONLINE_RULES[rule])
+        try:
+            batched = made.batched(strategy)
+        except SampleCouplingError:  # refused
+            return
+        found = kinds(pb.audit(batched, probe=False))
+        assert not {leaf for leaf in moved_leaves(batched, made.params) if found[leaf] == "independent"}
 
 
 class TestReport:
