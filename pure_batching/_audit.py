@@ -10,6 +10,7 @@ from ._coupling.verdicts import Verdict
 from ._errors import BatchSizeError, StructureError, count
 from ._execution import Execution
 from ._learner import Learner, capture
+from ._options import check_flag
 from ._probe import moved_leaves, traced_step
 from ._program import Params
 from ._strategies.manual import kept_once_by, leaf_verdicts, manual, precision_of
@@ -100,17 +101,21 @@ def audit(
 
     Raises:
       StructureError: example inputs for a learner, which has seen its own at capture.
+      StructureError, ShapeError, DtypeError, UnitError: params of another module.
+      OptionError: a `probe` that is no flag.
       BatchSizeError: fewer than two samples.
       CaptureError, RandomnessError, StrategyError: the module cannot be captured, or `pb.manual` cannot run it; audit
         `pb.vmap(learner, B)` instead.
     """
+    check_flag("probe", probe)
     learner, own = _learner(net_or_learner, example_inputs, environ)
+    weights = own if params is None else learner.check_params(params)
     batched = learner if learner.batch_size is not None else manual(learner, batch_size, allow_coupling=True)
     _check_size(batched.batch_size)
     leaves = _verdicts(batched.execution)
     undecided = [name for name, verdict in leaves.items() if verdict.kind == "undecided"]
     if undecided and probe:
-        moved = moved_leaves(batched, own if params is None else params)
+        moved = moved_leaves(batched, weights)
         leaves = {name: _probed(leaves[name], name in moved) if name in undecided else leaves[name] for name in leaves}
     return Audit(batched.execution.name, leaves)
 

@@ -15,7 +15,7 @@ from ._learner import Learner
 from ._native import unwrap_steps
 from ._program import Params
 from ._timed import Steps, Timed
-from ._tree import Axes, Tree, conform, like, named_leaves, spec_of
+from ._tree import Axes, Tree, check_numbers, conform, like, named_leaves, spec_of
 
 # Stands for targets that were not given, which a forgotten carry looks like.
 ABSENT: Any = object()
@@ -46,6 +46,7 @@ def check_steps(learner: Learner, inputs: Tree, targets: Tree, mask: Any, reset:
         )
     arguments, changing = unwrap_steps(_as_arguments(learner, inputs))
     wanted, wanted_changing = unwrap_steps(targets)
+    check_numbers(wanted, "targets")
     untimed = _untimed(changing, "inputs") | _untimed(wanted_changing, "targets")
     spec = _features(wanted, "targets", len(learner.axes()), untimed)
     given = [*named_leaves(arguments, "inputs"), *named_leaves(wanted, "targets")]

@@ -163,7 +163,26 @@ def _check_containers(extra: Sequence[str], missing: Sequence[str]) -> None:
             )
 
 
+def check_numbers(tree: Tree, root: str) -> None:
+    """Raise DtypeError at the first leaf that is no array of numbers, as JAX has them."""
+    for name, leaf in named_leaves(tree, root):
+        _check_numeric(u.get_mantissa(leaf), name)
+
+
+def _check_numeric(leaf: Any, name: str) -> None:
+    dtype = getattr(leaf, "dtype", None)
+    is_other = isinstance(dtype, np.dtype) and not (dtype == np.bool_ or jnp.issubdtype(dtype, np.number))
+    if is_other or not (hasattr(leaf, "shape") or isinstance(leaf, (bool, int, float, complex))):
+        raise DtypeError(
+            name,
+            got=type(leaf).__name__ if dtype is None else f"an array of dtype {dtype}",
+            expected="an array of numbers",
+            repair="Pass what jnp.asarray takes.",
+        )
+
+
 def _conform_leaf(leaf: Any, want: Any, name: str, axes: Axes) -> Any:
+    _check_numeric(u.get_mantissa(leaf), name)
     unit = u.get_unit(want)
     array = u.get_mantissa(_to_unit(leaf, unit, name))
     spec = u.get_mantissa(want)

@@ -34,6 +34,7 @@ from pure_batching._errors import (
     StructureError,
     UnitError,
 )
+from pure_batching.testing import assert_interchangeable
 
 from . import modules
 from .bench import SAMPLES, STEPS, STRATEGIES, Request, bench
@@ -384,6 +385,20 @@ DATA = (
         DtypeError,
         "inputs[0]: got complex128, expected float64. Convert it with .astype('float64')",
     ),
+    *(
+        Refusal(
+            f"{name} that are {kind}",
+            lambda seed, change=change: gradient(seed, **change),
+            DtypeError,
+            f"{where}: got {got}, expected an array of numbers. Pass what jnp.asarray takes.",
+        )
+        for kind, value, got in (("a word", "x", "str"), ("words", np.array(["x"]), "an array of dtype <U1"))
+        for name, where, change in (
+            ("inputs", "inputs[0]", {"inputs": first(lambda _, value=value: value)}),
+            ("targets", "targets", {"targets": lambda _, value=value: value}),
+            ("flags", "mask", {"mask": value}),
+        )
+    ),
     Refusal(
         "a unit where there was none",
         lambda seed: gradient(seed, inputs=first(lambda x: x * u.mV)),
@@ -653,6 +668,24 @@ CAPTURE = (
         "inp.weight_op: got hidden states of the shapes [(2, 7), (7,)] ~ expected hidden states of one shape. Use a",
     ),
     Refusal(
+        "an example that is no array",
+        lambda _: captured(tutorial(), "a"),
+        DtypeError,
+        "example_inputs[0]: got str, expected an array of numbers. Pass what jnp.asarray takes.",
+    ),
+    Refusal(
+        "an example of words",
+        lambda _: captured(tutorial(), np.array(["a"])),
+        DtypeError,
+        "example_inputs[0]: got an array of dtype <U1, expected an array of numbers. Pass",
+    ),
+    Refusal(
+        "an axis without a name",
+        lambda _: pb.capture(tutorial(), one_input(), algorithm=ES, axis_name=""),
+        OptionError,
+        "axis_name: got '', expected a name. Pass the one that the module's code uses.",
+    ),
+    Refusal(
         "no algorithm",
         lambda _: captured(tutorial(), one_input(), algorithm="D_RTRL"),
         StructureError,
@@ -784,6 +817,76 @@ OPTIONS = (
             ("complex", lambda out, _: out.sum() + 0j, "loss: got complex128[]"),
             ("a pair", lambda out, _: (out.sum(), out), "loss: got (float64[], float64[2])"),
             ("nothing", lambda out, _: None, "loss: got None"),
+        )
+    ),
+    *(
+        Refusal(
+            f"{name} that is no flag",
+            lambda seed, call=call: call(bench("tutorial", seed)),
+            OptionError,
+            f"{name}: got 'yes', expected False or True. Choose one of them.",
+        )
+        for name, call in {
+            "allow_coupling": lambda made: pb.manual(made.learner, SAMPLES, allow_coupling="yes"),
+            "outputs": lambda made: pb.sequence_grad(made.learner, squared, outputs="yes"),
+            "probe": lambda made: pb.audit(made.learner, probe="yes"),
+            "spikes": lambda made: assert_interchangeable(tutorial, ES, *made.data(STEPS, SAMPLES), None, spikes="yes"),
+        }.items()
+    ),
+    *(
+        Refusal(
+            f"bound {value!r}",
+            lambda seed, value=value: pb.clipped_grad(bench("tutorial", seed).batched("vmap"), squared, value),
+            OptionError,
+            f"bound: got {value!r}, expected a number above 0. Give the largest norm.",
+        )
+        for value in (0.0, -1, True, np.True_, "1", None, 1j, np.complex64(1), np.array("1"), float("nan"), np.ones(2))
+    ),
+    Refusal(
+        "params of an audit that are a number",
+        lambda seed: pb.audit(bench("tutorial", seed).batched("vmap"), params=3),
+        StructureError,
+        "params: got int, expected {path: value}.",
+    ),
+    Refusal(
+        "params of an audit that are of another module",
+        lambda seed: pb.audit(bench("tutorial", seed).batched("vmap"), params=bench("GRUCell", seed).params),
+        StructureError,
+        "params[~ expected no such leaf.",
+    ),
+    *(
+        Refusal(
+            f"a number for the module of {name}",
+            lambda _, call=call: call(3),
+            StructureError,
+            "net: got int, expected a brainstate.nn.Module. Pass the module whose states are meant.",
+        )
+        for name, call in {"read_states": pb.read_states, "write_states": lambda net: pb.write_states(net, {})}.items()
+    ),
+    Refusal(
+        "a number for states",
+        lambda _: pb.write_states(tutorial(), 3),
+        StructureError,
+        "tree: got int, expected {path: value}. Pass what read_states gave, or a part of it.",
+    ),
+    *(
+        Refusal(
+            f"interchangeable: {name}",
+            lambda _, factory=factory, inputs=inputs, laws=laws: assert_interchangeable(
+                factory, ES, inputs, one_input(), squared, environ=SETTINGS, laws=laws
+            ),
+            error,
+            text,
+        )
+        for name, factory, inputs, laws, error, text in (
+            (
+                *("a module", tutorial(), one_input(), None, StructureError),
+                "net_factory: got one ~Net, expected a function () -> module. Pass what makes the module",
+            ),
+            ("a number", tutorial, 3, None, ShapeError, "inputs[0]: got shape (), expected (T, B, ...). Time leads"),
+            ("no batch", tutorial, one_input(), None, ShapeError, "inputs[0]: got shape (5,), expected (T, B, ...)."),
+            ("text", tutorial, "x", None, DtypeError, "inputs[0]: got str, expected an array of numbers."),
+            ("no law", tutorial, 3, ["x"], OptionError, "laws: got 'x', expected 'init' or ~ Choose one of them."),
         )
     ),
     Refusal(
