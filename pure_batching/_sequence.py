@@ -113,6 +113,10 @@ def sequence_grad(
       compiled once for each learner, loss and shape: make it once, outside the training loop. It is no function to
       differentiate: `jax.grad` through its losses is backpropagation through time.
 
+      Dtypes: what JAX promotes to the captured dtype is converted (bool and integers to any float, float32 to float64),
+      and what would lose digits or its kind is a DtypeError; with x64 off, a float64 array of numpy is a float32 one,
+      as everywhere in JAX.
+
     Raises:
       OptionError: an unknown reduction, a window that is not a positive integer, or an `outputs` that is no flag.
       StructureError: no learner.

@@ -116,7 +116,7 @@ def conform(value: Tree, spec: Tree, root: str, axes: Axes = (), untimed: frozen
       StructureError: other keys, or another number of leaves.
       UnitError: another physical dimension; another scale (V for mV) is converted.
       ShapeError: another shape; BatchSizeError where only the batch axis differs.
-      DtypeError: a dtype that would lose digits; bool and integers are promoted.
+      DtypeError: no numbers, or a dtype that JAX does not promote to that of `spec`: it would lose digits, or its kind.
     """
     got, expected = named_leaves(value, root), named_leaves(spec, root)
     _check_names(dict(got), dict(expected))
@@ -253,7 +253,7 @@ def _to_dtype(array: Any, dtype: Any, name: str) -> jax.Array:
     array = jnp.asarray(array)
     if array.dtype == dtype:
         return array
-    if is_key(dtype) or is_key(array.dtype) or not _widens(array.dtype, dtype):
+    if is_key(dtype) or is_key(array.dtype) or not _is_promoted(array, dtype):
         is_number = jnp.issubdtype(dtype, jnp.inexact)
         raise DtypeError(
             name,
@@ -264,8 +264,8 @@ def _to_dtype(array: Any, dtype: Any, name: str) -> jax.Array:
     return array.astype(dtype)
 
 
-def _widens(got: Any, want: Any) -> bool:
-    """Bool and integers go to any number of their kind or a wider one; a float only to one with no fewer digits."""
-    if jnp.issubdtype(got, jnp.inexact):
-        return jnp.promote_types(got, want) == want
-    return got == jnp.bool_ or jnp.issubdtype(want, jnp.inexact) or jnp.issubdtype(want, jnp.integer)
+def _is_promoted(array: jax.Array, dtype: Any) -> bool:
+    """Whether JAX promotes an array that meets one of a dtype to that dtype; a Python number is no wider than that."""
+    with jax.numpy_dtype_promotion("standard"):
+        is_number = array.weak_type and jnp.result_type(array, dtype) == dtype
+        return is_number or jnp.promote_types(array.dtype, dtype) == dtype

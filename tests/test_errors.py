@@ -597,6 +597,12 @@ STEP = (
         "carry.trace.xs['out.weight_op']: got nothing, expected float64[3, 7]" + OTHER_LEARNER,
     ),
     Refusal(
+        "long integers for short ones",
+        lambda seed: step(seed, carry=lambda carry: carry._replace(update_count=carry.update_count.astype("int64"))),
+        CarryError,
+        "carry.update_count: got int64, expected int32" + OTHER_LEARNER,
+    ),
+    Refusal(
         "a carry without units",
         lambda seed: step(seed, carry=mantissas),
         CarryError,
@@ -929,6 +935,28 @@ class TestConversions:
     def test_inputs_are_promoted(self, dtype: Any, seed: int) -> None:
         got = gradient(seed, inputs=first(lambda x: (x > 0.7).astype(dtype)))
         assert_identical(got, gradient(seed, inputs=first(lambda x: (x > 0.7).astype(np.float64))))
+
+    def test_under_strict_promotion(self, seed: int) -> None:
+        """The rule is the package's own, whatever JAX is told to do with the user's arithmetic."""
+        want = step(seed, inputs=first(lambda x: (x > 0).astype(np.float64)))
+        with jax.numpy_dtype_promotion("strict"):
+            assert_identical(step(seed, inputs=first(lambda x: (x > 0).astype(np.float32))), want)
+            with pytest.raises(DtypeError):
+                step(seed, inputs=first(lambda x: x + 0j))
+
+    def test_double_precision_where_jax_has_none(self, seed: int) -> None:
+        """With x64 off an array of numpy becomes single precision, as in JAX."""
+        with jax.enable_x64(new_val=False):
+            got = gradient(seed, precision=32, inputs=first(lambda x: np.asarray(x, np.float64)))
+            assert_identical(got, gradient(seed, precision=32))
+
+    def test_a_python_number_has_the_dtype_of_what_it_meets(self, seed: int) -> None:
+        made = bench("tutorial", seed, precision=32)
+        carry = made.start(None)._replace(update_count=0)
+        assert_identical(
+            made.learner.step(made.params, carry, np.zeros(N_IN, np.float32)),
+            made.learner.step(made.params, made.start(None), np.zeros(N_IN, np.float32)),
+        )
 
     def test_another_scale_of_an_input_of_a_step(self, seed: int) -> None:
         got = step(seed, "trees", inputs=first(lambda x: {**x, "current": x["current"].in_unit(u.amp)}))
