@@ -52,7 +52,8 @@ def spec_text(spec: Tree) -> str:
     return repr(jax.tree.map(text, spec, is_leaf=u.math.is_quantity))
 
 
-def _described(leaf: Any) -> str:
+def described(leaf: Any) -> str:
+    """A leaf's shape, dtype and unit, or the name of what is no array."""
     try:
         return spec_text(spec_of(leaf))
     except TypeError:
@@ -138,7 +139,7 @@ def _check_names(got: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     more, less = (extra[1:], missing) if extra else ([], missing[1:])
     raise StructureError(
         name,
-        got=_described(got[name]) if extra else "nothing",
+        got=described(got[name]) if extra else "nothing",
         expected="no such leaf" if extra else spec_text(expected[name]),
         repair=" ".join(
             [
