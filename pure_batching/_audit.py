@@ -21,6 +21,10 @@ _REPAIRS = {
     "pb.manual": "Use pb.vmap, which runs the step of one sample; or accept it: pb.manual(..., allow_coupling=True).",
     "": "Change the lines that the table names.",
 }
+_ALONG = (
+    "The learner was captured with axis_name={0!r}: its samples are meant to reach each other along this axis. "
+    "Change the lines that the table names only where they should not reduce it."
+)
 _UNDECIDED = "What is undecided is tried with numbers by pb.audit(..., probe=True)."
 
 
@@ -34,11 +38,13 @@ class Audit:
         `"other['norm.running_mean']"`, `"jacobians.diagonals['neu.V']"`, and for a learner the algorithm's own, such as
         `"trace.xs['syn.comm.weight_op']"`. A verdict's `kind` is "independent", "coupled" or "undecided"; `how` is
         "proved", "probed" or ""; `primitive` and `where` are the operation and the source line that couple the samples,
-        or that cannot be followed.
+        that cannot be followed.
+      axis_name: of the axis along which the learner's samples are meant to reach each other, None where they are not.
     """
 
     strategy: str
     leaves: Mapping[str, Verdict]
+    axis_name: str | None = None
 
     @property
     def is_independent(self) -> bool:
@@ -57,7 +63,8 @@ class Audit:
 
     def _repair(self, kinds: list[str]) -> Iterator[str]:
         if "coupled" in kinds:
-            yield _REPAIRS.get(self.strategy, _REPAIRS[""])
+            own = _REPAIRS.get(self.strategy, _REPAIRS[""])
+            yield own if self.axis_name is None else _ALONG.format(self.axis_name)
         if "undecided" in kinds:
             yield _UNDECIDED
 
@@ -117,7 +124,7 @@ def audit(
     if undecided and probe:
         moved = moved_leaves(batched, weights)
         leaves = {name: _probed(leaves[name], name in moved) if name in undecided else leaves[name] for name in leaves}
-    return Audit(batched.execution.name, leaves)
+    return Audit(batched.execution.name, leaves, batched.program.axis_name)
 
 
 def _verdicts(execution: Execution) -> dict[str, Verdict]:

@@ -120,15 +120,15 @@ def conform(value: Tree, spec: Tree, root: str, axes: Axes = (), untimed: frozen
       DtypeError: no numbers, or a dtype that JAX does not promote to that of `spec`: it would lose digits, or its kind.
     """
     got, expected = named_leaves(value, root), named_leaves(spec, root)
-    _check_names(dict(got), dict(expected))
+    axes_of = {name: axes[1:] if name in untimed else axes for name, _ in (*got, *expected)}
+    _check_names(dict(got), dict(expected), axes_of)
     leaves = [
-        _conform_leaf(leaf, want, name, axes[1:] if name in untimed else axes)
-        for (name, leaf), (_, want) in zip(got, expected, strict=True)
+        _conform_leaf(leaf, want, name, axes_of[name]) for (name, leaf), (_, want) in zip(got, expected, strict=True)
     ]
     return jax.tree.unflatten(jax.tree.structure(spec, is_leaf=u.math.is_quantity), leaves)
 
 
-def _check_names(got: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+def _check_names(got: Mapping[str, Any], expected: Mapping[str, Any], axes_of: Mapping[str, Axes]) -> None:
     """Raise StructureError at the first leaf that is too many, or else missing."""
     extra = [name for name in got if name not in expected]
     missing = [name for name in expected if name not in got]
@@ -137,18 +137,29 @@ def _check_names(got: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     _check_containers(extra, missing)
     name = (extra or missing)[0]
     more, less = (extra[1:], missing) if extra else ([], missing[1:])
+    what = "Pass a tree of the captured structure." if got else "Pass arrays; None and empty containers hold none."
     raise StructureError(
         name,
         got=described(got[name]) if extra else "nothing",
-        expected="no such leaf" if extra else spec_text(expected[name]),
+        expected="no such leaf" if extra else _spec_text(expected[name], axes_of[name]),
         repair=" ".join(
             [
-                "Pass a tree of the captured structure.",
+                what,
                 *([f"Too many besides: {listed(more)}."] if more else []),
                 *([f"Missing: {listed(less)}."] if less else []),
             ]
         ),
     )
+
+
+def _spec_text(spec: Any, axes: Axes) -> str:
+    """The specification of a sample's leaf with the axes in front: `float32[T, B=3, 2] mV`."""
+    array, unit = u.get_mantissa(spec), u.get_unit(spec)
+    return f"{array.dtype}[{_legend(axes, array.shape)}]" + ("" if unit.is_unitless else f" {unit}")
+
+
+def _legend(axes: Axes, shape: tuple[int, ...]) -> str:
+    return ", ".join([label if size is None else f"{label}={size}" for label, size in axes] + [str(n) for n in shape])
 
 
 def _check_containers(extra: Sequence[str], missing: Sequence[str]) -> None:
@@ -212,10 +223,8 @@ def _unit_text(unit: Any) -> str:
 def _check_shape(name: str, got: tuple[int, ...], spec: tuple[int, ...], axes: Axes) -> None:
     if got == (*(size for _, size in axes), *spec):
         return
-    named = [label if size is None else f"{label}={size}" for label, size in axes]
-    legend = ", ".join(named + [str(size) for size in spec])
     error, repair = _shape_fault(got, axes, len(axes) + len(spec))
-    raise error(name, got=f"shape {got}", expected=f"({legend})", repair=repair)
+    raise error(name, got=f"shape {got}", expected=f"({_legend(axes, spec)})", repair=repair)
 
 
 _REPAIRS: Mapping[str, tuple[type[ShapeError], str]] = {

@@ -359,7 +359,7 @@ DATA = (
         "a mask in nested lists",
         lambda seed: gradient(seed, mask=FLAGS.tolist()),
         StructureError,
-        "mask: got 18 leaves, expected one array. Pass an array; jnp.asarray makes one of nested lists.",
+        "mask: got list, expected an array [T, B] of bool. Give a flag to every step of every sample",
     ),
     Refusal(
         "more targets than inputs",
@@ -441,7 +441,7 @@ DATA = (
         "a leaf too few",
         lambda seed: gradient(seed, "trees", inputs=first(without("others"))),
         StructureError,
-        "inputs[0]['others'][0]: got nothing, expected float64[5]. Pass a tree of the captured structure.",
+        "inputs[0]['others'][0]: got nothing, expected float64[T=6, B=3, 5]. Pass a tree of the captured structure.",
     ),
     Refusal(
         "a leaf under another name",
@@ -465,7 +465,34 @@ DATA = (
         "flags without a batch axis",
         lambda seed: gradient(seed, mask=FLAGS[:, 0]),
         ShapeError,
-        "mask: got shape (6,), expected (T=6, B=3). Add an axis; T and B lead.",
+        "mask: got shape (6,), expected (T=6, B=3). Give a flag to every step of every sample, in one array",
+    ),
+    Refusal(
+        "one flag",
+        lambda seed: gradient(seed, reset=True),
+        ShapeError,
+        "reset: got shape (), expected (T=6, B=3). Give a flag to every step of every sample, in one array",
+    ),
+    Refusal(
+        "flags of one step",
+        lambda seed: gradient(seed, mask=brainscale.SingleStepData(FLAGS[0])),
+        StructureError,
+        "mask: got SingleStepData, expected an array [T, B] of bool. Give a flag to every step",
+    ),
+    Refusal(
+        "flags of samples and steps",
+        lambda seed: gradient(seed, mask=FLAGS.T),
+        BatchSizeError,
+        "mask: got shape (3, 6), expected (T=6, B=3). Swap the first two axes",
+    ),
+    *(
+        Refusal(
+            f"inputs that are {value}",
+            lambda seed, value=value: gradient(seed, inputs=lambda _: value),
+            StructureError,
+            "inputs[0]: got nothing, expected float64[T=6, B=3, 5]. Pass arrays; None and empty containers hold none.",
+        )
+        for value in (None, {}, [])
     ),
     Refusal(
         "flags that are numbers",
