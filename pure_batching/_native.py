@@ -12,7 +12,7 @@ import numpy as np
 from ._algorithms._parameter_trace import ParameterTrace, divided
 from ._algorithms.base import Trace
 from ._algorithms.es_d_rtrl import InputOutputTrace
-from ._capture import found_group, state_name
+from ._compilation import found_group, state_name
 from ._errors import CarryError, NativeError, count, listed
 from ._execution import Carry
 from ._jaxpr import order_of

@@ -657,6 +657,13 @@ CAPTURE = (
         "LIFNet: got KeyError: ~ 'dt' not found ~ Set it: ~ environ={...}); in force are Dt, precision.",
     ),
     Refusal(
+        "no fit",
+        lambda _: captured(brainstate.nn.Sequential(brainscale.nn.BatchNorm0d((N_IN,)), tutorial()), one_input()),
+        CaptureError,
+        "Sequential: got KeyError: Key 'fit' not found ~" + ONE_STEP + ". Say whether this is training: "
+        "capture(..., environ={'fit': False}), or True for ~ It was raised in BatchNorm0d.update().",
+    ),
+    Refusal(
         "settings that are a number",
         lambda _: captured(tutorial(), one_input(), environ=1.0),
         OptionError,
