@@ -19,14 +19,10 @@ from ._batch import (
 from ._errors import PureBatchingError as PureBatchingError, SampleCouplingError as SampleCouplingError
 from ._execution import Carry as Carry, apart as apart
 from ._learner import Learner as Learner, capture as capture
-from ._native import (
-    from_native as from_native,
-    read_states as read_states,
-    to_native as to_native,
-    write_states as write_states,
-)
+from ._native import from_native as from_native, to_native as to_native
 from ._norms import clipped_grad as clipped_grad, sample_norms as sample_norms
 from ._sequence import Aux as Aux, sequence_grad as sequence_grad
+from ._states import read_states as read_states, write_states as write_states
 from ._strategies.loop import loop as loop
 from ._strategies.manual import manual as manual
 from ._strategies.vmap import vmap as vmap

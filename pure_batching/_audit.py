@@ -10,6 +10,7 @@ from ._coupling.verdicts import Verdict
 from ._errors import BatchSizeError, StructureError, count
 from ._execution import Execution
 from ._learner import Learner, capture
+from ._options import check_flag
 from ._probe import moved_leaves, traced_step
 from ._program import Params
 from ._strategies.manual import kept_once_by, leaf_verdicts, manual, precision_of
@@ -20,6 +21,10 @@ _REPAIRS = {
     "pb.manual": "Use pb.vmap, which runs the step of one sample; or accept it: pb.manual(..., allow_coupling=True).",
     "": "Change the lines that the table names.",
 }
+_ALONG = (
+    "The learner was captured with axis_name={0!r}: its samples are meant to reach each other along this axis. "
+    "Change the lines that the table names only where they should not reduce it."
+)
 _UNDECIDED = "What is undecided is tried with numbers by pb.audit(..., probe=True)."
 
 
@@ -33,11 +38,13 @@ class Audit:
         `"other['norm.running_mean']"`, `"jacobians.diagonals['neu.V']"`, and for a learner the algorithm's own, such as
         `"trace.xs['syn.comm.weight_op']"`. A verdict's `kind` is "independent", "coupled" or "undecided"; `how` is
         "proved", "probed" or ""; `primitive` and `where` are the operation and the source line that couple the samples,
-        or that cannot be followed.
+        that cannot be followed.
+      axis_name: of the axis along which the learner's samples are meant to reach each other, None where they are not.
     """
 
     strategy: str
     leaves: Mapping[str, Verdict]
+    axis_name: str | None = None
 
     @property
     def is_independent(self) -> bool:
@@ -56,7 +63,8 @@ class Audit:
 
     def _repair(self, kinds: list[str]) -> Iterator[str]:
         if "coupled" in kinds:
-            yield _REPAIRS.get(self.strategy, _REPAIRS[""])
+            own = _REPAIRS.get(self.strategy, _REPAIRS[""])
+            yield own if self.axis_name is None else _ALONG.format(self.axis_name)
         if "undecided" in kinds:
             yield _UNDECIDED
 
@@ -100,19 +108,23 @@ def audit(
 
     Raises:
       StructureError: example inputs for a learner, which has seen its own at capture.
+      StructureError, ShapeError, DtypeError, UnitError: params of another module.
+      OptionError: a `probe` that is no flag.
       BatchSizeError: fewer than two samples.
       CaptureError, RandomnessError, StrategyError: the module cannot be captured, or `pb.manual` cannot run it; audit
         `pb.vmap(learner, B)` instead.
     """
+    check_flag("probe", probe)
     learner, own = _learner(net_or_learner, example_inputs, environ)
+    weights = own if params is None else learner.check_params(params)
     batched = learner if learner.batch_size is not None else manual(learner, batch_size, allow_coupling=True)
     _check_size(batched.batch_size)
     leaves = _verdicts(batched.execution)
     undecided = [name for name, verdict in leaves.items() if verdict.kind == "undecided"]
     if undecided and probe:
-        moved = moved_leaves(batched, own if params is None else params)
+        moved = moved_leaves(batched, weights)
         leaves = {name: _probed(leaves[name], name in moved) if name in undecided else leaves[name] for name in leaves}
-    return Audit(batched.execution.name, leaves)
+    return Audit(batched.execution.name, leaves, batched.program.axis_name)
 
 
 def _verdicts(execution: Execution) -> dict[str, Verdict]:

@@ -5,18 +5,17 @@ All functions can be jitted where sizes are static. Indices and shared states ar
 values are known, so outside `jax.jit`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import brainunit as u
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from ._errors import BatchSizeError, OptionError, StructureError
-from ._execution import Carry
-from ._tree import Tree, named_leaves, spec_text
+from ._errors import BatchSizeError, OptionError, StructureError, count, listed
+from ._execution import Carry, check_whole
+from ._tree import Tree, described, named_leaves, spec_text
 
 Indices = Any
 
@@ -28,14 +27,7 @@ def stack(carries: Sequence[Carry]) -> Carry:
       StructureError: carries of different learners, or at different values of what samples share.
       BatchSizeError: a carry of a batch.
     """
-    first = _check_together("stack", carries)
-    if jnp.ndim(first.update_count):
-        raise BatchSizeError(
-            "carries[0]",
-            got=f"the carry of {batch_size(first)} samples",
-            expected="the carry of one sample",
-            repair="Put batches together with pb.concat.",
-        )
+    first = _check_listed("stack", carries, is_batch=False)
     return _each_leaf(lambda *leaves: jnp.stack(leaves), *carries)._replace(shared=first.shared)
 
 
@@ -51,8 +43,7 @@ def concat(carries: Sequence[Carry]) -> Carry:
       StructureError: carries of different learners, or at different values of what samples share.
       BatchSizeError: carries of one sample.
     """
-    first = _check_together("concat", carries)
-    batch_size(first)
+    first = _check_listed("concat", carries, is_batch=True)
     return _each_leaf(lambda *leaves: jnp.concatenate(leaves), *carries)._replace(shared=first.shared)
 
 
@@ -62,21 +53,10 @@ def split(carry: Carry, sizes: Sequence[int]) -> list[Carry]:
     Raises:
       BatchSizeError: sizes that do not add up to the batch.
     """
-    size = batch_size(carry)
-    if np.ndim(sizes) != 1 or not np.issubdtype(np.asarray(sizes).dtype, np.integer):
-        raise BatchSizeError(
-            "sizes",
-            got=repr(sizes),
-            expected=f"a list of whole sizes that add up to {size}",
-            repair="Name every sample once.",
-        )
-    if any(part < 1 for part in sizes) or sum(sizes) != size:
-        raise BatchSizeError(
-            "sizes", got=list(sizes), expected=f"sizes >= 1 that add up to {size}", repair="Name each sample once."
-        )
-    ends = np.cumsum(sizes)
+    parts = _check_sizes(sizes, batch_size(carry))
+    ends = np.cumsum(parts)
     return [
-        _each_leaf(lambda leaf, a=end - part, b=end: leaf[a:b], carry) for part, end in zip(sizes, ends, strict=True)
+        _each_leaf(lambda leaf, a=end - part, b=end: leaf[a:b], carry) for part, end in zip(parts, ends, strict=True)
     ]
 
 
@@ -98,7 +78,7 @@ def scatter(carry: Carry, indices: Indices, samples: Carry) -> Carry:
       BatchSizeError: another number of samples than indices.
       StructureError: carries of different learners, or at different values of what samples share.
     """
-    _check_together("scatter", [carry, samples])
+    _check_together({"carry": carry, "samples": samples}, is_batch=True)
     rows = _check_indices("scatter", indices, batch_size(carry), once=True)
     if rows.shape[0] != batch_size(samples):
         raise BatchSizeError(
@@ -124,36 +104,21 @@ def batch_size(carry: Carry) -> int:
     """How many samples a carry holds.
 
     Raises:
+      StructureError: no carry.
       BatchSizeError: the carry is of one sample.
+      ShapeError: an array that does not lead with the samples.
     """
-    _check_is_carry("carry", carry)
-    if jnp.ndim(carry.update_count) != 1:
-        raise BatchSizeError(
-            "carry",
-            got="the carry of one sample",
-            expected="the carry of a batch",
-            repair="Put carries of single samples together with pb.stack.",
-        )
-    return carry.update_count.shape[0]
+    _check_carry("carry", carry, is_batch=True)
+    return jnp.shape(carry.update_count)[0]
 
 
 def _each_leaf(fun: Any, *carries: Carry) -> Carry:
     """A function of the leaves that belong to samples; what they share stays as it is in the first carry."""
-    own = [carry._replace(shared={}) for carry in carries]
+    own = [jax.tree.map(jnp.asarray, carry._replace(shared={})) for carry in carries]
     return jax.tree.map(fun, *own)._replace(shared=carries[0].shared)
 
 
-def _check_is_carry(name: str, carry: object) -> None:
-    if not isinstance(carry, Carry):
-        raise StructureError(
-            name,
-            got=type(carry).__name__,
-            expected="a Carry",
-            repair="Pass learner.init() or aux.carry.",
-        )
-
-
-def _check_together(name: str, carries: Sequence[Carry]) -> Carry:
+def _check_listed(name: str, carries: Sequence[Carry], *, is_batch: bool) -> Carry:
     if isinstance(carries, Carry):
         raise StructureError(
             f"pb.{name}", got="one carry", expected="a list of carries", repair="Put it into a list, with others."
@@ -164,20 +129,54 @@ def _check_together(name: str, carries: Sequence[Carry]) -> Carry:
         )
     if not carries:
         raise StructureError(f"pb.{name}", got="no carries", expected="one or more", repair="Pass a list of carries.")
-    for i, carry in enumerate(carries):
-        _check_is_carry(f"carries[{i}]", carry)
-        _check_alike(f"carries[{i}]", carry, carries[0])
-    return carries[0]
+    return _check_together({f"carries[{i}]": carry for i, carry in enumerate(carries)}, is_batch=is_batch)
 
 
-def _check_alike(name: str, carry: Carry, first: Carry) -> None:
+def _check_together(carries: Mapping[str, Carry], *, is_batch: bool) -> Carry:
+    """The first of some carries by name, if all are of one learner, and of batches or of single samples."""
+    for name, carry in carries.items():
+        _check_carry(name, carry, is_batch=is_batch)
+    first, *rest = carries
+    for name in rest:
+        _check_alike(name, carries[name], first, carries[first])
+    return carries[first]
+
+
+def _check_carry(name: str, carry: object, *, is_batch: bool) -> None:
+    """Raise an error for what is no carry, or not of a batch or a single sample as asked for."""
+    lead = check_whole(name, carry)
+    if is_batch != bool(lead):
+        raise BatchSizeError(
+            name,
+            got=f"the carry of {count(lead[0], 'sample')} in a batch" if lead else "the carry of one sample",
+            expected="the carry of a batch" if is_batch else "the carry of one sample",
+            repair=_TO_A_BATCH if is_batch else _OF_BATCHES,
+        )
+
+
+_TO_A_BATCH = "Put carries of single samples together with pb.stack."
+_OF_BATCHES = "Put batches together with pb.concat, or take them apart with pb.unstack."
+_OF_ONE_LEARNER = "Take one learner's carries."
+_APART = "Apply pb.apart to each of them first."
+
+
+def _check_alike(name: str, carry: Carry, first_name: str, first: Carry) -> None:
+    _check_alike_shared(name, carry, first_name, first)
     got, want = (dict(named_leaves(one, "")) for one in (carry, first))
     if list(got) != list(want):
         odd = sorted(set(got) ^ set(want))[0]
         raise StructureError(
-            name + odd, got="a leaf of one carry only", expected="the same leaves", repair="Take one learner's carries."
+            name + odd,
+            got=f"a leaf of {name if odd in got else first_name} alone",
+            expected="the same leaves in every carry",
+            repair=_OF_ONE_LEARNER,
         )
-    _check_features(name, carry, first)
+    for leaf in got:
+        texts = [_of_a_sample(leaf, one[leaf], jnp.ndim(first.update_count)) for one in (got, want)]
+        if texts[0] != texts[1]:
+            raise StructureError(
+                name + leaf, got=texts[0], expected=f"{texts[1]}, as in {first_name}", repair=_OF_ONE_LEARNER
+            )
     shared = named_leaves(carry.shared, "shared")
     for (leaf, value), (_, other) in zip(shared, named_leaves(first.shared, "shared"), strict=True):
         if _differ(value, other):
@@ -189,16 +188,32 @@ def _check_alike(name: str, carry: Carry, first: Carry) -> None:
             )
 
 
-def _check_features(name: str, carry: Carry, first: Carry) -> None:
-    """The same features of a sample, and both of a batch or both of one sample."""
-    lead = jnp.ndim(first.update_count)
-    own = (named_leaves(one._replace(shared={}), "") for one in (carry, first))
-    for (leaf, value), (_, other) in zip(*own, strict=True):
-        got, want = jnp.shape(u.get_mantissa(value)), jnp.shape(u.get_mantissa(other))
-        if len(got) != len(want) or got[lead:] != want[lead:]:
-            raise StructureError(
-                name + leaf, got=f"shape {got}", expected=f"shape {want}", repair="Take one learner's carries."
-            )
+def _check_alike_shared(name: str, carry: Carry, first_name: str, first: Carry) -> None:
+    """Raise StructureError where one carry's samples share what another's samples have for themselves."""
+    moved = sorted(set(carry.shared) & set(first.other)) + sorted(set(carry.other) & set(first.shared))
+    if moved:
+        kinds = [f"samples that share their {listed(moved)}", f"samples that have a {listed(moved)} each"]
+        got, want = kinds if moved[0] in carry.shared else kinds[::-1]
+        raise StructureError(name, got=got, expected=f"{want}, as in {first_name}", repair=_APART)
+
+
+def _of_a_sample(name: str, leaf: Any, lead: int) -> str:
+    """What a leaf is like without its samples' axis; what they share has none."""
+    cut = 0 if name.startswith(".shared") else lead
+    return described(jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[cut:], jnp.result_type(x)), leaf))
+
+
+def _check_sizes(sizes: Any, total: int) -> list[int]:
+    try:
+        parts = np.asarray(sizes)
+    except (TypeError, ValueError, OverflowError):  # a ragged list, or what is known under jax.jit only
+        parts = np.empty(0)
+    is_listed = parts.ndim == 1 and np.issubdtype(parts.dtype, np.integer)
+    if not is_listed or (parts < 1).any() or parts.sum() != total:
+        raise BatchSizeError(
+            "sizes", got=repr(sizes), expected=f"sizes >= 1 that add up to {total}", repair="Name each sample once."
+        )
+    return [int(part) for part in parts]
 
 
 def _differ(value: Tree, other: Tree) -> bool:
@@ -210,7 +225,7 @@ def _differ(value: Tree, other: Tree) -> bool:
 def _check_indices(name: str, indices: Indices, size: int, *, once: bool = False) -> jax.Array:
     try:
         rows = jnp.asarray(indices)
-    except (TypeError, ValueError, SyntaxError) as reason:  # numpy parses what looks like text
+    except (TypeError, ValueError, SyntaxError, OverflowError) as reason:  # numpy parses what looks like text
         raise OptionError(
             f"pb.{name}", got=repr(indices), expected="integers [N]", repair="Pass a list of samples."
         ) from reason

@@ -11,7 +11,7 @@ import brainstate
 import jax
 from jax.extend.core import jaxpr_as_fun
 
-from ._errors import CaptureError, OptionError
+from ._errors import CaptureError, OptionError, PureBatchingError
 from ._program import Params
 from ._tree import Tree, like, path_name, spec_of
 
@@ -29,6 +29,13 @@ def _check_environ(environ: object) -> None:
         expected="None or {name: value}",
         repair='Pass the settings of the step, such as {"dt": 1.0 * u.ms}.',
     )
+
+
+def check_module(net: object, error: type[PureBatchingError], repair: str) -> None:
+    """Raise an error for what is no module."""
+    if not isinstance(net, brainstate.nn.Module):
+        got = f"the class {net.__name__}" if isinstance(net, type) else type(net).__name__
+        raise error("net", got=got, expected="a brainstate.nn.Module", repair=repair)
 
 
 def copy_module(module: brainstate.nn.Module) -> brainstate.nn.Module:
@@ -85,13 +92,7 @@ class Blueprint:
     """A module that is never run: every use of it works on a fresh copy, under the environment read at capture."""
 
     def __init__(self, module: Any, environ: dict[str, Any] | None) -> None:
-        if not isinstance(module, brainstate.nn.Module):
-            raise CaptureError(
-                "net",
-                got=f"the class {module.__name__}" if isinstance(module, type) else type(module).__name__,
-                expected="a brainstate.nn.Module",
-                repair="Pass an instance of a Module whose update() is one step.",
-            )
+        check_module(module, CaptureError, "Pass an instance of a Module whose update() is one step.")
         _check_environ(environ)
         self.name = type(module).__name__
         self._module = copy_module(module)

@@ -15,7 +15,7 @@ from ._learner import Learner
 from ._native import unwrap_steps
 from ._program import Params
 from ._timed import Steps, Timed
-from ._tree import Axes, Tree, conform, like, named_leaves, spec_of
+from ._tree import Axes, Tree, check_numbers, conform, like, named_leaves, spec_of
 
 # Stands for targets that were not given, which a forgotten carry looks like.
 ABSENT: Any = object()
@@ -46,6 +46,7 @@ def check_steps(learner: Learner, inputs: Tree, targets: Tree, mask: Any, reset:
         )
     arguments, changing = unwrap_steps(_as_arguments(learner, inputs))
     wanted, wanted_changing = unwrap_steps(targets)
+    check_numbers(wanted, "targets")
     untimed = _untimed(changing, "inputs") | _untimed(wanted_changing, "targets")
     spec = _features(wanted, "targets", len(learner.axes()), untimed)
     given = [*named_leaves(arguments, "inputs"), *named_leaves(wanted, "targets")]
@@ -86,7 +87,18 @@ def _check_unmasked(learner: Learner, mask: Any) -> None:
 
 
 def _flags(flags: Any, name: str, axes: Axes) -> jax.Array | None:
-    return None if flags is None else conform(flags, jax.ShapeDtypeStruct((), jnp.bool_), name, axes)
+    if flags is None:
+        return None
+    labels = ", ".join(label for label, _ in axes)
+    repair = f"Give a flag to every step{' of every sample' if len(axes) > 1 else ''}, in one array [{labels}]."
+    if not jax.tree_util.all_leaves([flags], is_leaf=u.math.is_quantity):
+        raise StructureError(name, got=type(flags).__name__, expected=f"an array [{labels}] of bool", repair=repair)
+    try:
+        return conform(flags, jax.ShapeDtypeStruct((), jnp.bool_), name, axes)
+    except ShapeError as error:
+        if np.ndim(flags) == len(axes):
+            raise
+        raise type(error)(error.where, got=error.got, expected=error.expected, repair=repair) from error
 
 
 def _as_arguments(learner: Learner, inputs: Tree) -> tuple[Tree, ...]:

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
+import brainunit as u
 import jax
 import jax.numpy as jnp
 
 from ._algorithms.base import Algorithm, Trace
-from ._errors import StructureError
+from ._errors import ShapeError, StructureError
 from ._program import Params, Perturbation, Program, States, Step
-from ._tree import Tree, spec_text, with_lead
+from ._tree import Tree, check_numbers, described, named_leaves, spec_text, with_lead
 
 
 class Carry(NamedTuple):
@@ -52,14 +53,49 @@ def apart(carry: Carry) -> Carry:
 
     Raises:
       StructureError: no carry.
+      ShapeError: an array that does not lead with the samples.
     """
-    if not isinstance(carry, Carry):
-        raise StructureError(
-            "pb.apart", got=type(carry).__name__, expected="a Carry", repair="Pass learner.init() or aux.carry."
-        )
-    lead = jnp.shape(carry.update_count)
+    lead = check_whole("carry", carry)
     own = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (*lead, *leaf.shape)), carry.shared)
     return carry._replace(other={**carry.other, **own}, shared={})
+
+
+def check_whole(name: str, carry: object) -> tuple[int, ...]:
+    """`(B,)`, or `()` for one sample; an error for what is no carry, and for arrays that do not lead with the samples.
+
+    Units, dtypes and features are for a learner, or another carry, to say.
+    """
+    if not isinstance(carry, Carry):
+        raise StructureError(name, got=type(carry).__name__, expected="a Carry", repair=_OF_A_LEARNER)
+    check_numbers(carry, name)
+    for field, tree in carry.states._asdict().items():
+        if not isinstance(tree, Mapping):
+            raise StructureError(
+                f"{name}.{field}", got=type(tree).__name__, expected="{path: value}", repair=_OF_A_LEARNER
+            )
+    lead = _lead(f"{name}.update_count", carry.update_count)
+    for leaf, value in named_leaves(carry._replace(shared={}), name):
+        shape = jnp.shape(u.get_mantissa(value))
+        if shape[: len(lead)] != lead:
+            raise ShapeError(leaf, got=f"shape {shape}", expected=f"(B={lead[0]}, ...)", repair=_OF_A_LEARNER)
+    return lead
+
+
+_OF_A_LEARNER = "Pass learner.init() or aux.carry."
+
+
+def _lead(name: str, update_count: Any) -> tuple[int, ...]:
+    """The axes in front, by the leaf that has no others."""
+    leaves = jax.tree.leaves(update_count)
+    is_array = len(leaves) == 1 and leaves[0] is update_count
+    if not is_array or jnp.ndim(update_count) > 1 or not jnp.issubdtype(jnp.result_type(update_count), jnp.integer):
+        raise StructureError(
+            name,
+            got=described(update_count),
+            expected="int32[], or int32[B] of a batch",
+            repair=_OF_A_LEARNER,
+        )
+    return jnp.shape(update_count)
 
 
 class Each(Protocol):

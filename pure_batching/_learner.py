@@ -13,7 +13,7 @@ from ._errors import CarryError, DtypeError, OptionError, PureBatchingError, Sha
 from ._execution import Carry, Execution
 from ._program import Params, Program
 from ._step import differentiable_step
-from ._tree import Tree, conform, is_key, spec_text
+from ._tree import Tree, check_numbers, conform, is_key, spec_text
 
 
 class Learner(eqx.Module):
@@ -184,6 +184,7 @@ def capture(
     Raises:
       CaptureError: the module cannot be traced or compiled; the text quotes the reason.
       StructureError: no algorithm.
+      DtypeError: an example that is no array of numbers.
       OptionError: an `environ` that is no mapping from names, or an axis name that is none.
     """
     if not isinstance(algorithm, Algorithm):
@@ -193,10 +194,11 @@ def capture(
             expected="an algorithm",
             repair="Pass an instance: pb.ES_D_RTRL(0.9), say.",
         )
-    if axis_name is not None and not isinstance(axis_name, str):
+    if axis_name is not None and not (isinstance(axis_name, str) and axis_name):
         raise OptionError(
             "axis_name", got=repr(axis_name), expected="a name", repair="Pass the one that the module's code uses."
         )
+    check_numbers(example_inputs, "example_inputs")
     program, params = capture_program(net, example_inputs, environ, axis_name)
     return Learner(Execution.of_one_sample(program, algorithm)), params
 

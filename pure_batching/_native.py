@@ -1,6 +1,6 @@
-"""Native State trees and compiled BrainScale algorithms <-> pytrees and carries."""
+"""Compiled BrainScale algorithms <-> carries, and BrainScale's wrappers of a sequence's data."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import brainscale
@@ -12,9 +12,8 @@ import numpy as np
 from ._algorithms._parameter_trace import ParameterTrace, divided
 from ._algorithms.base import Trace
 from ._algorithms.es_d_rtrl import InputOutputTrace
-from ._blueprint import states_of
-from ._capture import found_group, state_name
-from ._errors import CarryError, NativeError, StructureError, listed
+from ._compilation import found_group, state_name
+from ._errors import CarryError, NativeError, count, listed
 from ._execution import Carry
 from ._jaxpr import order_of
 from ._learner import Learner
@@ -39,36 +38,6 @@ def unwrap_steps(tree: Tree) -> tuple[Tree, Tree]:
     return jax.tree.map(data, tree, is_leaf=is_wrapped), jax.tree.map(changes, tree, is_leaf=is_wrapped)
 
 
-def read_states(net: brainstate.nn.Module) -> dict[str, Tree]:
-    """The values of all states of a module by path, sorted: trainable, hidden and other ones, units included."""
-    return {path: state.value for path, state in states_of(net).items()}
-
-
-def write_states(net: brainstate.nn.Module, tree: Mapping[str, Tree]) -> None:
-    """Write values into the states of a module; the inverse of `read_states`.
-
-    Args:
-      net: the module.
-      tree: `{path: value}` of all states or some of them, each with the shape, dtype and unit that the state has.
-
-    Raises:
-      StructureError: a path that the module does not have.
-      ShapeError, DtypeError, UnitError: a value that does not fit; nothing is written then.
-    """
-    states = states_of(net)
-    unknown = sorted(set(tree) - set(states))
-    if unknown:
-        raise StructureError(
-            "tree",
-            got=f"the path {unknown[0]!r}",
-            expected=f"one of {', '.join(states)}",
-            repair="Take paths of read_states.",
-        )
-    values = {path: conform(value, spec_of(states[path].value), path) for path, value in tree.items()}
-    for path, value in values.items():
-        states[path].value = value
-
-
 def from_native(learner: Learner, algorithm: brainscale.ETraceVjpAlgorithm) -> Carry:
     """The carry that continues a training begun in BrainScale: states, traces and running index.
 
@@ -80,9 +49,9 @@ def from_native(learner: Learner, algorithm: brainscale.ETraceVjpAlgorithm) -> C
       the carry after the algorithm's last step.
 
     Raises:
-      NativeError: not compiled, of another kind or another module, with random keys of a batch, which BrainScale does
-        not keep for each sample, or D_RTRL with a weight whose elements reach several outputs (convolutions, say), over
-        which BrainScale adds up its trace.
+      NativeError: not compiled, of another kind, another module or another number of samples, with random keys of a
+        batch, which BrainScale does not keep for each sample, or D_RTRL with a weight whose elements reach several
+        outputs (convolutions, say), over which BrainScale adds up its trace.
     """
     native = _Native.of(learner, algorithm)
     values = {path: state.value for path, state in native.states.items()}
@@ -162,7 +131,9 @@ class _Native(NamedTuple):
         order = order_of(algorithm.graph.module_info.jaxpr)
         relations = tuple(sorted(algorithm.graph.hidden_param_op_relations, key=lambda relation: order[relation.y]))
         _check_module(learner, states, [path_name(relation.path) for relation in relations])
-        return cls(learner, algorithm, states, relations)
+        native = cls(learner, algorithm, states, relations)
+        _check_samples(native)
+        return native
 
     @property
     def is_manual(self) -> bool:
@@ -255,9 +226,9 @@ def _first(value: Tree, spec: Tree) -> Tree:
 
 
 def _fitted(value: Tree, old: Tree, name: str) -> Tree:
-    """A value in the shape, dtype and unit that a native state has."""
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(old)]
-    leaves = [jnp.broadcast_to(new, shape) for new, shape in zip(jax.tree.leaves(value), shapes, strict=True)]
+    """A value in the shape, dtype and unit that a native state has; what samples share may be there once for each."""
+    pairs = zip(jax.tree.leaves(value), jax.tree.leaves(old), strict=True)
+    leaves = [new if jnp.ndim(new) == jnp.ndim(leaf) else jnp.broadcast_to(new, leaf.shape) for new, leaf in pairs]
     return conform(like(value, leaves), spec_of(old), name)
 
 
@@ -288,6 +259,26 @@ def _check_module(learner: Learner, states: dict[str, brainstate.State], weights
             expected=f"the traced weights {ours} and the states {sorted(paths)}",
             repair="Compile the algorithm on the module that the learner was captured from.",
         )
+
+
+def _check_samples(native: _Native) -> None:
+    """Both of one sample, or both of a batch of the same size."""
+    specs = native.learner.program.states.hidden
+    states = native.to_front({path: state.value for path, state in native.states.items()})
+    for path, spec in specs.items():
+        own, leaf = (jax.tree.leaves(tree)[0] for tree in (spec, states[path]))
+        lead = jnp.shape(leaf)[: max(0, jnp.ndim(leaf) - len(own.shape))]
+        if lead != native.learner.execution.lead:
+            raise NativeError(
+                "algorithm",
+                got=f"{_samples(lead)}, by its state {path!r}",
+                expected=f"{_samples(native.learner.execution.lead)}, as the learner",
+                repair="Compile the algorithm for the learner's samples, or take a learner of the algorithm's.",
+            )
+
+
+def _samples(lead: tuple[int, ...]) -> str:
+    return count(lead[0], "sample") + " in a batch" if lead else "one sample without a batch axis"
 
 
 def _check_aligned(relations: Sequence[Relation]) -> None:

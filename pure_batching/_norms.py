@@ -14,6 +14,7 @@ from ._data import ABSENT, check_call
 from ._errors import OptionError, StrategyError
 from ._execution import Carry, Execution
 from ._learner import Learner, check_learner
+from ._options import check_choice
 from ._program import Params, Relation
 from ._sequence import Aux, Loss, check_loss, run_sequence, sequence_grad
 from ._strategies.loop import each_in_turn
@@ -149,16 +150,21 @@ def clipped_grad(learner: Learner, loss: Loss, bound: float | jax.Array, *, redu
     """
     _check_batched(learner, "clipped_grad")
     _check_bound(bound)
-    if reduction not in ("mean", "sum"):
-        raise OptionError("reduction", got=repr(reduction), expected="'mean' or 'sum'", repair="Choose one of them.")
+    check_choice("reduction", reduction, ("mean", "sum"))
     return ClippedGradFn(learner, loss, bound, reduction)
 
 
 def _check_bound(bound: Any) -> None:
     """One number, and above 0 where its value is known: outside `jax.jit`."""
-    is_number = isinstance(bound, (int, float, np.number, np.ndarray, jax.Array)) and not np.shape(bound)
-    if not is_number or (not isinstance(bound, Tracer) and not bound > 0):
+    if not _is_real_number(bound) or (not isinstance(bound, Tracer) and not bound > 0):
         raise OptionError("bound", got=repr(bound), expected="a number above 0", repair="Give the largest norm.")
+
+
+def _is_real_number(value: Any) -> bool:
+    if not isinstance(value, (int, float, np.generic, np.ndarray, jax.Array)) or np.shape(value):
+        return False
+    dtype = jnp.result_type(value) if isinstance(value, (int, float)) else value.dtype
+    return any(jnp.issubdtype(dtype, kind) for kind in (np.integer, np.floating))
 
 
 def _check_batched(learner: Learner, name: str) -> None:

@@ -19,6 +19,10 @@ _TIME = (
     "`with brainstate.environ.context(t=count * dt):` around what reads it."
 )
 _UNSET = "Set it: settings such as dt and fit go into capture(..., environ={{...}}); in force are {}."
+_FIT = (
+    "Say whether this is training: capture(..., environ={'fit': False}), or True for the statistics of a batch, "
+    "noise and dropout."
+)
 _UNBOUND = "Name the axis along which samples reach each other: capture(..., axis_name=...)."
 _TRACED = (
     "The step and init_state() are traced: what must be a number there is computed in the constructor, "
@@ -45,6 +49,7 @@ def repair_of(reason: Exception, blueprint: Blueprint) -> str:
         _UNBOUND: isinstance(reason, NameError) and "unbound axis name" in str(reason),
         _TRACED: isinstance(reason, jax.errors.ConcretizationTypeError),
         _TIME: isinstance(reason, KeyError) and "'t' not found in" in str(reason),
+        _FIT: isinstance(reason, KeyError) and "'fit' not found in" in str(reason),
         _UNSET.format(listed(blueprint.settings)): isinstance(reason, KeyError) and "not found in" in str(reason),
         _SHAPES: type(reason).__name__ == "NotSupportedError" and "same shape" in str(reason),
         _EVENTS: any(word in str(reason) for word in ("brainevent", "BinaryArray")),
@@ -53,6 +58,14 @@ def repair_of(reason: Exception, blueprint: Blueprint) -> str:
     text = next((text for text, applies in known.items() if applies), _CHANGE)
     owner, method = _raised_by(reason)
     return text if owner in ("", blueprint.name) else f"{text} It was raised in {owner}.{method}()."
+
+
+def cause_of(reason: Exception) -> Exception:
+    """What was raised inside a module; BrainState wraps it in what it prints of the module, which may be long."""
+    inner = reason.__cause__
+    if type(reason) is brainstate.BrainStateError and isinstance(inner, Exception):
+        return cause_of(inner)
+    return reason
 
 
 def _raised_by(reason: Exception) -> tuple[str, str]:

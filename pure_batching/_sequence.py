@@ -4,7 +4,6 @@ What is stacked is what a window costs; the sequence's length never enters.
 """
 
 import dataclasses
-import numbers
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from ._data import ABSENT, check_call
 from ._errors import LossError, OptionError
 from ._execution import Carry, Execution
 from ._learner import Learner, check_learner
+from ._options import check_choice, check_flag, is_count
 from ._program import Params
 from ._timed import Steps, Timed
 from ._tree import Tree, nbytes, spec_text, with_lead
@@ -113,17 +113,20 @@ def sequence_grad(
       compiled once for each learner, loss and shape: make it once, outside the training loop. It is no function to
       differentiate: `jax.grad` through its losses is backpropagation through time.
 
+      Dtypes: what JAX promotes to the captured dtype is converted (bool and integers to any float, float32 to float64),
+      and what would lose digits or its kind is a DtypeError; with x64 off, a float64 array of numpy is a float32 one,
+      as everywhere in JAX.
+
     Raises:
-      OptionError: an unknown reduction, or a window that is not a positive integer.
+      OptionError: an unknown reduction, a window that is not a positive integer, or an `outputs` that is no flag.
       StructureError: no learner.
       LossError: a loss that cannot be called.
     """
     check_learner(learner, "sequence_grad")
     check_callable(loss)
-    if reduction not in REDUCTIONS:
-        expected = " or ".join(map(repr, REDUCTIONS))
-        raise OptionError("reduction", got=repr(reduction), expected=expected, repair="Choose one of them.")
-    if window is not None and (isinstance(window, bool) or not isinstance(window, numbers.Integral) or window < 1):
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_flag("outputs", outputs)
+    if window is not None and not is_count(window):
         raise OptionError(
             "window", got=repr(window), expected="None or an integer >= 1", repair="Give a number of steps."
         )

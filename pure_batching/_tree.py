@@ -52,7 +52,8 @@ def spec_text(spec: Tree) -> str:
     return repr(jax.tree.map(text, spec, is_leaf=u.math.is_quantity))
 
 
-def _described(leaf: Any) -> str:
+def described(leaf: Any) -> str:
+    """A leaf's shape, dtype and unit, or the name of what is no array."""
     try:
         return spec_text(spec_of(leaf))
     except TypeError:
@@ -116,18 +117,18 @@ def conform(value: Tree, spec: Tree, root: str, axes: Axes = (), untimed: frozen
       StructureError: other keys, or another number of leaves.
       UnitError: another physical dimension; another scale (V for mV) is converted.
       ShapeError: another shape; BatchSizeError where only the batch axis differs.
-      DtypeError: a dtype that would lose digits; bool and integers are promoted.
+      DtypeError: no numbers, or a dtype that JAX does not promote to that of `spec`: it would lose digits, or its kind.
     """
     got, expected = named_leaves(value, root), named_leaves(spec, root)
-    _check_names(dict(got), dict(expected))
+    axes_of = {name: axes[1:] if name in untimed else axes for name, _ in (*got, *expected)}
+    _check_names(dict(got), dict(expected), axes_of)
     leaves = [
-        _conform_leaf(leaf, want, name, axes[1:] if name in untimed else axes)
-        for (name, leaf), (_, want) in zip(got, expected, strict=True)
+        _conform_leaf(leaf, want, name, axes_of[name]) for (name, leaf), (_, want) in zip(got, expected, strict=True)
     ]
     return jax.tree.unflatten(jax.tree.structure(spec, is_leaf=u.math.is_quantity), leaves)
 
 
-def _check_names(got: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+def _check_names(got: Mapping[str, Any], expected: Mapping[str, Any], axes_of: Mapping[str, Axes]) -> None:
     """Raise StructureError at the first leaf that is too many, or else missing."""
     extra = [name for name in got if name not in expected]
     missing = [name for name in expected if name not in got]
@@ -136,18 +137,29 @@ def _check_names(got: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     _check_containers(extra, missing)
     name = (extra or missing)[0]
     more, less = (extra[1:], missing) if extra else ([], missing[1:])
+    what = "Pass a tree of the captured structure." if got else "Pass arrays; None and empty containers hold none."
     raise StructureError(
         name,
-        got=_described(got[name]) if extra else "nothing",
-        expected="no such leaf" if extra else spec_text(expected[name]),
+        got=described(got[name]) if extra else "nothing",
+        expected="no such leaf" if extra else _spec_text(expected[name], axes_of[name]),
         repair=" ".join(
             [
-                "Pass a tree of the captured structure.",
+                what,
                 *([f"Too many besides: {listed(more)}."] if more else []),
                 *([f"Missing: {listed(less)}."] if less else []),
             ]
         ),
     )
+
+
+def _spec_text(spec: Any, axes: Axes) -> str:
+    """The specification of a sample's leaf with the axes in front: `float32[T, B=3, 2] mV`."""
+    array, unit = u.get_mantissa(spec), u.get_unit(spec)
+    return f"{array.dtype}[{_legend(axes, array.shape)}]" + ("" if unit.is_unitless else f" {unit}")
+
+
+def _legend(axes: Axes, shape: tuple[int, ...]) -> str:
+    return ", ".join([label if size is None else f"{label}={size}" for label, size in axes] + [str(n) for n in shape])
 
 
 def _check_containers(extra: Sequence[str], missing: Sequence[str]) -> None:
@@ -163,7 +175,26 @@ def _check_containers(extra: Sequence[str], missing: Sequence[str]) -> None:
             )
 
 
+def check_numbers(tree: Tree, root: str) -> None:
+    """Raise DtypeError at the first leaf that is no array of numbers, as JAX has them."""
+    for name, leaf in named_leaves(tree, root):
+        _check_numeric(u.get_mantissa(leaf), name)
+
+
+def _check_numeric(leaf: Any, name: str) -> None:
+    dtype = getattr(leaf, "dtype", None)
+    is_other = isinstance(dtype, np.dtype) and not (dtype == np.bool_ or jnp.issubdtype(dtype, np.number))
+    if is_other or not (hasattr(leaf, "shape") or isinstance(leaf, (bool, int, float, complex))):
+        raise DtypeError(
+            name,
+            got=type(leaf).__name__ if dtype is None else f"an array of dtype {dtype}",
+            expected="an array of numbers",
+            repair="Pass what jnp.asarray takes.",
+        )
+
+
 def _conform_leaf(leaf: Any, want: Any, name: str, axes: Axes) -> Any:
+    _check_numeric(u.get_mantissa(leaf), name)
     unit = u.get_unit(want)
     array = u.get_mantissa(_to_unit(leaf, unit, name))
     spec = u.get_mantissa(want)
@@ -192,10 +223,8 @@ def _unit_text(unit: Any) -> str:
 def _check_shape(name: str, got: tuple[int, ...], spec: tuple[int, ...], axes: Axes) -> None:
     if got == (*(size for _, size in axes), *spec):
         return
-    named = [label if size is None else f"{label}={size}" for label, size in axes]
-    legend = ", ".join(named + [str(size) for size in spec])
     error, repair = _shape_fault(got, axes, len(axes) + len(spec))
-    raise error(name, got=f"shape {got}", expected=f"({legend})", repair=repair)
+    raise error(name, got=f"shape {got}", expected=f"({_legend(axes, spec)})", repair=repair)
 
 
 _REPAIRS: Mapping[str, tuple[type[ShapeError], str]] = {
@@ -234,7 +263,7 @@ def _to_dtype(array: Any, dtype: Any, name: str) -> jax.Array:
     array = jnp.asarray(array)
     if array.dtype == dtype:
         return array
-    if is_key(dtype) or is_key(array.dtype) or not _widens(array.dtype, dtype):
+    if is_key(dtype) or is_key(array.dtype) or not _is_promoted(array, dtype):
         is_number = jnp.issubdtype(dtype, jnp.inexact)
         raise DtypeError(
             name,
@@ -245,8 +274,8 @@ def _to_dtype(array: Any, dtype: Any, name: str) -> jax.Array:
     return array.astype(dtype)
 
 
-def _widens(got: Any, want: Any) -> bool:
-    """Bool and integers go to any number of their kind or a wider one; a float only to one with no fewer digits."""
-    if jnp.issubdtype(got, jnp.inexact):
-        return jnp.promote_types(got, want) == want
-    return got == jnp.bool_ or jnp.issubdtype(want, jnp.inexact) or jnp.issubdtype(want, jnp.integer)
+def _is_promoted(array: jax.Array, dtype: Any) -> bool:
+    """Whether JAX promotes an array that meets one of a dtype to that dtype; a Python number is no wider than that."""
+    with jax.numpy_dtype_promotion("standard"):
+        is_number = array.weak_type and jnp.result_type(array, dtype) == dtype
+        return is_number or jnp.promote_types(array.dtype, dtype) == dtype

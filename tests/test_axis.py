@@ -155,6 +155,14 @@ class TestLaws:
 
 class TestAudit:
     @every_strategy
+    def test_speaks_of_the_axis(self, strategy: str) -> None:
+        """What is meant is no mistake, and no option of `pb.manual`."""
+        found = pb.audit(ALONG[strategy](captured("ES_D_RTRL")[0], SAMPLES))
+        assert found.axis_name == AXIS
+        assert "captured with axis_name='batch': its samples are meant to reach each other" in str(found)
+        assert "allow_coupling" not in str(found)
+
+    @every_strategy
     def test_says_what_couples(self, strategy: str) -> None:
         found = pb.audit(ALONG[strategy](captured("ES_D_RTRL")[0], SAMPLES))
         assert not found.is_independent

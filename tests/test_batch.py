@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import brainunit as u
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -123,7 +124,7 @@ class TestErrors:
             pb.concat([])
 
     def test_other_learner(self, seed: int) -> None:
-        with pytest.raises(StructureError, match=r"carries\[1\].*got a leaf of one carry only"):
+        with pytest.raises(StructureError, match=r"carries\[1\].*got a leaf of carries\[0\] alone, expected the same"):
             pb.concat([after(bench("LSTMCell", seed)), after(bench("tutorial", seed))])
 
     def test_other_moment(self, seed: int) -> None:
@@ -136,13 +137,53 @@ class TestErrors:
             pb.concat([after(made), made.start("vmap")])
 
     def test_batches_on_top_of_each_other(self, seed: int) -> None:
-        with pytest.raises(BatchSizeError, match=r"carries\[0\]: got the carry of 3 samples, .* pb\.concat"):
+        with pytest.raises(BatchSizeError, match=r"carries\[0\]: got the carry of 3 samples in a batch, .* pb\.concat"):
             pb.stack([bench("tutorial", seed).start("vmap")])
 
     def test_a_batch_and_a_sample(self, seed: int) -> None:
         made = bench("tutorial", seed)
-        with pytest.raises(StructureError, match=r"carries\[1\].*neu\.V.*: got shape \(7,\), expected shape \(3, 7\)"):
-            pb.concat([made.start("vmap"), made.start(None)])
+        batch, one = made.start("vmap"), made.start(None)
+        needs_a_batch = "got the carry of one sample, expected the carry of a batch. .*pb.stack"
+        for name, call in {
+            r"carries\[1\]": lambda: pb.concat([batch, one]),
+            "samples": lambda: pb.scatter(batch, [0], one),
+            "carry": lambda: pb.scatter(one, [0], batch),
+        }.items():
+            with pytest.raises(BatchSizeError, match=f"^{name}: {needs_a_batch}"):
+                call()
+        with pytest.raises(BatchSizeError, match=r"carries\[1\]: got the carry of 3 samples .* pb\.unstack"):
+            pb.stack([one, batch])
+
+    def test_samples_that_share_and_samples_that_do_not(self, seed: int) -> None:
+        together = bench("delayed", seed).start("vmap")
+        apart = pb.apart(together)
+        share, have = "samples that share their past.write_ptr", "samples that have a past.write_ptr each"
+        for carries, got, want in (([together, apart], have, share), ([apart, together], share, have)):
+            text = rf"carries\[1\]: got {got}, expected {want}, as in carries\[0\]. Apply pb\.apart to each"
+            with pytest.raises(StructureError, match=text):
+                pb.concat(carries)
+        pb.concat([apart, pb.apart(together)])
+
+    @pytest.mark.parametrize(
+        ("change", "text"),
+        [
+            (lambda x: x.astype(np.float32), r"got float32\[7\] mV, expected float64\[7\] mV, as in carries\[0\]"),
+            (u.get_mantissa, r"got float64\[7\], expected float64\[7\] mV"),
+            (lambda x: x[:, :2], r"got float64\[2\] mV, expected float64\[7\] mV"),
+            (lambda x: x[:2], r"got shape \(2, 7\), expected \(B=3, \.\.\.\)"),
+        ],
+    )
+    def test_another_kind_of_leaf(self, change: Any, text: str, seed: int) -> None:
+        carry = bench("tutorial", seed).start("vmap")
+        other = carry._replace(hidden={**carry.hidden, "neu.V": change(carry.hidden["neu.V"])})
+        with pytest.raises(pb.PureBatchingError, match=rf"^carries\[1\]\.hidden\['neu\.V'\]: {text}"):
+            pb.concat([carry, other])
+
+    def test_arrays_of_numpy(self, seed: int) -> None:
+        """As they come out of a file."""
+        carry = after(bench("tutorial", seed))
+        loaded = jax.tree.map(np.asarray, carry)
+        assert_identical(pb.scatter(loaded, ORDER, pb.gather(loaded, ORDER)), carry)
 
     @pytest.mark.parametrize("call", [pb.stack, pb.concat])
     def test_one_carry(self, call: Any, seed: int) -> None:
@@ -164,7 +205,15 @@ class TestErrors:
             lambda _, many: pb.gather(many, None),
             lambda _, many: pb.gather(many, slice(0, 2)),
             lambda _, many: pb.permute(many, "012"),
+            lambda _, many: pb.gather(many, [2**70]),
+            lambda _, many: pb.gather(many._replace(hidden=3), [0]),
+            lambda _, many: pb.gather(many._replace(update_count=None), [0]),
+            lambda _, many: pb.gather(many._replace(update_count=1.0 * many.update_count), [0]),
+            lambda _, many: pb.concat([many, many._replace(other=None)]),
+            lambda _, many: pb.split(many, [[1], [1, 1]]),
+            lambda _, many: pb.split(many, None),
             lambda _, many: pb.apart(many.hidden),
+            lambda _, many: pb.apart(many._replace(other=3)),
         ],
     )
     def test_what_is_nothing_of_the_kind(self, call: Any, seed: int) -> None:

@@ -34,6 +34,7 @@ from pure_batching._errors import (
     StructureError,
     UnitError,
 )
+from pure_batching.testing import assert_interchangeable
 
 from . import modules
 from .bench import SAMPLES, STEPS, STRATEGIES, Request, bench
@@ -358,7 +359,7 @@ DATA = (
         "a mask in nested lists",
         lambda seed: gradient(seed, mask=FLAGS.tolist()),
         StructureError,
-        "mask: got 18 leaves, expected one array. Pass an array; jnp.asarray makes one of nested lists.",
+        "mask: got list, expected an array [T, B] of bool. Give a flag to every step of every sample",
     ),
     Refusal(
         "more targets than inputs",
@@ -383,6 +384,20 @@ DATA = (
         lambda seed: gradient(seed, inputs=first(lambda x: x + 0j)),
         DtypeError,
         "inputs[0]: got complex128, expected float64. Convert it with .astype('float64')",
+    ),
+    *(
+        Refusal(
+            f"{name} that are {kind}",
+            lambda seed, change=change: gradient(seed, **change),
+            DtypeError,
+            f"{where}: got {got}, expected an array of numbers. Pass what jnp.asarray takes.",
+        )
+        for kind, value, got in (("a word", "x", "str"), ("words", np.array(["x"]), "an array of dtype <U1"))
+        for name, where, change in (
+            ("inputs", "inputs[0]", {"inputs": first(lambda _, value=value: value)}),
+            ("targets", "targets", {"targets": lambda _, value=value: value}),
+            ("flags", "mask", {"mask": value}),
+        )
     ),
     Refusal(
         "a unit where there was none",
@@ -426,7 +441,7 @@ DATA = (
         "a leaf too few",
         lambda seed: gradient(seed, "trees", inputs=first(without("others"))),
         StructureError,
-        "inputs[0]['others'][0]: got nothing, expected float64[5]. Pass a tree of the captured structure.",
+        "inputs[0]['others'][0]: got nothing, expected float64[T=6, B=3, 5]. Pass a tree of the captured structure.",
     ),
     Refusal(
         "a leaf under another name",
@@ -450,7 +465,34 @@ DATA = (
         "flags without a batch axis",
         lambda seed: gradient(seed, mask=FLAGS[:, 0]),
         ShapeError,
-        "mask: got shape (6,), expected (T=6, B=3). Add an axis; T and B lead.",
+        "mask: got shape (6,), expected (T=6, B=3). Give a flag to every step of every sample, in one array",
+    ),
+    Refusal(
+        "one flag",
+        lambda seed: gradient(seed, reset=True),
+        ShapeError,
+        "reset: got shape (), expected (T=6, B=3). Give a flag to every step of every sample, in one array",
+    ),
+    Refusal(
+        "flags of one step",
+        lambda seed: gradient(seed, mask=brainscale.SingleStepData(FLAGS[0])),
+        StructureError,
+        "mask: got SingleStepData, expected an array [T, B] of bool. Give a flag to every step",
+    ),
+    Refusal(
+        "flags of samples and steps",
+        lambda seed: gradient(seed, mask=FLAGS.T),
+        BatchSizeError,
+        "mask: got shape (3, 6), expected (T=6, B=3). Swap the first two axes",
+    ),
+    *(
+        Refusal(
+            f"inputs that are {value}",
+            lambda seed, value=value: gradient(seed, inputs=lambda _: value),
+            StructureError,
+            "inputs[0]: got nothing, expected float64[T=6, B=3, 5]. Pass arrays; None and empty containers hold none.",
+        )
+        for value in (None, {}, [])
     ),
     Refusal(
         "flags that are numbers",
@@ -582,6 +624,12 @@ STEP = (
         "carry.trace.xs['out.weight_op']: got nothing, expected float64[3, 7]" + OTHER_LEARNER,
     ),
     Refusal(
+        "long integers for short ones",
+        lambda seed: step(seed, carry=lambda carry: carry._replace(update_count=carry.update_count.astype("int64"))),
+        CarryError,
+        "carry.update_count: got int64, expected int32" + OTHER_LEARNER,
+    ),
+    Refusal(
         "a carry without units",
         lambda seed: step(seed, carry=mantissas),
         CarryError,
@@ -607,6 +655,13 @@ CAPTURE = (
         lambda _: captured(tutorial(), one_input(), environ={"Dt": 1.0 * u.ms}),
         CaptureError,
         "LIFNet: got KeyError: ~ 'dt' not found ~ Set it: ~ environ={...}); in force are Dt, precision.",
+    ),
+    Refusal(
+        "no fit",
+        lambda _: captured(brainstate.nn.Sequential(brainscale.nn.BatchNorm0d((N_IN,)), tutorial()), one_input()),
+        CaptureError,
+        "Sequential: got KeyError: Key 'fit' not found ~" + ONE_STEP + ". Say whether this is training: "
+        "capture(..., environ={'fit': False}), or True for ~ It was raised in BatchNorm0d.update().",
     ),
     Refusal(
         "settings that are a number",
@@ -651,6 +706,24 @@ CAPTURE = (
         lambda _: captured(TwoShapes(), one_input()),
         CaptureError,
         "inp.weight_op: got hidden states of the shapes [(2, 7), (7,)] ~ expected hidden states of one shape. Use a",
+    ),
+    Refusal(
+        "an example that is no array",
+        lambda _: captured(tutorial(), "a"),
+        DtypeError,
+        "example_inputs[0]: got str, expected an array of numbers. Pass what jnp.asarray takes.",
+    ),
+    Refusal(
+        "an example of words",
+        lambda _: captured(tutorial(), np.array(["a"])),
+        DtypeError,
+        "example_inputs[0]: got an array of dtype <U1, expected an array of numbers. Pass",
+    ),
+    Refusal(
+        "an axis without a name",
+        lambda _: pb.capture(tutorial(), one_input(), algorithm=ES, axis_name=""),
+        OptionError,
+        "axis_name: got '', expected a name. Pass the one that the module's code uses.",
     ),
     Refusal(
         "no algorithm",
@@ -786,6 +859,76 @@ OPTIONS = (
             ("nothing", lambda out, _: None, "loss: got None"),
         )
     ),
+    *(
+        Refusal(
+            f"{name} that is no flag",
+            lambda seed, call=call: call(bench("tutorial", seed)),
+            OptionError,
+            f"{name}: got 'yes', expected False or True. Choose one of them.",
+        )
+        for name, call in {
+            "allow_coupling": lambda made: pb.manual(made.learner, SAMPLES, allow_coupling="yes"),
+            "outputs": lambda made: pb.sequence_grad(made.learner, squared, outputs="yes"),
+            "probe": lambda made: pb.audit(made.learner, probe="yes"),
+            "spikes": lambda made: assert_interchangeable(tutorial, ES, *made.data(STEPS, SAMPLES), None, spikes="yes"),
+        }.items()
+    ),
+    *(
+        Refusal(
+            f"bound {value!r}",
+            lambda seed, value=value: pb.clipped_grad(bench("tutorial", seed).batched("vmap"), squared, value),
+            OptionError,
+            f"bound: got {value!r}, expected a number above 0. Give the largest norm.",
+        )
+        for value in (0.0, -1, True, np.True_, "1", None, 1j, np.complex64(1), np.array("1"), float("nan"), np.ones(2))
+    ),
+    Refusal(
+        "params of an audit that are a number",
+        lambda seed: pb.audit(bench("tutorial", seed).batched("vmap"), params=3),
+        StructureError,
+        "params: got int, expected {path: value}.",
+    ),
+    Refusal(
+        "params of an audit that are of another module",
+        lambda seed: pb.audit(bench("tutorial", seed).batched("vmap"), params=bench("GRUCell", seed).params),
+        StructureError,
+        "params[~ expected no such leaf.",
+    ),
+    *(
+        Refusal(
+            f"a number for the module of {name}",
+            lambda _, call=call: call(3),
+            StructureError,
+            "net: got int, expected a brainstate.nn.Module. Pass the module whose states are meant.",
+        )
+        for name, call in {"read_states": pb.read_states, "write_states": lambda net: pb.write_states(net, {})}.items()
+    ),
+    Refusal(
+        "a number for states",
+        lambda _: pb.write_states(tutorial(), 3),
+        StructureError,
+        "tree: got int, expected {path: value}. Pass what read_states gave, or a part of it.",
+    ),
+    *(
+        Refusal(
+            f"interchangeable: {name}",
+            lambda _, factory=factory, inputs=inputs, laws=laws: assert_interchangeable(
+                factory, ES, inputs, one_input(), squared, environ=SETTINGS, laws=laws
+            ),
+            error,
+            text,
+        )
+        for name, factory, inputs, laws, error, text in (
+            (
+                *("a module", tutorial(), one_input(), None, StructureError),
+                "net_factory: got one ~Net, expected a function () -> module. Pass what makes the module",
+            ),
+            ("a number", tutorial, 3, None, ShapeError, "inputs[0]: got shape (), expected (T, B, ...). Time leads"),
+            ("no batch", tutorial, one_input(), None, ShapeError, "inputs[0]: got shape (5,), expected (T, B, ...)."),
+            ("text", tutorial, "x", None, DtypeError, "inputs[0]: got str, expected an array of numbers."),
+            ("no law", tutorial, 3, ["x"], OptionError, "laws: got 'x', expected 'init' or ~ Choose one of them."),
+        )
+    ),
     Refusal(
         "an algorithm that is not compiled",
         lambda seed: pb.from_native(bench("tutorial", seed).learner, object()),
@@ -826,6 +969,28 @@ class TestConversions:
     def test_inputs_are_promoted(self, dtype: Any, seed: int) -> None:
         got = gradient(seed, inputs=first(lambda x: (x > 0.7).astype(dtype)))
         assert_identical(got, gradient(seed, inputs=first(lambda x: (x > 0.7).astype(np.float64))))
+
+    def test_under_strict_promotion(self, seed: int) -> None:
+        """The rule is the package's own, whatever JAX is told to do with the user's arithmetic."""
+        want = step(seed, inputs=first(lambda x: (x > 0).astype(np.float64)))
+        with jax.numpy_dtype_promotion("strict"):
+            assert_identical(step(seed, inputs=first(lambda x: (x > 0).astype(np.float32))), want)
+            with pytest.raises(DtypeError):
+                step(seed, inputs=first(lambda x: x + 0j))
+
+    def test_double_precision_where_jax_has_none(self, seed: int) -> None:
+        """With x64 off an array of numpy becomes single precision, as in JAX."""
+        with jax.enable_x64(new_val=False):
+            got = gradient(seed, precision=32, inputs=first(lambda x: np.asarray(x, np.float64)))
+            assert_identical(got, gradient(seed, precision=32))
+
+    def test_a_python_number_has_the_dtype_of_what_it_meets(self, seed: int) -> None:
+        made = bench("tutorial", seed, precision=32)
+        carry = made.start(None)._replace(update_count=0)
+        assert_identical(
+            made.learner.step(made.params, carry, np.zeros(N_IN, np.float32)),
+            made.learner.step(made.params, made.start(None), np.zeros(N_IN, np.float32)),
+        )
 
     def test_another_scale_of_an_input_of_a_step(self, seed: int) -> None:
         got = step(seed, "trees", inputs=first(lambda x: {**x, "current": x["current"].in_unit(u.amp)}))

@@ -303,8 +303,8 @@ class TestRefusals:
         [
             (np.ones((STEPS, SAMPLES + 1), bool), BatchSizeError, r"got shape \(6, 4\), expected \(T=6, B=3\)"),
             (np.ones((STEPS - 1, SAMPLES), bool), ShapeError, r"got shape \(5, 3\), expected \(T=6, B=3\)"),
-            (np.ones(STEPS, bool), ShapeError, r"got shape \(6,\), expected \(T=6, B=3\)\. Add an axis"),
-            (np.ones((STEPS, SAMPLES, 1), bool), ShapeError, r"got shape \(6, 3, 1\), .*Remove an axis"),
+            (np.ones(STEPS, bool), ShapeError, r"got shape \(6,\), expected \(T=6, B=3\)\. Give a flag to every step"),
+            (np.ones((STEPS, SAMPLES, 1), bool), ShapeError, r"got shape \(6, 3, 1\), .*in one array \[T, B\]"),
             (np.ones((STEPS, SAMPLES), np.int32), DtypeError, r"got int32, expected bool"),
             (np.ones((STEPS, SAMPLES)), DtypeError, r"got float64, expected bool"),
         ],

@@ -202,11 +202,23 @@ class TestRefusedAlgorithms:
         with pytest.raises(CarryError, match=r"^carry: got samples with a past\.write_ptr each, expected one for all"):
             pb.to_native(learner, pb.apart(learner.init()), algorithm)
 
-    def test_another_batch_size(self, seed: int) -> None:
-        learner = pb.manual(bench("tutorial", seed).learner, SAMPLES + 1)
-        _, algorithm = batched_algorithm("tutorial", seed)
-        with pytest.raises(pb.PureBatchingError):
+    @pytest.mark.parametrize("size", [None, 1, SAMPLES + 1])
+    def test_another_batch_size(self, size: int | None, seed: int) -> None:
+        """One sample is no batch of one; what BrainScale holds stays as it was."""
+        learner = bench("tutorial", seed).learner if size is None else pb.manual(bench("tutorial", seed).learner, size)
+        net, algorithm = batched_algorithm("tutorial", seed)
+        before = pb.read_states(net)
+        text = rf"^algorithm: got 3 samples in a batch, .* expected {size or 'one'} samples? .* Compile the algorithm"
+        with pytest.raises(NativeError, match=text):
             pb.from_native(learner, algorithm)
+        with pytest.raises(NativeError, match=text):
+            pb.to_native(learner, learner.init(), algorithm)
+        assert_identical(pb.read_states(net), before)
+
+    def test_a_batch_for_one_sample(self, seed: int) -> None:
+        learner, algorithm = bench("tutorial", seed).batched("vmap"), shared_algorithm("tutorial", seed)
+        with pytest.raises(NativeError, match=r"^algorithm: got one sample without .*, expected 3 samples in a batch"):
+            pb.to_native(learner, learner.init(), algorithm)
 
 
 def batched_algorithm(name: str, seed: int) -> tuple[Any, Any]:

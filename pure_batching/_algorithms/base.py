@@ -9,7 +9,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .._errors import AlgorithmError
 from .._program import Group, Jacobians, Params, Program, Relation
 
 Trace = Any
@@ -100,13 +99,6 @@ class Algorithm(eqx.Module):
 def identity(step: Any) -> Any:
     """A step as it is."""
     return step
-
-
-def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
-    """Raise AlgorithmError for a rule, method or flag that does not exist."""
-    if not any(type(value) is type(choice) and value == choice for choice in choices):
-        expected = " or ".join(map(repr, choices))
-        raise AlgorithmError(name, got=repr(value), expected=expected, repair="Choose one of them.")
 
 
 def own_signal(group: Group, jacobians: Jacobians, signal: jax.Array) -> jax.Array:

@@ -3,8 +3,10 @@
 import equinox as eqx
 import jax
 
+from .._errors import AlgorithmError
+from .._options import check_choice
 from .._program import Jacobians, Params, Program
-from .base import Algorithm, Closed, Factors, Signal, StepTransform, check_choice, identity
+from .base import Algorithm, Closed, Factors, Signal, StepTransform, identity
 
 
 class BPTT(Algorithm):
@@ -21,7 +23,7 @@ class BPTT(Algorithm):
 
     def __check_init__(self) -> None:
         """Raise AlgorithmError for a flag that is none."""
-        check_choice("checkpoint", self.checkpoint, (False, True))
+        check_choice("checkpoint", self.checkpoint, (False, True), AlgorithmError)
 
     @property
     def backpropagation(self) -> StepTransform:

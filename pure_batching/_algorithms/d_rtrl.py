@@ -7,6 +7,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from .._errors import AlgorithmError
+from .._options import check_choice
 from .._program import Jacobians, Link, Params, Program, Relation
 from ._parameter_trace import (
     Leaves,
@@ -30,7 +32,6 @@ from .base import (
     add_gradients,
     apply_matrix,
     apply_transposed,
-    check_choice,
     identity,
     own_signal,
 )
@@ -82,8 +83,8 @@ class D_RTRL(Algorithm):
     vjp: str = eqx.field(static=True, default="single-step")
 
     def __check_init__(self) -> None:
-        check_choice("rule", self.rule, RULES)
-        check_choice("vjp", self.vjp, VJPS)
+        check_choice("rule", self.rule, RULES, AlgorithmError)
+        check_choice("vjp", self.vjp, VJPS, AlgorithmError)
 
     @property
     def normalises(self) -> bool:

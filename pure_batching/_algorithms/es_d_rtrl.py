@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from .._errors import AlgorithmError
+from .._options import check_choice, is_count
 from .._program import Jacobians, Params, Program
 from .base import (
     RULES,
@@ -18,7 +19,6 @@ from .base import (
     Signal,
     StepTransform,
     apply_matrix,
-    check_choice,
     identity,
     own_signal,
 )
@@ -67,9 +67,9 @@ class ES_D_RTRL(Algorithm):
     vjp: str = eqx.field(static=True, default="single-step")
 
     def __check_init__(self) -> None:
-        check_choice("rule", self.rule, RULES)
-        check_choice("vjp", self.vjp, VJPS)
-        if not _is_decay(self.decay_or_rank) and not _is_rank(self.decay_or_rank):
+        check_choice("rule", self.rule, RULES, AlgorithmError)
+        check_choice("vjp", self.vjp, VJPS, AlgorithmError)
+        if not _is_decay(self.decay_or_rank) and not is_count(self.decay_or_rank):
             raise AlgorithmError(
                 "decay_or_rank",
                 got=repr(self.decay_or_rank),
@@ -80,7 +80,7 @@ class ES_D_RTRL(Algorithm):
     @property
     def decay(self) -> float:
         """The decay factor of both traces."""
-        if _is_rank(self.decay_or_rank):
+        if is_count(self.decay_or_rank):
             return (self.decay_or_rank - 1) / (self.decay_or_rank + 1)
         return float(self.decay_or_rank)
 
@@ -153,7 +153,3 @@ class ES_D_RTRL(Algorithm):
 
 def _is_decay(value: object) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral) and 0 < float(value) < 1
-
-
-def _is_rank(value: object) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1

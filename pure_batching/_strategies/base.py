@@ -1,9 +1,8 @@
 """What every strategy checks before it adds a batch of samples."""
 
-import numbers
-
 from .._errors import BatchSizeError, StrategyError
 from .._learner import Learner, check_learner
+from .._options import is_count
 
 
 def _short(value: object) -> str:
@@ -22,7 +21,7 @@ def check_unbatched(learner: Learner, batch_size: object, name: str) -> int:
             expected="a learner of one sample",
             repair="Apply one strategy to what pb.capture returned.",
         )
-    if isinstance(batch_size, bool) or not isinstance(batch_size, numbers.Integral) or batch_size < 1:
+    if not is_count(batch_size):
         raise BatchSizeError(
             f"pb.{name}",
             got=f"batch size {_short(batch_size)}",

@@ -14,6 +14,7 @@ from .._coupling.verdicts import Verdict, leaves_of, lost, verdicts
 from .._errors import RandomnessError, SampleCouplingError, StrategyError, listed
 from .._execution import Execution
 from .._learner import Learner
+from .._options import check_flag
 from .._program import Params, Perturbation, Program, States, Step
 from .._tree import Tree, moved, with_lead
 from .base import check_unbatched
@@ -47,8 +48,10 @@ def manual(learner: Learner, batch_size: int, *, allow_coupling: bool = False) -
       RandomnessError: the module draws random numbers inside its step: one `(B, M)` draw from one key cannot equal a
         key for each sample.
       BatchSizeError: not a positive integer.
+      OptionError: an `allow_coupling` that is no flag.
     """
     size = check_unbatched(learner, batch_size, "manual")
+    check_flag("allow_coupling", allow_coupling)
     _refuse_random(learner.program)
     batched, once = _traced(learner, size)
     if not allow_coupling:

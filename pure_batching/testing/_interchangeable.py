@@ -3,12 +3,17 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import brainunit as u
 import jax
+import numpy as np
+from brainstate.nn import Module
 
 from .._algorithms.base import Algorithm
 from .._batch import unstack
+from .._errors import ShapeError, StructureError
+from .._options import check_choice, check_flag
 from .._sequence import Loss
-from .._tree import Tree
+from .._tree import Tree, check_numbers, named_leaves
 from ._alive import DeadComparisonError, assert_alive
 from ._case import STRATEGIES, Case, Data, MakeRunner, NetFactory, Subject
 from ._margins import ROUNDINGS, smallest_margin
@@ -81,9 +86,16 @@ def assert_interchangeable(
     Raises:
       LawViolation: a law does not hold.
       DeadComparisonError: nothing happens in the data given, so that nothing would be shown.
-      PureBatchingError: the module cannot be captured, or the data does not fit it.
+      PureBatchingError: no function that makes a module, the module cannot be captured, or the data does not fit it.
     """
+    _check_factory(net_factory)
+    asked = tuple(ALL if laws is None else laws)
+    for name in asked:
+        check_choice("laws", name, tuple(ALL))
+    for name, flag in {"is_exact": is_exact, "spikes": spikes}.items():
+        check_flag(name, flag)
     data = Data(inputs if isinstance(inputs, tuple) else (inputs,), targets)
+    _check_leads(data)
     example = jax.tree.map(lambda x: x[0, 0], data.inputs)
     subject = Subject.of(
         net_factory,
@@ -96,7 +108,6 @@ def assert_interchangeable(
         is_exact=is_exact,
     )
     case = Case(subject, subject.params, data, window)
-    asked = tuple(ALL if laws is None else laws)
     excused = {name: reason for name in asked if (reason := ALL[name].excuse(case)) is not None}
     held = tuple(name for name in asked if name not in excused)
     if "locality" in held:  # a sample of a coupled module may well be dead when it is alone
@@ -107,6 +118,30 @@ def assert_interchangeable(
         if name != "locality":
             _check(ALL[name], case)
     return Report(held, excused, subject.refused)
+
+
+def _check_factory(net_factory: object) -> None:
+    """Raise StructureError for a module, or what else makes none; a class makes one where it needs no arguments."""
+    if isinstance(net_factory, Module) or not callable(net_factory):
+        raise StructureError(
+            "net_factory",
+            got=f"one {type(net_factory).__name__}",
+            expected="a function () -> module",
+            repair="Pass what makes the module, with the same weights at each call: lambda: Net(...), say.",
+        )
+
+
+def _check_leads(data: Data) -> None:
+    """Raise ShapeError unless every input leads with time and samples; the rest is for the learner to check."""
+    check_numbers(data.inputs, "inputs")
+    for name, leaf in named_leaves(data.inputs, "inputs"):
+        if np.ndim(u.get_mantissa(leaf)) < len(("T", "B")):
+            raise ShapeError(
+                name,
+                got=f"shape {np.shape(u.get_mantissa(leaf))}",
+                expected="(T, B, ...)",
+                repair="Time leads, and the samples follow.",
+            )
 
 
 def _assert_partial(case: Case) -> None:

@@ -18,8 +18,9 @@ from .._algorithms.d_rtrl import D_RTRL
 from .._algorithms.es_d_rtrl import ES_D_RTRL
 from .._batch import unstack
 from .._execution import Carry
-from .._native import from_native, to_native, write_states
+from .._native import from_native, to_native
 from .._sequence import Loss
+from .._states import write_states
 from .._tree import Tree
 from ._case import Case, Data, Result, Subject
 

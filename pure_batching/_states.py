@@ -1,0 +1,51 @@
+"""The states of a module as a tree, and back."""
+
+from collections.abc import Mapping
+
+import brainstate
+
+from ._blueprint import check_module, states_of
+from ._errors import StructureError
+from ._tree import Tree, conform, spec_of
+
+
+def read_states(net: brainstate.nn.Module) -> dict[str, Tree]:
+    """The values of all states of a module by path, sorted: trainable, hidden and other ones, units included.
+
+    Raises:
+      StructureError: no module.
+    """
+    return {path: state.value for path, state in _checked_states(net).items()}
+
+
+def _checked_states(net: brainstate.nn.Module) -> dict[str, brainstate.State]:
+    check_module(net, StructureError, "Pass the module whose states are meant.")
+    return states_of(net)
+
+
+def write_states(net: brainstate.nn.Module, tree: Mapping[str, Tree]) -> None:
+    """Write values into the states of a module; the inverse of `read_states`.
+
+    Args:
+      net: the module.
+      tree: `{path: value}` of all states or some of them, each with the shape, dtype and unit that the state has.
+
+    Raises:
+      StructureError: no module, no mapping, or a path that the module does not have.
+      ShapeError, DtypeError, UnitError: a value that does not fit; nothing is written then.
+    """
+    states = _checked_states(net)
+    if not isinstance(tree, Mapping):
+        repair = "Pass what read_states gave, or a part of it."
+        raise StructureError("tree", got=type(tree).__name__, expected="{path: value}", repair=repair)
+    unknown = sorted(set(tree) - set(states), key=str)
+    if unknown:
+        raise StructureError(
+            "tree",
+            got=f"the path {unknown[0]!r}",
+            expected=f"one of {', '.join(states)}",
+            repair="Take paths of read_states.",
+        )
+    values = {path: conform(value, spec_of(states[path].value), path) for path, value in tree.items()}
+    for path, value in values.items():
+        states[path].value = value
