@@ -7,7 +7,7 @@ import pytest
 from hypothesis import settings
 
 from pure_batching.testing import assert_interchangeable
-from tests.bench import RULES, SAMPLES, STEPS
+from tests.bench import RULES, SAMPLES, STEPS, STRATEGIES
 from tests.registry import EVERY, EXACT
 
 # Each with one algorithm, in turn: every law of a model takes ten seconds and more.
@@ -33,6 +33,7 @@ def test_is_interchangeable(name: str, rule: str) -> None:
             model.targets(seed, STEPS, SAMPLES),
             model.loss,
             environ=model.settings,
+            strategies=STRATEGIES,
             window=3,
             is_exact=name in EXACT,
             spikes=model.spikes,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -200,11 +201,11 @@ class Subject:
 
     @functools.cached_property
     def refused(self) -> dict[str, str]:
-        """The strategies that cannot run the module, and why."""
+        """The strategies that cannot run the module, and why; one size may be that of a feature, where one can."""
         reasons = {}
-        for name in self.strategies:
+        for name, samples in itertools.product(self.strategies, (2, 3)):
             try:
-                self.runner(name, 2)
+                self.runner(name, samples)
             except StrategyError as reason:
                 reasons[name] = str(reason)
         return reasons

@@ -18,6 +18,7 @@ import numpy as np
 from .._algorithms.bptt import BPTT
 from .._algorithms.d_rtrl import D_RTRL
 from .._batch import concat, gather, permute as permuted, scatter, split, stack, unstack
+from .._execution import apart
 from .._tree import Tree
 from ._altered import changed, joined, of_samples, poisoned, rows
 from ._case import Case, Data, Request, Result
@@ -247,7 +248,8 @@ def _flagged(case: Case, name: str, flags: Mapping[str, Any]) -> Result:
     first, _ = _halves(case)
     begun = case.run(name, first)
     silent = np.zeros((case.data.steps - first.steps, case.data.samples), begun.losses.dtype)
-    return begun._replace(losses=np.concatenate([begun.losses, silent]))
+    losses, carry = np.concatenate([begun.losses, silent]), apart(begun.carry)
+    return begun._replace(losses=losses, carry=carry)
 
 
 def _poisoned_step(case: Case) -> Tree:
