@@ -10,13 +10,13 @@ import numpy as np
 from jax.core import Tracer
 
 from ._algorithms.base import Closed, Factors, contract
-from ._data import ABSENT, check_call
 from ._errors import OptionError, StrategyError
 from ._execution import Carry, Execution
+from ._function import Loss, SequenceFn
 from ._learner import Learner, check_learner
 from ._options import check_choice
 from ._program import Params, Relation
-from ._sequence import Aux, Loss, check_loss, run_sequence, sequence_grad
+from ._sequence import Aux, check_loss, sequence_grad
 from ._strategies.loop import each_in_turn
 from ._timed import Steps
 from ._tree import Tree, nbytes
@@ -27,24 +27,14 @@ TILE_BUDGET = 32 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
-class NormFn:
-    """`(params, carry, inputs, targets) -> (norms, Aux)`; made by `sample_norms`."""
+class NormFn(SequenceFn[tuple[jax.Array, Aux]]):
+    """`(params, carry, inputs, targets, *, mask=None, reset=None) -> (norms, Aux)`; made by `sample_norms`.
 
-    learner: Learner
-    loss: Loss
+    The norms `[B]` are those of every sample's gradient over the whole sequence.
+    """
 
-    def __call__(
-        self,
-        params: Params,
-        carry: Carry | None,
-        inputs: Tree,
-        targets: Tree = ABSENT,
-        *,
-        mask: Any = None,
-        reset: Any = None,
-    ) -> tuple[jax.Array, Aux]:
-        """The norm `[B]` of every sample's gradient over the whole sequence; arguments and errors of `GradFn`."""
-        params, carry, steps = check_call(self.learner, params, carry, inputs, targets, mask, reset)
+    def run(self, params: Params, carry: Carry | None, steps: Steps) -> tuple[jax.Array, Aux]:
+        """The norms for data that was checked."""
         return _sample_norms(self, params, carry, steps)
 
 
@@ -65,31 +55,22 @@ class ClippedAux(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class ClippedGradFn:
-    """`(params, carry, inputs, targets) -> (gradients, ClippedAux)`; made by `clipped_grad`."""
+class ClippedGradFn(SequenceFn[tuple[Params, ClippedAux]]):
+    """`(params, carry, inputs, targets, *, mask=None, reset=None) -> (gradients, ClippedAux)`; made by `clipped_grad`.
 
-    learner: Learner
-    loss: Loss
+    The gradients are the sum or mean over samples of what is left of each.
+    """
+
     bound: float | jax.Array
     reduction: str
 
-    def __call__(
-        self,
-        params: Params,
-        carry: Carry | None,
-        inputs: Tree,
-        targets: Tree = ABSENT,
-        *,
-        mask: Any = None,
-        reset: Any = None,
-    ) -> tuple[Params, ClippedAux]:
-        """The reduced gradient of clipped samples; arguments and errors of `GradFn`."""
-        params, carry, steps = check_call(self.learner, params, carry, inputs, targets, mask, reset)
-        norms, aux = _sample_norms(NormFn(self.learner, self.loss), params, carry, steps)
+    def run(self, params: Params, carry: Carry | None, steps: Steps) -> tuple[Params, ClippedAux]:
+        """The gradient of data that was checked."""
+        norms, aux = NormFn(self.learner, self.loss).run(params, carry, steps)
         bound = jnp.asarray(self.bound, norms.dtype)
         scales = jnp.minimum(1, bound / jnp.maximum(norms, jnp.finfo(norms.dtype).tiny))
         weighted = sequence_grad(self.learner, _Weighted(self.loss), reduction=self.reduction)
-        gradients, _ = run_sequence(weighted, params, carry, steps.with_weights(scales))
+        gradients, _ = weighted.run(params, carry, steps.with_weights(scales))
         return gradients, ClippedAux(aux.carry, aux.losses, norms, (scales < 1).sum())
 
 

@@ -4,7 +4,6 @@ What is stacked is what a window costs; the sequence's length never enters.
 """
 
 import dataclasses
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,17 +12,15 @@ import jax
 import jax.numpy as jnp
 
 from ._algorithms.base import add_gradients
-from ._data import ABSENT, check_call
 from ._errors import LossError, OptionError
 from ._execution import Carry, Execution
+from ._function import Loss, SequenceFn
 from ._learner import Learner, check_learner
 from ._options import check_choice, check_flag, is_count
 from ._program import Params
 from ._timed import Steps, Timed
 from ._tree import Tree, nbytes, spec_text, with_lead
 from ._window import Task, run_window, step_trace
-
-Loss = Callable[[Tree, Tree], jax.Array]
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -46,47 +43,20 @@ class Aux(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class GradFn:
-    """`(params, carry, inputs, targets) -> (gradients, Aux)`; made by `sequence_grad`."""
+class GradFn(SequenceFn[tuple[Params, Aux]]):
+    """`(params, carry, inputs, targets, *, mask=None, reset=None) -> (gradients, Aux)`; made by `sequence_grad`.
 
-    learner: Learner
-    loss: Loss
+    The gradients are by path, summed over time and reduced over samples, in the params' units, with `"none"`
+    `[B, *param.shape]`; `"mean"` divides by `B` whatever the mask. `Aux` holds the carry after the last step, losses
+    and outputs.
+    """
+
     reduction: str
     window: int | None
     outputs: bool
 
-    def __call__(
-        self,
-        params: Params,
-        carry: Carry | None,
-        inputs: Tree,
-        targets: Tree = ABSENT,
-        *,
-        mask: Any = None,
-        reset: Any = None,
-    ) -> tuple[Params, Aux]:
-        """The gradient of a sequence; a masked step's loss is 0, and `"mean"` divides by `B` whatever the mask.
-
-        Args:
-          params: trainable values by path.
-          carry: where the sequence begins; None for a fresh start inside the function.
-          inputs: `[T, B, ...]` each, `[T, ...]` for one sample; a tuple for modules with several arguments. A leaf in
-            `brainscale.SingleStepData` has no time axis and is the same at every step.
-          targets: what the loss gets, with the same leading axes.
-          mask: `[T, B]`, whether a step counts; a masked step leaves hidden states, traces, count and random key of its
-            sample as they were and adds no gradient; its loss is 0.
-          reset: `[T, B]`, whether a sample starts anew before the step; its random key goes on.
-
-        Returns:
-          gradients by path, summed over time and reduced over samples, in the params' units, with `"none"`
-          `[B, *param.shape]`; and `Aux`: the carry after the last step, losses and outputs.
-
-        Raises:
-          ShapeError, BatchSizeError, DtypeError, UnitError, StructureError, CarryError, LossError: what does not fit,
-            before anything runs.
-          OptionError: a mask where samples reach each other along an axis.
-        """
-        params, carry, steps = check_call(self.learner, params, carry, inputs, targets, mask, reset)
+    def run(self, params: Params, carry: Carry | None, steps: Steps) -> tuple[Params, Aux]:
+        """The gradient of data that was checked."""
         return run_sequence(self, params, carry, steps)
 
 
@@ -109,9 +79,9 @@ def sequence_grad(
       outputs: whether `Aux.outputs` holds the module's outputs.
 
     Returns:
-      `(params, carry, inputs, targets, *, mask=None, reset=None) -> (gradients, Aux)`; see `GradFn.__call__`. It is
-      compiled once for each learner, loss and shape: make it once, outside the training loop. It is no function to
-      differentiate: `jax.grad` through its losses is backpropagation through time.
+      `(params, carry, inputs, targets, *, mask=None, reset=None) -> (gradients, Aux)`; see `GradFn` and its `__call__`.
+      It is compiled once for each learner, loss and shape: make it once, outside the training loop. It is no function
+      to differentiate: `jax.grad` through its losses is backpropagation through time.
 
       Dtypes: what JAX promotes to the captured dtype is converted (bool and integers to any float, float32 to float64),
       and what would lose digits or its kind is a DtypeError; with x64 off, a float64 array of numpy is a float32 one,

@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[1]
 ORDER = (
     *("_errors", "_options", "_tree", "_jaxpr", "_alignment", "_mappable", "_coupling", "_program", "_assembly"),
     *("_checks", "_blueprint", "_reasons", "_readable", "_compilation", "_capture", "_algorithms", "_timed"),
-    *("_execution", "_window", "_step", "_learner", "_states", "_native", "_data", "_strategies", "_sequence"),
-    *("_batch", "_norms", "_probe", "_audit", "testing", "_tutorial", "__main__"),
+    *("_execution", "_window", "_step", "_learner", "_states", "_native", "_data", "_strategies", "_function"),
+    *("_sequence", "_batch", "_norms", "_probe", "_audit", "testing", "_tutorial", "__main__"),
 )
 FACADE = "__init__"
 

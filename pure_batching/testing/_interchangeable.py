@@ -11,8 +11,8 @@ from brainstate.nn import Module
 from .._algorithms.base import Algorithm
 from .._batch import unstack
 from .._errors import ShapeError, StructureError
+from .._function import Loss
 from .._options import check_choice, check_flag
-from .._sequence import Loss
 from .._tree import Tree, check_numbers, named_leaves
 from ._alive import DeadComparisonError, assert_alive
 from ._case import STRATEGIES, Case, Data, MakeRunner, NetFactory, Subject

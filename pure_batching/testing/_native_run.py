@@ -18,8 +18,8 @@ from .._algorithms.d_rtrl import D_RTRL
 from .._algorithms.es_d_rtrl import ES_D_RTRL
 from .._batch import unstack
 from .._execution import Carry
+from .._function import Loss
 from .._native import from_native, to_native
-from .._sequence import Loss
 from .._states import write_states
 from .._tree import Tree
 from ._case import Case, Data, Result, Subject
