@@ -20,10 +20,9 @@ from pure_batching.testing import (
     assert_interchangeable,
     laws,
     modules,
-    smallest_margin,
     strategies,
 )
-from pure_batching.testing.modules import SETTINGS, Cell, Leaky, Net, Readout, Spiking, squared
+from pure_batching.testing.modules import SETTINGS, Cell, Leaky, Net, Readout, squared
 
 from .bench import bench
 from .models import MODELS
@@ -149,27 +148,6 @@ def test_each_law_finds_a_fault(law: str) -> None:
     broken = dataclasses.replace(subject(), strategies=strategies)
     with pytest.raises(LawViolation, match=rf"^{law} does not hold under .*broken"):
         laws.ALL[law](testing.Case(broken, broken.params, SMALL.data(0, 4, 3)))
-
-
-class TestMargins:
-    def test_an_ordinary_step_is_far_from_its_threshold(self) -> None:
-        net = Net((Spiking("LIF", "delta", 6), Readout("linear")))
-        learner, params = pb.capture(net(), *net.example(), algorithm=pb.BPTT(), environ=dict(SETTINGS))
-        assert smallest_margin(learner, params, learner.init(), net.example()) > testing.ROUNDINGS
-
-    def test_counts_units_of_rounding(self) -> None:
-        class Threshold(brainstate.nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.inner = SMALL()
-
-            def update(self, x: jax.Array) -> jax.Array:
-                return jnp.where(x.sum() >= 1.0, self.inner(x), 0.0)
-
-        learner, params = pb.capture(Threshold(), np.zeros(3), algorithm=pb.BPTT())
-        eps = np.finfo(np.float64).eps
-        given = np.array([1.0 + 8 * eps, 0.0, 0.0])
-        assert smallest_margin(learner, params, learner.init(), (given,)) == pytest.approx(8, rel=0.01)
 
 
 class TestTolerances:

@@ -6,12 +6,11 @@ from typing import Any, NamedTuple
 import jax
 
 from .._algorithms.base import Algorithm
-from .._batch import unstack
 from .._sequence import Loss
 from .._tree import Tree
 from ._alive import DeadComparisonError, assert_alive
 from ._case import STRATEGIES, Case, Data, MakeRunner, NetFactory, Subject
-from ._margins import ROUNDINGS, smallest_margin
+from ._margins import note_of
 from .laws import ALL, Law, LawViolation
 
 
@@ -123,8 +122,9 @@ def _check(law: Law, case: Case) -> None:
         law(case)
     except LawViolation as violation:
         small = _smallest(law, case)
-        noted = violation.with_note(f"smallest case that fails: B = {small.data.samples}, T = {small.data.steps}")
-        raise _with_margin(noted, case) from None
+        found = violation.with_note(f"smallest case that fails: B = {small.data.samples}, T = {small.data.steps}")
+        note = note_of(found, case)
+        raise found if note is None else found.with_note(note) from None
 
 
 def _smallest(law: Law, case: Case) -> Case:
@@ -144,24 +144,3 @@ def _is_violated(law: Law, case: Case) -> bool:
     except LawViolation:
         return True
     return False
-
-
-def _with_margin(violation: LawViolation, case: Case) -> LawViolation:
-    """A violation in which some comparison of a step was closer than the order of a sum can decide."""
-    margin = margin_of(case, violation.difference.place.get("sample", 0))
-    if margin > ROUNDINGS:
-        return violation
-    return violation.with_note(
-        f"a comparison within the step, such as a spike's threshold, was decided by {margin:.1f} units of rounding: "
-        "the order of a sum may flip it, which is no fault of a strategy"
-    )
-
-
-def margin_of(case: Case, sample: int) -> float:
-    """The smallest margin of a sample's steps, in units of rounding."""
-    carry, margins = unstack(case.init(case.reference))[sample], []
-    for t in range(case.data.steps):
-        inputs = jax.tree.map(lambda x, t=t: x[t, sample], case.data.inputs)
-        margins.append(smallest_margin(case.subject.learner, case.params, carry, inputs))
-        carry, _ = case.subject.learner.step(case.params, carry, *inputs)
-    return min(margins)
