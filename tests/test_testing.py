@@ -28,6 +28,7 @@ from .bench import bench
 from .models import MODELS
 
 SMALL = Net((Leaky("linear", 6), Readout("linear")))
+AN_ALGORITHM = pb.ES_D_RTRL(0.9)
 
 
 class Centred(brainstate.nn.Module):
@@ -42,8 +43,8 @@ class Centred(brainstate.nn.Module):
         return y - 0.5 * y.mean(axis=0)
 
 
-def check(net: Any, algorithm: pb.Algorithm = pb.ES_D_RTRL(0.9), **options: Any) -> testing.Report:  # noqa: B008
-    data = SMALL.data(0, 4, 3)
+def check(net: Any, algorithm: pb.Algorithm = AN_ALGORITHM, scale: float = 1.5, **options: Any) -> testing.Report:
+    data = SMALL.data(0, 4, 3, scale)
     return assert_interchangeable(net, algorithm, data.inputs, data.targets, squared, environ=dict(SETTINGS), **options)
 
 
@@ -60,6 +61,7 @@ class TestInterchangeable:
         assert set(report.held) == set(laws.ALL) - {"parity"}
         assert list(report.excused) == ["parity"]
         assert report.refused == {}
+        assert report.unshown == ()
         assert str(report).startswith(f"{len(report.held)} laws hold: init, locality, equality")
 
     def test_a_strategy_that_cannot_run_it(self) -> None:
@@ -96,6 +98,13 @@ class TestInterchangeable:
     def test_a_window_over_everything(self) -> None:
         with pytest.raises(DeadComparisonError, match="window=4 holds all 4 steps"):
             check(SMALL, window=4, laws=("equality",))
+
+    def test_small_traces(self) -> None:
+        """A user's data may be small; the report says what that leaves open."""
+        report = check(SMALL, laws=("init",), scale=0.2)
+        assert str(report).startswith("1 laws hold: init\nno trace exceeds 1 (the largest entry is 0.")
+        assert report.unshown[0].endswith("so no normalisation of traces was shown")
+        assert check(SMALL, pb.BPTT(), laws=("init",), scale=0.2).unshown == ()
 
     def test_dead_data(self) -> None:
         data = jax.tree.map(np.zeros_like, Net((Cell("MiniGRU", 6),)).data(0, 3, 2))

@@ -8,7 +8,7 @@ import jax
 from .._algorithms.base import Algorithm
 from .._sequence import Loss
 from .._tree import Tree
-from ._alive import DeadComparisonError, assert_alive
+from ._alive import DeadComparisonError, assert_alive, has_traces, largest
 from ._case import STRATEGIES, Case, Data, MakeRunner, NetFactory, Subject
 from ._margins import note_of
 from .laws import ALL, Law, LawViolation
@@ -21,11 +21,13 @@ class Report(NamedTuple):
       held: the laws that hold among the strategies that run the module, by name.
       excused: the laws that do not concern the module, and why.
       refused: the strategies that refuse it, under which no law was checked, and why.
+      unshown: what the data given cannot show.
     """
 
     held: tuple[str, ...]
     excused: Mapping[str, str]
     refused: Mapping[str, str]
+    unshown: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{len(self.held)} laws hold: {', '.join(self.held)}"]
@@ -33,7 +35,7 @@ class Report(NamedTuple):
         lines += [
             f"no law was checked under {name}, which refuses the module: {why}" for name, why in self.refused.items()
         ]
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.unshown])
 
 
 def assert_interchangeable(
@@ -75,7 +77,8 @@ def assert_interchangeable(
       spikes: whether the outputs are silent until a neuron fires.
 
     Returns:
-      what was found: the laws that hold, those that do not apply, and the strategies that were left out.
+      what was found: the laws that hold, those that do not apply, the strategies that were left out, and what the data
+      cannot show.
 
     Raises:
       LawViolation: a law does not hold.
@@ -105,7 +108,15 @@ def assert_interchangeable(
     for name in held:
         if name != "locality":
             _check(ALL[name], case)
-    return Report(held, excused, subject.refused)
+    return Report(held, excused, subject.refused, _unshown(case))
+
+
+def _unshown(case: Case) -> tuple[str, ...]:
+    """Traces of at most 1 would stay as they are under a normalisation."""
+    trace = case.result(case.reference).carry.trace
+    if not has_traces(trace) or largest(trace) > 1:
+        return ()
+    return (f"no trace exceeds 1 (the largest entry is {largest(trace):.2g}), so no normalisation of traces was shown",)
 
 
 def _assert_partial(case: Case) -> None:

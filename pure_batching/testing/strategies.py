@@ -29,6 +29,9 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 # Every number of features divides this, so that each operation fits behind each layer.
 SIZE = 6
 
+# How large inputs are: enough for spikes and for traces beyond 1, and not so large that a cell saturates.
+SCALES = st.floats(1.5, 3.0)
+
 
 def modules() -> st.SearchStrategy[Net]:
     """Compositions of BrainScale's cells, spiking layers, weight operations, normalisations and readouts."""
@@ -77,8 +80,7 @@ def permutations(samples: int) -> st.SearchStrategy[list[int]]:
 
 def sequences(net: Net, steps: int, samples: int) -> st.SearchStrategy:
     """Data of a module, `[T, B, ...]`."""
-    seeds, scales = st.integers(0, 2**32 - 1), st.floats(1.0, 3.0)
-    return st.builds(net.data, seeds, st.just(steps), st.just(samples), scales)
+    return st.builds(net.data, st.integers(0, 2**32 - 1), st.just(steps), st.just(samples), SCALES)
 
 
 def cases(subject: Subject, net: Net, steps: int, samples: int, window: int = 2) -> st.SearchStrategy[Case]:
@@ -89,7 +91,7 @@ def cases(subject: Subject, net: Net, steps: int, samples: int, window: int = 2)
         return Case(subject, params, net.data(data_seed, steps, samples, scale), window, jax.random.key(seed))
 
     seeds = st.integers(0, 2**32 - 1)
-    return st.builds(case, seeds, seeds, st.floats(1.0, 3.0))
+    return st.builds(case, seeds, seeds, SCALES)
 
 
 def carries(learner: Learner, params: Params) -> st.SearchStrategy[Carry]:
