@@ -99,6 +99,13 @@ class TestInterchangeable:
         with pytest.raises(DeadComparisonError, match="window=4 holds all 4 steps"):
             check(SMALL, window=4, laws=("equality",))
 
+    def test_a_trace_that_brainscale_adds_up(self) -> None:
+        """The carry of such a module has no place there."""
+        net = Net((Leaky("lora", 6),))
+        assert check(net, pb.D_RTRL(), laws=("round_trip",)).held == ("round_trip",)
+        excused = check(net, pb.D_RTRL(), laws=("parity",)).excused
+        assert excused["parity"].startswith("brainscale's D_RTRL adds up the trace of 'layers.0.operation.weight_op'")
+
     def test_small_traces(self) -> None:
         """A user's data may be small; the report says what that leaves open."""
         report = check(SMALL, laws=("init",), scale=0.2)
