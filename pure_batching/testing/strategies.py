@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from hypothesis import strategies as st
 
-from .._algorithms.base import Algorithm
+from .._algorithms.base import RULES, VJPS, Algorithm
 from .._algorithms.bptt import BPTT
 from .._algorithms.d_rtrl import D_RTRL
 from .._algorithms.es_d_rtrl import ES_D_RTRL
@@ -21,9 +21,12 @@ from .._tree import Tree, with_lead
 from ._case import Case, Subject
 from .modules import CELLS, NEURONS, OPERATORS, READOUTS, SYNAPSES, Cell, Leaky, Net, Readout, Spiking
 
+WAYS = tuple(itertools.product(RULES, VJPS))
 ALGORITHMS: tuple[Algorithm, ...] = (
-    *(ES_D_RTRL(0.9), ES_D_RTRL(5, rule="published"), ES_D_RTRL(0.9, vjp="multi-step")),
-    *(D_RTRL(), D_RTRL(rule="published"), D_RTRL(vjp="multi-step"), Hybrid(0.9), BPTT(), BPTT(checkpoint=True)),
+    *(ES_D_RTRL(decay, rule, vjp) for decay, (rule, vjp) in itertools.product((0.9, 5), WAYS)),
+    *(D_RTRL(rule, vjp) for rule, vjp in WAYS),
+    *(Hybrid(decay, rule, vjp) for decay, (rule, vjp) in itertools.product((0.9, 5), WAYS)),
+    *(BPTT(), BPTT(checkpoint=True)),
 )
 
 # Every number of features divides this, so that each operation fits behind each layer.
