@@ -1,11 +1,14 @@
 """Every law, of every entry, for values drawn freely."""
 
+from typing import Any
+
 import brainstate
 import pytest
 from hypothesis import given, settings, strategies as st
 
 import pure_batching as pb
 from pure_batching.testing import Case, assert_alive, laws
+from pure_batching.testing._native_run import brainscale_runs_here, counterpart
 from pure_batching.testing.strategies import SIZE, cases
 
 from .subjects import ENTRIES, SAMPLES, SHARED, STEPS, Entry, subject
@@ -18,7 +21,12 @@ AT_EDGES = Entry(SHARED, pb.ES_D_RTRL(0.9))
 COSTLY = ("purity", "round_trip")
 
 
-@pytest.mark.parametrize("entry", [pytest.param(e, marks=pytest.mark.xdist_group(str(e)), id=str(e)) for e in ENTRIES])
+def grouped(entry: Entry) -> Any:
+    """An entry as a parameter; its tests share what it compiled."""
+    return pytest.param(entry, marks=pytest.mark.xdist_group(str(entry)), id=str(entry))
+
+
+@pytest.mark.parametrize("entry", [grouped(entry) for entry in ENTRIES])
 class TestLaws:
     @pytest.mark.parametrize("law", [name for name in laws.ALL if name != "parity"])
     def test_holds(self, law: str, entry: Entry) -> None:
@@ -29,9 +37,28 @@ class TestLaws:
         def holds(data: st.DataObject) -> None:
             with brainstate.environ.context(precision=entry.precision):
                 case = data.draw(cases(made, entry.net, STEPS, SAMPLES))
-                assert_alive(case.result(case.reference), spikes=entry.net.spikes, large_traces=False)
+                assert_alive(case.result(case.reference), spikes=entry.net.spikes)
                 laws.ALL[law](case)
 
+        holds()
+
+
+@pytest.mark.skipif(not brainscale_runs_here(), reason="brainscale cannot differentiate with this version of jax")
+@pytest.mark.filterwarnings("ignore:linear_util.wrap_init is missing a DebugInfo object:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:jax.core.* is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("entry", [grouped(entry) for entry in ENTRIES if counterpart(entry.algorithm)])
+def test_parity(entry: Entry) -> None:
+    """BrainScale's own numbers; what costs is its first run of an entry."""
+    made = subject(entry)
+
+    @settings(max_examples=5 * settings().max_examples)
+    @given(cases(made, entry.net, STEPS, SAMPLES))
+    def holds(case: Case) -> None:
+        assert laws.parity.excuse(case) is None
+        assert_alive(case.result(case.reference), spikes=entry.net.spikes)
+        laws.parity(case)
+
+    with brainstate.environ.context(precision=entry.precision):
         holds()
 
 
@@ -43,7 +70,7 @@ def test_at_the_edges(steps: int, samples: int) -> None:
     @settings(max_examples=settings().max_examples // 3)
     @given(cases(made, AT_EDGES.net, steps, samples))
     def hold(case: Case) -> None:
-        assert_alive(case.result(case.reference), large_traces=False)
+        assert_alive(case.result(case.reference), large_traces=steps > 1)
         for law in laws.ALL.values():
             law(case)
 

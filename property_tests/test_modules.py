@@ -23,7 +23,10 @@ def test_every_strategy_gives_the_same(net: Net, algorithm: pb.Algorithm, sample
     with brainstate.environ.context(precision=64):
         inputs, targets = net.data(seed, steps, samples)
         report = assert_interchangeable(
-            net, algorithm, inputs, targets, squared, environ=dict(SETTINGS), is_exact=net.is_exact
+            *(net, algorithm, inputs, targets, squared),
+            environ=dict(SETTINGS),
+            is_exact=net.is_exact,
+            spikes=net.spikes,
         )
     event(", ".join(report.held))
     assert {"init", "equality", "reduction", "round_trip", "purity"} <= set(report.held)

@@ -19,11 +19,11 @@ def assert_alive(result: Tree, *, spikes: bool = False, large_traces: bool = Tru
     Args:
       result: with `gradients`, `outputs` and `carry`.
       spikes: whether the outputs are silent until a neuron fires.
-      large_traces: whether a trace must exceed 1; not so for an algorithm without traces.
+      large_traces: whether a trace must exceed 1, where the algorithm has traces.
     """
     assert_gradients_alive(result.gradients)
     assert_moving(result.carry.hidden)
-    if large_traces and any(leaf.size for _, leaf in named(result.carry.trace)):
+    if large_traces and has_traces(result.carry.trace):
         assert_traces_alive(result.carry.trace)
     if spikes:
         assert_fires(result.outputs)
@@ -47,6 +47,11 @@ def assert_traces_alive(trace: Tree) -> None:
     """Some trace grows beyond 1, where a normalisation would begin to show."""
     size = largest(trace)
     _check(size > 1, f"no trace exceeds 1: the largest entry is {size}")
+
+
+def has_traces(trace: Tree) -> bool:
+    """Whether an algorithm keeps any traces of the module."""
+    return any(leaf.size for _, leaf in named(trace))
 
 
 def assert_fires(outputs: Tree) -> None:

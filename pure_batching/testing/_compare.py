@@ -1,6 +1,7 @@
 """Two results compared leaf by leaf: where they differ first, at which step and in which sample."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -14,10 +15,39 @@ from ._tolerances import tolerance
 AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (".outputs", ("step", "sample")),
     (".losses", ("step", "sample")),
+    (".gradients.total", ()),
     (".gradients", ("sample",)),
     (".carry.shared", ()),
     (".carry", ("sample",)),
 )
+
+
+class Total(NamedTuple):
+    """Gradients that have been reduced over samples."""
+
+    total: Any
+
+
+class Part(NamedTuple):
+    """What two results are of, within the data of a case.
+
+    Attributes:
+      start: the first step.
+      samples: which samples, in their order; None for all.
+      flags: the mask and the resets, if any.
+    """
+
+    start: int = 0
+    samples: Sequence[int] | np.ndarray | None = None
+    flags: Mapping[str, Any] = MappingProxyType({})
+
+    def placed(self, place: Mapping[str, int]) -> dict[str, int]:
+        """A step and a sample of the part, as the case counts them."""
+        origin = {"step": lambda t: self.start + t, "sample": lambda i: i if self.samples is None else self.samples[i]}
+        return {name: int(origin[name](index)) for name, index in place.items()}
+
+
+WHOLE = Part()
 
 
 class Difference(NamedTuple):
@@ -29,6 +59,8 @@ class Difference(NamedTuple):
       got, expected: the two numbers, or what is wrong with the leaf as a whole.
       relative: the difference over the largest expected entry of the leaf.
       allowed: what it may be.
+      kind: which tolerance that is; "nothing" for a leaf as a whole.
+      first_step: at which anything of the sample differs; None where the leaf has no steps.
     """
 
     path: str
@@ -37,6 +69,13 @@ class Difference(NamedTuple):
     expected: Any
     relative: float
     allowed: float
+    kind: str = "nothing"
+    first_step: int | None = None
+
+    def within(self, part: Part) -> "Difference":
+        """The difference where the case has it."""
+        first = None if self.first_step is None else part.start + self.first_step
+        return self._replace(place=part.placed(self.place), first_step=first)
 
     def __str__(self) -> str:
         place = "".join(f", {name} {index}" for name, index in self.place.items())
@@ -63,7 +102,10 @@ def first_difference(got: Tree, expected: Tree, kind: Callable[[str], str]) -> D
 
     `kind` says by the path of a leaf which tolerance it has.
     """
-    return next(_differences(got, expected, kind), None)
+    found = next(_differences(got, expected, kind), None)
+    if found is None or "step" not in found.place:
+        return found
+    return found._replace(first_step=_first_step(got, expected, kind, found.place["sample"]))
 
 
 def _differences(got: Tree, expected: Tree, kind: Callable[[str], str]) -> Iterator[Difference]:
@@ -79,7 +121,17 @@ def _differences(got: Tree, expected: Tree, kind: Callable[[str], str]) -> Itera
         if relative.size and relative.max() > allowed:
             index = np.unravel_index(int(relative.argmax()), relative.shape)
             place = dict(zip(axes_of(path), map(int, index), strict=False))
-            yield Difference(path, place, one[index], other[index], float(relative.max()), allowed)
+            yield Difference(path, place, one[index], other[index], float(relative.max()), allowed, kind(path))
+
+
+def _first_step(got: Tree, expected: Tree, kind: Callable[[str], str], sample: int) -> int:
+    """The first step at which an output or a loss of a sample differs by more than it may."""
+    differs = [
+        (entries(one, other)[:, sample] > tolerance(kind(path), other.dtype)).reshape(len(one), -1).any(-1)
+        for (path, one), (_, other) in zip(named(got), named(expected), strict=True)
+        if "step" in axes_of(path) and one.shape == other.shape
+    ]
+    return int(np.any(differs, axis=0).argmax())
 
 
 def entries(got: np.ndarray, expected: np.ndarray) -> np.ndarray:

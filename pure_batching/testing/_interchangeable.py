@@ -9,14 +9,13 @@ import numpy as np
 from brainstate.nn import Module
 
 from .._algorithms.base import Algorithm
-from .._batch import unstack
 from .._errors import ShapeError, StructureError
 from .._function import Loss
 from .._options import check_choice, check_flag
 from .._tree import Tree, check_numbers, named_leaves
-from ._alive import DeadComparisonError, assert_alive
+from ._alive import DeadComparisonError, assert_alive, has_traces, largest
 from ._case import STRATEGIES, Case, Data, MakeRunner, NetFactory, Subject
-from ._margins import ROUNDINGS, smallest_margin
+from ._margins import note_of
 from .laws import ALL, Law, LawViolation
 
 
@@ -27,11 +26,13 @@ class Report(NamedTuple):
       held: the laws that hold among the strategies that run the module, by name.
       excused: the laws that do not concern the module, and why.
       refused: the strategies that refuse it, under which no law was checked, and why.
+      unshown: what the data given cannot show.
     """
 
     held: tuple[str, ...]
     excused: Mapping[str, str]
     refused: Mapping[str, str]
+    unshown: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{len(self.held)} laws hold: {', '.join(self.held)}"]
@@ -39,7 +40,7 @@ class Report(NamedTuple):
         lines += [
             f"no law was checked under {name}, which refuses the module: {why}" for name, why in self.refused.items()
         ]
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.unshown])
 
 
 def assert_interchangeable(
@@ -81,7 +82,8 @@ def assert_interchangeable(
       spikes: whether the outputs are silent until a neuron fires.
 
     Returns:
-      what was found: the laws that hold, those that do not apply, and the strategies that were left out.
+      what was found: the laws that hold, those that do not apply, the strategies that were left out, and what the data
+      cannot show.
 
     Raises:
       LawViolation: a law does not hold.
@@ -117,7 +119,15 @@ def assert_interchangeable(
     for name in held:
         if name != "locality":
             _check(ALL[name], case)
-    return Report(held, excused, subject.refused)
+    return Report(held, excused, subject.refused, _unshown(case))
+
+
+def _unshown(case: Case) -> tuple[str, ...]:
+    """Traces of at most 1 would stay as they are under a normalisation."""
+    trace = case.result(case.reference).carry.trace
+    if not has_traces(trace) or largest(trace) > 1:
+        return ()
+    return (f"no trace exceeds 1 (the largest entry is {largest(trace):.2g}), so no normalisation of traces was shown",)
 
 
 def _check_factory(net_factory: object) -> None:
@@ -158,8 +168,9 @@ def _check(law: Law, case: Case) -> None:
         law(case)
     except LawViolation as violation:
         small = _smallest(law, case)
-        noted = violation.with_note(f"smallest case that fails: B = {small.data.samples}, T = {small.data.steps}")
-        raise _with_margin(noted, case) from None
+        found = violation.with_note(f"smallest case that fails: B = {small.data.samples}, T = {small.data.steps}")
+        note = note_of(found, case)
+        raise found if note is None else found.with_note(note) from None
 
 
 def _smallest(law: Law, case: Case) -> Case:
@@ -179,24 +190,3 @@ def _is_violated(law: Law, case: Case) -> bool:
     except LawViolation:
         return True
     return False
-
-
-def _with_margin(violation: LawViolation, case: Case) -> LawViolation:
-    """A violation in which some comparison of a step was closer than the order of a sum can decide."""
-    margin = margin_of(case, violation.difference.place.get("sample", 0))
-    if margin > ROUNDINGS:
-        return violation
-    return violation.with_note(
-        f"a comparison within the step, such as a spike's threshold, was decided by {margin:.1f} units of rounding: "
-        "the order of a sum may flip it, which is no fault of a strategy"
-    )
-
-
-def margin_of(case: Case, sample: int) -> float:
-    """The smallest margin of a sample's steps, in units of rounding."""
-    carry, margins = unstack(case.init(case.reference))[sample], []
-    for t in range(case.data.steps):
-        inputs = jax.tree.map(lambda x, t=t: x[t, sample], case.data.inputs)
-        margins.append(smallest_margin(case.subject.learner, case.params, carry, inputs))
-        carry, _ = case.subject.learner.step(case.params, carry, *inputs)
-    return min(margins)

@@ -1,12 +1,12 @@
 """What a law is, and what it means to violate one."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from .._tree import Tree
 from ._case import Case
-from ._compare import Difference, first_difference
+from ._compare import WHOLE, Difference, Part, first_difference
 
 
 class LawViolation(AssertionError):  # noqa: N818 - what is violated is a law; the error is its text
@@ -17,15 +17,23 @@ class LawViolation(AssertionError):  # noqa: N818 - what is violated is a law; t
       strategy: under which strategy.
       difference: the leaf, the step and the sample, what was got and what was expected.
       notes: what else is known, such as the smallest case that fails.
+      flags: the mask and the resets that it was found under.
     """
 
-    def __init__(self, law: str, strategy: str, difference: Difference, notes: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        law: str,
+        strategy: str,
+        difference: Difference,
+        notes: tuple[str, ...] = (),
+        flags: Mapping[str, Any] = WHOLE.flags,
+    ) -> None:
         super().__init__("\n".join([f"{law} does not hold under {strategy}: {difference}", *notes]))
-        self.law, self.strategy, self.difference, self.notes = law, strategy, difference, notes
+        self.law, self.strategy, self.difference, self.notes, self.flags = law, strategy, difference, notes, flags
 
     def with_note(self, note: str) -> "LawViolation":
         """The same violation with one more line."""
-        return LawViolation(self.law, self.strategy, self.difference, (*self.notes, note))
+        return LawViolation(self.law, self.strategy, self.difference, (*self.notes, note), self.flags)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,17 +72,19 @@ def law(*excuses: Callable[[Case], str | None]) -> Callable[[Callable[[Case], No
     return make
 
 
-def assert_same(law: str, strategy: str, got: Tree, expected: Tree, kind: Callable[[str], str] | None = None) -> None:
-    difference = first_difference(got, expected, kind or kind_of)
-    if difference is not None:
-        raise LawViolation(law, strategy, difference)
-
-
 def kind_of(path: str) -> str:
     """What is compared, by path."""
     if path.startswith(".gradients"):
         return "gradient"
     return "trace" if path.startswith(".carry.trace") else "forward"
+
+
+def assert_same(
+    law: str, strategy: str, got: Tree, expected: Tree, kind: Callable[[str], str] = kind_of, part: Part = WHOLE
+) -> None:
+    difference = first_difference(got, expected, kind)
+    if difference is not None:
+        raise LawViolation(law, strategy, difference.within(part), flags=part.flags)
 
 
 def bit_for_bit(_: str) -> str:

@@ -1,23 +1,85 @@
 """How close a step came to taking the other side of a comparison, such as a spike's threshold."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Jaxpr, Literal
+from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
+from .._coupling.sources import place
 from .._execution import Carry
 from .._learner import Learner
 from .._program import Params
 from .._tree import Tree
+from ._case import Case
+from ._law import LawViolation
+from ._stepped import begun_anew, flags_of
 
 _COMPARISONS = frozenset(["ge", "gt", "le", "lt", "sign"])
 _CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 
 # A reordered sum moves a number by some units in the last place of the numbers it is a sum of.
 ROUNDINGS = 256
+
+
+class Comparison(NamedTuple):
+    """A comparison `a >= b` that a step made.
+
+    Attributes:
+      margin: the smallest |a - b| of its entries, in units of rounding.
+      eqn: where it was made.
+    """
+
+    margin: float
+    eqn: JaxprEqn
+
+
+class Moment(NamedTuple):
+    """The closest comparison of a step of a sample."""
+
+    comparison: Comparison
+    step: int
+    sample: int
+
+    def __str__(self) -> str:
+        line = place(self.comparison.eqn)
+        return (
+            f"at step {self.step} of sample {self.sample}, a comparison such as a spike's threshold was decided by "
+            f"{self.comparison.margin:.1f} units of rounding{line and f' in {line}'}"
+        )
+
+
+def note_of(violation: LawViolation, case: Case) -> str | None:
+    """What is to be said of a violation that may stem from a comparison closer than the order of a sum can decide.
+
+    The comparison is one of the sample that differs, or of any where the difference belongs to none, and comes no later
+    than the difference. None where there is no such comparison, where two results must have the same bits, so that
+    nothing may flip, and where samples reach each other, so that none can be followed alone.
+    """
+    difference = violation.difference
+    if difference.kind == "nothing" or case.subject.axis_name is not None:
+        return None
+    last = case.data.steps - 1 if difference.first_step is None else difference.first_step
+    samples = [difference.place["sample"]] if "sample" in difference.place else range(case.data.samples)
+    moments = [moment for i in samples for moment in _moments(case, i, violation.flags) if moment.step <= last]
+    closest = min(moments, key=lambda moment: moment.comparison.margin, default=None)
+    if closest is None or closest.comparison.margin > ROUNDINGS:
+        return None
+    return f"{closest}: the order of a sum may flip it, which is no fault of a strategy"
+
+
+def _moments(case: Case, sample: int, flags: Any) -> Iterator[Moment]:
+    """The closest comparison of each step of a sample that counts and compares anything."""
+    learner, carry = case.subject.learner, case.subject.learner.init(jax.random.fold_in(case.key, sample))
+    for t, (counts, starts_anew) in enumerate(zip(*flags_of(flags, sample, case.data.steps), strict=True)):
+        carry = begun_anew(case.subject, sample, carry) if starts_anew else carry
+        if counts:
+            inputs = jax.tree.map(lambda x, t=t: x[t, sample], case.data.inputs)
+            made = _comparisons(learner, case.params, carry, inputs)
+            yield from (Moment(one, t, sample) for one in sorted(made, key=lambda one: one.margin)[:1])
+            carry, _ = learner.step(case.params, carry, *inputs)
 
 
 def smallest_margin(learner: Learner, params: Params, carry: Carry, inputs: tuple[Tree, ...]) -> float:
@@ -32,22 +94,24 @@ def smallest_margin(learner: Learner, params: Params, carry: Carry, inputs: tupl
       carry: before the step.
       inputs: of the step.
     """
+    margins = (one.margin for one in _comparisons(learner, params, carry, inputs))
+    return min(margins, default=float("inf"))
+
+
+def _comparisons(learner: Learner, params: Params, carry: Carry, inputs: tuple[Tree, ...]) -> Iterator[Comparison]:
+    """Every comparison of floating-point numbers in one step of one sample."""
     closed = jax.make_jaxpr(learner.step)(params, carry, *inputs)
-    leaves = jax.tree.leaves((params, carry, *inputs))
-    return min(_evaluate(closed.jaxpr, closed.consts, leaves), default=float("inf"))
+    names = [*closed.jaxpr.constvars, *closed.jaxpr.invars]
+    given = [*closed.consts, *jax.tree.leaves((params, carry, *inputs))]
+    yield from _walk(closed.jaxpr, dict(zip(names, given, strict=True)))
 
 
-def _evaluate(jaxpr: Jaxpr, consts: Any, arguments: Any) -> Iterator[float]:
-    values: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
-    yield from _walk(jaxpr, values)
-
-
-def _walk(jaxpr: Jaxpr, values: dict[Any, Any]) -> Iterator[float]:
+def _walk(jaxpr: Jaxpr, values: dict[Any, Any]) -> Iterator[Comparison]:
     """Evaluate equation by equation, into calls too; loops and branches are one equation each."""
     for eqn in jaxpr.eqns:
         given = [var.val if isinstance(var, Literal) else values[var] for var in eqn.invars]
         if eqn.primitive.name in _COMPARISONS:
-            yield from _margins(given)
+            yield from (Comparison(margin, eqn) for margin in _margins(given))
         inner = _inner(eqn)
         if inner is None:
             results = eqn.primitive.bind(*given, **eqn.params)

@@ -146,8 +146,8 @@ def one_by_one(
 
 
 def native_round_trip(subject: Subject, carry: Carry) -> tuple[Carry, Carry]:
-    """The carry of one sample written to BrainScale's algorithm and read back, and what was written there."""
-    algorithm = _counterpart_of(subject).algorithm
+    """The carry of one sample written to BrainScale's algorithm and read back twice, and as it was read once."""
+    algorithm = compiled(subject).algorithm
     to_native(subject.learner, carry, algorithm)
     once = from_native(subject.learner, algorithm)
     to_native(subject.learner, once, algorithm)
@@ -157,11 +157,13 @@ def native_round_trip(subject: Subject, carry: Carry) -> tuple[Carry, Carry]:
 def native_result(case: Case) -> Result:
     """BrainScale's gradient of each sample; no carry."""
     starts = [{**case.params, **carry.hidden, **carry.other} for carry in unstack(case.init(case.reference))]
-    samples = one_by_one(_counterpart_of(case.subject), starts, case.data)
+    samples = one_by_one(compiled(case.subject), starts, case.data)
     return Result(samples.outputs, samples.losses, samples.gradients, None)  # type: ignore[arg-type]
 
 
-def _counterpart_of(subject: Subject) -> Native:
+@functools.cache
+def compiled(subject: Subject) -> Native:
+    """BrainScale's own algorithm on the subject's module, compiled once; every state is written before it runs."""
     make: Any = counterpart(subject.algorithm)
     return native(subject, make)
 

@@ -27,7 +27,7 @@ def stepped(case: Case, carry: Carry, data: Data, flags: Mapping[str, Any]) -> R
     It stands for every window of an algorithm with single-step learning signals. The outputs of masked steps are zeros.
     """
     samples = [
-        one_sample(case, i, own, jax.tree.map(lambda x, i=i: x[:, i], data), _flags_of(flags, i, data.steps))
+        one_sample(case, i, own, jax.tree.map(lambda x, i=i: x[:, i], data), flags_of(flags, i, data.steps))
         for i, own in enumerate(unstack(carry))
     ]
     outputs, losses, gradients, carries = zip(*samples, strict=True)
@@ -39,7 +39,7 @@ def one_sample(case: Case, i: int, carry: Carry, data: Data, flags: Flags) -> Re
     """Sample `i`, whose data is `[T, ...]`."""
     total, losses, outputs = jax.tree.map(np.zeros_like, case.params), [], []
     for t, (counts, starts_anew) in enumerate(zip(*flags, strict=True)):
-        carry = _fresh(case.subject, i)._replace(keys=carry.keys) if starts_anew else carry
+        carry = begun_anew(case.subject, i, carry) if starts_anew else carry
         moment = jax.tree.map(lambda x, t=t: x[t], data)
         (loss, (after, output)), gradient = step_gradient(case.subject)(case.params, carry, moment)
         if counts:
@@ -65,11 +65,12 @@ def step_gradient(subject: Subject) -> Any:
     return jax.jit(jax.value_and_grad(value, has_aux=True))
 
 
-def _fresh(subject: Subject, i: int) -> Carry:
-    return subject.learner.init(jax.random.fold_in(jax.random.key(0), i))
+def begun_anew(subject: Subject, i: int, carry: Carry) -> Carry:
+    """Sample `i` after a reset."""
+    return subject.learner.init(jax.random.fold_in(jax.random.key(0), i))._replace(keys=carry.keys)
 
 
-def _flags_of(flags: Mapping[str, Any], i: int, steps: int) -> Flags:
+def flags_of(flags: Mapping[str, Any], i: int, steps: int) -> Flags:
     """The mask and the resets of one sample, `[T]`."""
     said = {name: np.asarray(value)[:, i] for name, value in flags.items() if value is not None}
     return every_step(steps)._replace(**said)

@@ -147,10 +147,17 @@ class Net:
         return is_alone and all(isinstance(one, Readout) and one.kind != "leaky" for one in rest) and not self.is_shared
 
     def data(self, seed: int, steps: int, samples: int, scale: float = 1.5) -> Data:
-        """Inputs in (0, scale) and targets around 1, `[T, B, ...]`, in the precision in force."""
+        """Inputs in (0, scale) and targets around 1, `[T, B, ...]`, in the precision in force.
+
+        Each feature of a sample keeps to a level of its own, so that its steps add up in the traces.
+        """
         rng, dtype = np.random.default_rng(seed), brainstate.environ.dftype()
         lead = (steps, samples)
-        inputs = [rng.uniform(0.1, scale, (*lead, self.n_in)).astype(dtype) for _ in range(self.n_inputs)]
+        levels = np.tile(np.linspace(0.2, 1.0, self.n_in), (samples, 1))
+        inputs = [
+            (scale * rng.permuted(levels, axis=1) * rng.uniform(0.5, 1.0, (*lead, self.n_in))).astype(dtype)
+            for _ in range(self.n_inputs)
+        ]
         wrapped = [u.Quantity(jnp.asarray(x), unit=u.mA) if self.has_units else x for x in inputs]
         return Data(tuple(wrapped), rng.uniform(0.5, 1.5, lead).astype(dtype))
 
@@ -189,13 +196,16 @@ class _Sequence(brainstate.nn.Module):
 
 
 class _SpikingLayer(brainstate.nn.Module):
+    """The biases take some neurons beyond the threshold of 1 mV within two steps, and others near it."""
+
     def __init__(self, spec: Spiking, n_in: int) -> None:
         super().__init__()
         self.is_recurrent = spec.is_recurrent
-        unit = u.mV if spec.synapse == "delta" else u.mS
+        unit, drive = (u.mV, 1.0) if spec.synapse == "delta" else (u.mS, 2.5)
         rows = [n_in, spec.size] if spec.is_recurrent else [n_in]
-        weight = u.math.concatenate([kaiming(scale=4.0, unit=unit)([size, spec.size]) for size in rows], axis=0)
-        comm = brainscale.nn.Linear(sum(rows), spec.size, w_init=weight, b_init=zeros(unit=unit))
+        weight = u.math.concatenate([kaiming(scale=1.0, unit=unit)([size, spec.size]) for size in rows], axis=0)
+        bias = u.Quantity(drive * np.linspace(0.5, 1.6, spec.size).astype(brainstate.environ.dftype()), unit=unit)
+        comm = brainscale.nn.Linear(sum(rows), spec.size, w_init=weight, b_init=bias)
         self.neurons = getattr(brainpy.state, spec.neuron)(spec.size, tau=5.0 * u.ms)
         self.synapses = _projection(spec, comm, self.neurons)
 

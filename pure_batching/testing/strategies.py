@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from hypothesis import strategies as st
 
-from .._algorithms.base import Algorithm
+from .._algorithms.base import RULES, VJPS, Algorithm
 from .._algorithms.bptt import BPTT
 from .._algorithms.d_rtrl import D_RTRL
 from .._algorithms.es_d_rtrl import ES_D_RTRL
@@ -21,13 +21,19 @@ from .._tree import Tree, with_lead
 from ._case import Case, Subject
 from .modules import CELLS, NEURONS, OPERATORS, READOUTS, SYNAPSES, Cell, Leaky, Net, Readout, Spiking
 
+WAYS = tuple(itertools.product(RULES, VJPS))
 ALGORITHMS: tuple[Algorithm, ...] = (
-    *(ES_D_RTRL(0.9), ES_D_RTRL(5, rule="published"), ES_D_RTRL(0.9, vjp="multi-step")),
-    *(D_RTRL(), D_RTRL(rule="published"), D_RTRL(vjp="multi-step"), Hybrid(0.9), BPTT(), BPTT(checkpoint=True)),
+    *(ES_D_RTRL(decay, rule, vjp) for decay, (rule, vjp) in itertools.product((0.9, 5), WAYS)),
+    *(D_RTRL(rule, vjp) for rule, vjp in WAYS),
+    *(Hybrid(decay, rule, vjp) for decay, (rule, vjp) in itertools.product((0.9, 5), WAYS)),
+    *(BPTT(), BPTT(checkpoint=True)),
 )
 
 # Every number of features divides this, so that each operation fits behind each layer.
 SIZE = 6
+
+# How large inputs are: enough for spikes and for traces beyond 1, and not so large that a cell saturates.
+SCALES = st.floats(1.5, 3.0)
 
 
 def modules() -> st.SearchStrategy[Net]:
@@ -77,8 +83,7 @@ def permutations(samples: int) -> st.SearchStrategy[list[int]]:
 
 def sequences(net: Net, steps: int, samples: int) -> st.SearchStrategy:
     """Data of a module, `[T, B, ...]`."""
-    seeds, scales = st.integers(0, 2**32 - 1), st.floats(1.0, 3.0)
-    return st.builds(net.data, seeds, st.just(steps), st.just(samples), scales)
+    return st.builds(net.data, st.integers(0, 2**32 - 1), st.just(steps), st.just(samples), SCALES)
 
 
 def cases(subject: Subject, net: Net, steps: int, samples: int, window: int = 2) -> st.SearchStrategy[Case]:
@@ -89,7 +94,7 @@ def cases(subject: Subject, net: Net, steps: int, samples: int, window: int = 2)
         return Case(subject, params, net.data(data_seed, steps, samples, scale), window, jax.random.key(seed))
 
     seeds = st.integers(0, 2**32 - 1)
-    return st.builds(case, seeds, seeds, st.floats(1.0, 3.0))
+    return st.builds(case, seeds, seeds, SCALES)
 
 
 def carries(learner: Learner, params: Params) -> st.SearchStrategy[Carry]:

@@ -7,8 +7,9 @@ import pytest
 
 import pure_batching as pb
 from pure_batching import testing
-from pure_batching.testing import LawViolation, assert_interchangeable
+from pure_batching.testing import LawViolation, assert_interchangeable, laws
 from pure_batching.testing.modules import SETTINGS, Cell, Leaky, Net, Readout, squared
+from pure_batching.testing.strategies import near
 
 from ..bench import bench
 from ..models import MODELS
@@ -51,6 +52,19 @@ def test_manual_mode_breaks_locality_in_a_trace() -> None:
             strategies={"manual": Manual},
             laws=("locality",),
         )
+
+
+def test_parity_compiles_once() -> None:
+    """Other weights and other data run what the first case compiled."""
+    net = Net((Cell("GRUCell", 6), Readout("leaky")))
+    made = testing.Subject.of(net, pb.D_RTRL(), net.example(), squared, environ=dict(SETTINGS))
+    laws.parity(testing.Case(made, made.params, net.data(0, 4, 2)))
+    traced = len(made.traces)
+    case = testing.Case(made, near(made, 1), net.data(1, 4, 2))
+    laws.parity(case)
+    laws.round_trip(case)
+    laws.parity(case)
+    assert len(made.traces) == traced
 
 
 @pytest.mark.parametrize("algorithm", [pb.ES_D_RTRL(0.9), pb.D_RTRL()], ids=str)
