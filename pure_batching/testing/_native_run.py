@@ -17,6 +17,7 @@ from .._algorithms.base import Algorithm
 from .._algorithms.d_rtrl import D_RTRL
 from .._algorithms.es_d_rtrl import ES_D_RTRL
 from .._batch import unstack
+from .._errors import PureBatchingError
 from .._execution import Carry
 from .._function import Loss
 from .._native import from_native, to_native
@@ -145,6 +146,17 @@ def one_by_one(
     return Samples(_side_by_side(gradients, 0), jnp.stack(losses, 1), _side_by_side(outputs, 1), ends)
 
 
+def refusal(run: Callable[[], Any]) -> str | None:
+    """What BrainScale raises when it is to compile or run a module; None where it does."""
+    try:
+        run()
+    except PureBatchingError:
+        raise
+    except Exception as reason:  # noqa: BLE001 - whatever it cannot do, by any type of error
+        return f"brainscale cannot: {type(reason).__name__}: {str(reason).strip().split(chr(10))[0]}"
+    return None
+
+
 def native_round_trip(subject: Subject, carry: Carry) -> tuple[Carry, Carry]:
     """The carry of one sample written to BrainScale's algorithm and read back twice, and as it was read once."""
     algorithm = compiled(subject).algorithm
@@ -154,6 +166,7 @@ def native_round_trip(subject: Subject, carry: Carry) -> tuple[Carry, Carry]:
     return from_native(subject.learner, algorithm), once
 
 
+@functools.cache
 def native_result(case: Case) -> Result:
     """BrainScale's gradient of each sample; no carry."""
     starts = [{**case.params, **carry.hidden, **carry.other} for carry in unstack(case.init(case.reference))]

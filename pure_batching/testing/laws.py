@@ -33,7 +33,7 @@ from ._law import (
     law,
     natively,
 )
-from ._native_run import brainscale_runs_here, counterpart, native_result, native_round_trip
+from ._native_run import brainscale_runs_here, compiled, counterpart, native_result, native_round_trip, refusal
 from ._stepped import stepped
 
 
@@ -57,11 +57,13 @@ def _no_counterpart(case: Case) -> str | None:
     spread = [one.weight for one in learner.program.relations if any(leaf.axes is None for leaf in one.leaves)]
     if learner.algorithm == D_RTRL() and spread:
         return f"brainscale's D_RTRL adds up the trace of {spread[0]!r}, whose elements each reach several outputs"
-    return None
+    return refusal(lambda: compiled(case.subject))
 
 
-def _no_native_run(_: Case) -> str | None:
-    return None if brainscale_runs_here() else "brainscale cannot differentiate with this version of jax"
+def _no_native_run(case: Case) -> str | None:
+    if not brainscale_runs_here():
+        return "brainscale cannot differentiate with this version of jax"
+    return refusal(lambda: native_result(case))
 
 
 def _not_exact(case: Case) -> str | None:
