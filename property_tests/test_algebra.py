@@ -12,7 +12,7 @@ import pure_batching as pb
 from pure_batching.testing._compare import first_difference
 from pure_batching.testing.strategies import carries, partitions, permutations
 
-from .subjects import GATED, RECURRENT_SPIKES, Entry, subject
+from .subjects import GATED, RECURRENT_SPIKES, Entry, grouped, subject
 
 SAMPLES = 4
 ENTRIES = (Entry(GATED, pb.ES_D_RTRL(5, rule="published")), Entry(RECURRENT_SPIKES, pb.D_RTRL()))
@@ -28,7 +28,7 @@ def batched(entry: Entry) -> pb.Learner:
     return pb.vmap(subject(entry).learner, SAMPLES)
 
 
-@pytest.mark.parametrize("entry", [pytest.param(e, marks=pytest.mark.xdist_group(str(e)), id=str(e)) for e in ENTRIES])
+@pytest.mark.parametrize("entry", [*map(grouped, ENTRIES)])
 class TestCarries:
     def test_there_and_back(self, entry: Entry) -> None:
         @given(carries(batched(entry), subject(entry).params), partitions(SAMPLES), permutations(SAMPLES))

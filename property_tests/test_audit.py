@@ -13,8 +13,10 @@ from pure_batching._probe import moved_leaves
 from pure_batching.testing.modules import SETTINGS, Net
 from pure_batching.testing.strategies import algorithms, modules
 
+from .subjects import IS_NIGHT
+
 # At night, a thousand modules in all.
-PARTS, EXAMPLES = 4, 1 if settings().max_examples < 10 else 250
+PARTS, EXAMPLES = 4, 250 if IS_NIGHT else 1
 SAMPLES = 3
 
 # What is done to an input [n] or [B, n]: nothing to others' samples, or something that a batch axis in front couples.

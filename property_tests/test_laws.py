@@ -1,7 +1,5 @@
 """Every law, of every entry, for values drawn freely."""
 
-from typing import Any
-
 import brainstate
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -11,7 +9,7 @@ from pure_batching.testing import Case, assert_alive, laws
 from pure_batching.testing._native_run import brainscale_runs_here, counterpart
 from pure_batching.testing.strategies import SIZE, cases
 
-from .subjects import ENTRIES, SAMPLES, SHARED, STEPS, Entry, subject
+from .subjects import ENTRIES, SAMPLES, SHARED, STEPS, Entry, grouped, subject
 
 # The smallest batches and sequences, and as many samples as there are features: steps, samples.
 EDGES = ((1, 1), (1, 2), (4, 1), (4, SIZE))
@@ -19,11 +17,6 @@ AT_EDGES = Entry(SHARED, pb.ES_D_RTRL(0.9))
 
 # A law that captures or compiles for each example gets a third of them.
 COSTLY = ("purity", "round_trip")
-
-
-def grouped(entry: Entry) -> Any:
-    """An entry as a parameter; its tests share what it compiled."""
-    return pytest.param(entry, marks=pytest.mark.xdist_group(str(entry)), id=str(entry))
 
 
 @pytest.mark.parametrize("entry", [grouped(entry) for entry in ENTRIES])

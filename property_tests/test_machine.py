@@ -18,7 +18,7 @@ from pure_batching.testing._native_run import native_round_trip
 from pure_batching.testing._stepped import stepped
 from pure_batching.testing.strategies import partitions
 
-from .subjects import GATED, RECURRENT_SPIKES, Entry, subject
+from .subjects import GATED, RECURRENT_SPIKES, Entry, grouped, subject
 
 STEPS = 2
 LARGEST = 4
@@ -171,7 +171,7 @@ def machine_of(entry: Entry) -> type[Machine]:
     return type("Machine", (Machine,), {"entry": entry})
 
 
-@pytest.mark.parametrize("entry", [pytest.param(e, marks=pytest.mark.xdist_group(str(e)), id=str(e)) for e in ENTRIES])
+@pytest.mark.parametrize("entry", [*map(grouped, ENTRIES)])
 def test_whatever_happens_to_a_batch(entry: Entry) -> None:
     state_machine = machine_of(entry)
     made = state_machine.TestCase

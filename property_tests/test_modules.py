@@ -9,13 +9,15 @@ from pure_batching.testing import assert_interchangeable
 from pure_batching.testing.modules import SETTINGS, Net, squared
 from pure_batching.testing.strategies import algorithms, batch_sizes, modules
 
+from .subjects import IS_NIGHT
+
 # Each example captures and compiles a new architecture, which takes ten seconds.
 EXAMPLES = 3
 
 
 @pytest.mark.xdist_group("modules")
 @settings(
-    max_examples=EXAMPLES if settings().max_examples < 10 else 10 * EXAMPLES,
+    max_examples=10 * EXAMPLES if IS_NIGHT else EXAMPLES,
     phases=(Phase.explicit, Phase.reuse, Phase.generate),  # the law itself looks for the smallest case
 )
 @given(modules(), algorithms(), batch_sizes(), st.integers(3, 4), st.integers(0, 2**32 - 1))

@@ -4,11 +4,12 @@ import functools
 
 import brainstate
 import pytest
-from hypothesis import settings
 
 from pure_batching.testing import assert_interchangeable
 from tests.bench import RULES, SAMPLES, STEPS, STRATEGIES
 from tests.registry import EVERY, EXACT
+
+from .subjects import IS_NIGHT
 
 # Each with one algorithm, in turn: every law of a model takes ten seconds and more.
 CASES = [(name, list(RULES)[place % len(RULES)]) for place, name in enumerate(EVERY)]
@@ -17,11 +18,7 @@ BY_DAY = ("LSTMCell", "conv_rates", "brainscale.nn.BatchNorm2d (fit)", "brainsta
 
 @pytest.mark.parametrize(
     ("name", "rule"),
-    [
-        pytest.param(*case, marks=pytest.mark.xdist_group(case[0]))
-        for case in CASES
-        if case[0] in BY_DAY or settings().max_examples > 10
-    ],
+    [pytest.param(*case, marks=pytest.mark.xdist_group(case[0])) for case in CASES if case[0] in BY_DAY or IS_NIGHT],
 )
 def test_is_interchangeable(name: str, rule: str) -> None:
     model, seed = EVERY[name], 0
