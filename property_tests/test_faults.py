@@ -2,7 +2,8 @@
 
 import pytest
 
-from .faults import FAULTS, ROOT, Fault, with_fault
+from .catalogue import FAULTS, Fault
+from .faults import ROOT, with_fault
 
 
 def test_there_are_enough() -> None:

@@ -1,0 +1,296 @@
+"""The catalogue of faults: mistakes that someone could make, and the test that finds each."""
+
+from typing import NamedTuple
+
+
+class Fault(NamedTuple):
+    """A mistake that someone could make.
+
+    Attributes:
+      name: what is wrong.
+      file: of the package.
+      right, wrong: a piece of its text that stands there once, and what takes its place.
+      test: what must fail.
+      audit: a second test that must fail, for faults that couple samples within a step.
+    """
+
+    name: str
+    file: str
+    right: str
+    wrong: str
+    test: str
+    audit: str = ""
+
+
+def _one(file: str) -> str:
+    return f"_algorithms/{file}.py"
+
+
+FAULTS = (
+    Fault(
+        "the samples' axis is mistaken for time in a contraction",
+        "_window.py",
+        "jax.vmap(fun, in_axes=1, axis_size=execution.batch_size)(factors)",
+        "jax.vmap(fun, in_axes=1)(jax.tree.map(lambda x: x[:, ::-1], factors))",
+        "test_strategies.py::TestEveryModel::test_equals_python_over_samples_and_steps[GRUCell-vmap]",
+    ),
+    Fault(
+        "a trace is summed over the samples",
+        "_window.py",
+        "    return execution.each(step)(params, trace, jacobians, signal, count)",
+        "    new, record = execution.each(step)(params, trace, jacobians, signal, count)\n"
+        "    mixed = jax.tree.map(lambda x: jnp.broadcast_to(x.sum(0), x.shape) if execution.lead else x, new)\n"
+        "    return mixed, record",
+        "test_strategies.py::TestEveryModel::test_another_sample_changes[GRUCell-vmap-other numbers]",
+        "test_audit.py::TestRegistry::test_is_proved_independent[GRUCell-vmap]",
+    ),
+    Fault(
+        "D_RTRL normalises over the batch",
+        "_window.py",
+        "    return execution.each(step)(params, trace, jacobians, signal, count)",
+        "    new, record = execution.each(step)(params, trace, jacobians, signal, count)\n"
+        "    if execution.lead and getattr(new, 'scales', None):\n"
+        "        new = new._replace(scales=jax.tree.map(lambda x: jnp.full_like(x, x.max()), new.scales))\n"
+        "    return new, record",
+        "test_d_rtrl.py::TestNormalisation::test_belongs_to_the_sample[conv1d-vmap]",
+        "test_audit.py::TestRegistry::test_traces_are_proved_independent[tutorial-D_RTRL-vmap]",
+    ),
+    Fault(
+        "the trace is not forgotten at a reset",
+        "_window.py",
+        "gone = jax.tree.map(jnp.zeros_like, jacobians.diagonals)",
+        "gone = jacobians.diagonals",
+        "test_masks.py::TestFlags::test_one_of_them[reset-D_RTRL published]",
+    ),
+    Fault(
+        "a reset keeps the states",
+        "_window.py",
+        "select(reset, fresh._replace(keys=now.keys), now)",
+        "select(reset, now, now)",
+        "test_masks.py::TestFlags::test_one_of_them[reset-ES_D_RTRL]",
+    ),
+    Fault(
+        "a reset gives all of a sample's lives the same random numbers",
+        "_window.py",
+        "select(reset, fresh._replace(keys=now.keys), now)",
+        "select(reset, fresh, now)",
+        "test_masks.py::TestFlags::test_of_other_models[noisy-ES_D_RTRL]",
+    ),
+    Fault(
+        "a mask gates the loss only",
+        "_window.py",
+        "    return new if mask is None else select(mask, new, old)",
+        "    return new",
+        "test_masks.py::TestFlags::test_one_of_them[mask-ES_D_RTRL]",
+    ),
+    Fault(
+        "a masked step's derivatives reach the trace",
+        "_window.py",
+        "jacobians = select(moment.mask, jacobians, zeros._replace(diagonals=kept))",
+        "jacobians = select(moment.mask, jacobians, zeros)",
+        "test_masks.py::TestFlags::test_one_of_them[mask-D_RTRL published]",
+    ),
+    Fault(
+        "the running index is stale",
+        "_window.py",
+        "new = Carry(*done.states, trace=trace, update_count=before.update_count + 1)",
+        "new = Carry(*done.states, trace=trace, update_count=before.update_count)",
+        "test_es_d_rtrl.py::TestLeakyNeuron::test_numbers_on_paper",
+    ),
+    Fault(
+        "a random key is used again",
+        "_window.py",
+        "new = Carry(*done.states, trace=trace, update_count=before.update_count + 1)",
+        "new = Carry(*done.states._replace(keys=before.keys), trace=trace, update_count=before.update_count + 1)",
+        "test_strategies.py::TestEveryModel::test_equals_python_over_samples_and_steps[noisy-vmap]",
+    ),
+    Fault(
+        "a random key is shared by the samples",
+        "_execution.py",
+        "jax.vmap(lambda i: jax.random.fold_in(key, i))",
+        "jax.vmap(lambda i: jax.random.fold_in(key, 0 * i))",
+        "test_strategies.py::TestRandomNumbers::test_random_states_differ_between_samples_and_keys",
+    ),
+    Fault(
+        "a sum is taken for a mean",
+        "_sequence.py",
+        'mean=grad_fn.reduction == "mean"',
+        "mean=False",
+        "test_strategies.py::TestReduction::test_every_strategy",
+    ),
+    Fault(
+        "a window begins one step early",
+        "_sequence.py",
+        "steps.window(whole * length, left)",
+        "steps.window(whole * length - 1, left)",
+        "test_d_rtrl.py::TestWindows::test_every_window_gives_the_same",
+    ),
+    Fault(
+        "windows overlap by one step",
+        "_sequence.py",
+        "add_gradients(state[1], window.gradients), start + length)",
+        "add_gradients(state[1], window.gradients), start + length - 1)",
+        "test_strategies.py::TestRepresentatives::test_every_window",
+    ),
+    Fault(
+        "a relation is dropped",
+        _one("base"),
+        "        for relation in program.relations:\n            if relation.name in factors.dys:",
+        "        for relation in program.relations[1:]:\n            if relation.name in factors.dys:",
+        "test_strategies.py::TestEveryModel::test_equals_python_over_samples_and_steps[GRUCell-vmap]",
+    ),
+    Fault(
+        "the second use of a weight takes the first's place",
+        _one("base"),
+        "total[path] = jax.tree.map(jnp.add, total[path], value) if path in total else value",
+        "total[path] = value",
+        "test_strategies.py::TestEveryModel::test_equals_python_over_samples_and_steps[used_twice-vmap]",
+    ),
+    Fault(
+        "a path within a step counts twice in the published rule",
+        _one("base"),
+        "        own = signal - fed\n    return own",
+        "        own = signal - fed\n    return signal",
+        "test_es_d_rtrl.py::TestCascade",
+    ),
+    Fault(
+        "D is transposed for two states in ES_D_RTRL",
+        _one("es_d_rtrl"),
+        "apply_matrix(jacobians.diagonals[link.group.name], trace.dfs[link.name])",
+        "apply_matrix(jacobians.diagonals[link.group.name].swapaxes(-1, -2), trace.dfs[link.name])",
+        "test_es_d_rtrl.py::TestCascade",
+    ),
+    Fault(
+        "the bias correction is one step late",
+        _one("es_d_rtrl"),
+        "return 1 - self.decay ** (n + 1)",
+        "return 1 - self.decay ** (n + 2)",
+        "test_es_d_rtrl.py::TestLeakyNeuron::test_numbers_on_paper",
+    ),
+    Fault(
+        "D is transposed for two states in D_RTRL",
+        _one("d_rtrl"),
+        "        return apply_transposed(diagonal, adjoint), adjoint",
+        "        return apply_matrix(diagonal, adjoint), adjoint",
+        "test_d_rtrl.py::TestExactness::test_equals_bptt",
+    ),
+    Fault(
+        "the trace that came into a window is forgotten",
+        _one("d_rtrl"),
+        "dense = {} if opened is None else _dense(program, params, opened, back)",
+        "dense = {}",
+        "test_d_rtrl.py::TestExactness::test_every_window",
+    ),
+    Fault(
+        "the trace that goes out begins with the window",
+        _one("d_rtrl"),
+        "        if opened is not None:\n            old",
+        "        if False:\n            old",
+        "test_d_rtrl.py::TestExactness::test_every_window",
+    ),
+    Fault(
+        "the instantaneous term is not normalised",
+        _one("d_rtrl"),
+        "{name: 1 / number for name, number in largest.items()}",
+        "{name: jnp.ones_like(number) for name, number in largest.items()}",
+        "test_d_rtrl.py::TestClosedForms::test_in_numpy",
+    ),
+    Fault(
+        "Hybrid takes the dearer trace",
+        _one("hybrid"),
+        "and ends > weight",
+        "and ends < weight",
+        "test_hybrid.py::TestChoice::test_the_smaller_trace",
+    ),
+    Fault(
+        "a unit's scale is lost",
+        "_tree.py",
+        "    return leaf.in_unit(unit)",
+        "    return u.Quantity(u.get_mantissa(leaf), unit=unit)",
+        "test_errors.py::TestConversions",
+    ),
+    Fault(
+        "gather aliases: a repeated sample is the next one",
+        "_batch.py",
+        "    return _each_leaf(lambda leaf: leaf[rows], carry)",
+        "    return _each_leaf(lambda leaf: leaf[jnp.sort(rows)], carry)",
+        "test_batch.py::TestCommutes::test_gather_then_step",
+    ),
+    Fault(
+        "scatter adds to what stood there",
+        "_batch.py",
+        "leaf.at[rows].set(new)",
+        "leaf.at[rows].add(new) if jnp.issubdtype(leaf.dtype, jnp.number) else leaf.at[rows].set(new)",
+        "test_batch.py::TestInverses::test_gather_scatter",
+    ),
+    Fault(
+        "permute goes the other way",
+        "_batch.py",
+        "    return gather(carry, rows)",
+        "    return gather(carry, jnp.argsort(rows))",
+        "test_batch.py::TestInverses::test_permute_and_back",
+    ),
+    Fault(
+        "groups come in the order of a hash",
+        "_assembly.py",
+        "self.groups = sorted(compiled.groups, key=lambda group: group.name)",
+        "self.groups = sorted(compiled.groups, key=lambda group: hash(group.name))",
+        "test_capture.py::TestDeterminism",
+    ),
+    Fault(
+        "manual leaves a delay's batch axis where the module has it",
+        "_strategies/manual.py",
+        "{**moved(own, axes, to_module=True), **first}",
+        "{**own, **first}",
+        "test_strategies.py::TestEveryModel::test_equals_python_over_samples_and_steps[delayed-manual]",
+    ),
+    Fault(
+        "samples that share a state are not moved apart by a mask",
+        "_sequence.py",
+        "are_apart=steps.have_flags",
+        "are_apart=False",
+        "test_masks.py::TestFlags::test_of_samples_that_share_a_state",
+    ),
+    Fault(
+        "manual runs samples that were moved apart with the pointer of one of them",
+        "_strategies/manual.py",
+        "if single.states.shared and not states.shared:",
+        "if False:",
+        "test_masks.py::TestApart::test_go_on_as_each_alone",
+    ),
+    Fault(
+        "samples along a named axis are each alone on it",
+        "_program.py",
+        "return self if self.axis is None else self.axis.across(size)",
+        "return self",
+        "test_axis.py::TestGradients::test_equal_the_module_s_own_batch[ES_D_RTRL-vmap]",
+    ),
+    Fault(
+        "the samples of a mapped convolution are kept apart by zeros alone",
+        "_mappable.py",
+        """return images == eqn.params["feature_group_count"] == eqn.params["batch_group_count"] == 1""",
+        "return images < 1",
+        "test_mappable.py::TestConvolutions::test_what_is_no_number_stays_with_its_sample[conv_rates-D_RTRL-1]",
+    ),
+    Fault(
+        "clipping scales up what is small",
+        "_norms.py",
+        "scales = jnp.minimum(1, bound",
+        "scales = jnp.maximum(1, bound",
+        "test_norms.py::TestClippedGrad::test_a_large_bound_clips_nothing",
+    ),
+    Fault(
+        "the Gram form leaves out products of different steps",
+        "_norms.py",
+        "    return (of_x * of_dy).sum((1, 2))",
+        "    return jnp.trace(of_x * of_dy, axis1=1, axis2=2)",
+        "test_norms.py::TestSampleNorms::test_gram_form",
+    ),
+    Fault(
+        "the running index of BrainScale is not read",
+        "_native.py",
+        "jnp.asarray(algorithm.running_index.value, jnp.int32)",
+        "jnp.zeros((), jnp.int32)",
+        "test_native.py::TestCompiledAlgorithm::test_written_and_read",
+    ),
+)
