@@ -17,6 +17,9 @@ OTHER_RULES = [rule for rule in RULES if rule != "ES_D_RTRL"]
 ALL = [(name, rule) for name in EVERY for rule in OTHER_RULES]
 IN_TURN = [(name, OTHER_RULES[place % len(OTHER_RULES)]) for place, name in enumerate(EVERY)]
 
+# Nothing leads from one step to the next but a weight, so that a trace is what a step adds, which is divided at once.
+WITHOUT_LARGE_TRACES = [("ValinaRNNCell", "D_RTRL"), ("ValinaRNNCell", "D_RTRL multi-step")]
+
 # Two workers share the layers.
 HALVES = {"TestOneHalf": set(list(EVERY)[::2]), "TestOtherHalf": set(list(EVERY)[1::2])}
 
@@ -35,11 +38,16 @@ def _compiled_programs_of_one_layer(name: str, rule: str) -> Generator[None, Any
         jax.clear_caches()
 
 
+def check(name: str, rule: str, seed: int) -> None:
+    has_large_traces = (name, rule) not in WITHOUT_LARGE_TRACES
+    assert_interchangeable(captured(name, seed, RULES[rule]), large_traces=has_large_traces)
+
+
 class TestOneHalf:
     def test_every_strategy_equals_the_loop(self, name: str, rule: str, seed: int) -> None:
-        assert_interchangeable(captured(name, seed, RULES[rule]))
+        check(name, rule, seed)
 
 
 class TestOtherHalf:
     def test_every_strategy_equals_the_loop(self, name: str, rule: str, seed: int) -> None:
-        assert_interchangeable(captured(name, seed, RULES[rule]))
+        check(name, rule, seed)
