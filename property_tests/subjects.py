@@ -53,7 +53,7 @@ _BY_DAY = (
     Entry(COMPLEX, pb.Hybrid(0.9, rule="published", vjp="multi-step")),
     Entry(GATED, pb.BPTT()),
     Entry(ADAPTIVE, pb.ES_D_RTRL(0.9), 32),
-    Entry(GATED, pb.D_RTRL(), 32),
+    Entry(CONVOLVED, pb.D_RTRL(rule="published"), 32),
 )
 _AT_NIGHT = (
     Entry(SHARED, pb.ES_D_RTRL(0.9)),
@@ -62,6 +62,7 @@ _AT_NIGHT = (
     Entry(SCALED, pb.D_RTRL(rule="published")),
     Entry(ADAPTIVE, pb.D_RTRL(rule="published")),
     Entry(RECURRENT_SPIKES, pb.BPTT(checkpoint=True)),
+    Entry(GATED, pb.D_RTRL(), 32),
     Entry(COMPLEX, pb.D_RTRL(rule="published"), 32),
     Entry(GATED, pb.BPTT(), 32),
 )

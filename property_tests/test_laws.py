@@ -19,11 +19,20 @@ AT_EDGES = Entry(SHARED, pb.ES_D_RTRL(0.9))
 COSTLY = ("purity", "round_trip")
 
 
+def excuse(law: str, entry: Entry) -> str | None:
+    """Why a law does not concern an entry, whatever the values."""
+    with brainstate.environ.context(precision=entry.precision):
+        made = subject(entry)
+        return laws.ALL[law].excuse(Case(made, made.params, entry.net.data(0, STEPS, SAMPLES)))
+
+
 @pytest.mark.parametrize("entry", [grouped(entry) for entry in ENTRIES])
 class TestLaws:
     @pytest.mark.parametrize("law", [name for name in laws.ALL if name != "parity"])
     def test_holds(self, law: str, entry: Entry) -> None:
         made = subject(entry)
+        if reason := excuse(law, entry):
+            pytest.skip(reason)
 
         @settings(max_examples=settings().max_examples // (3 if law in COSTLY else 1))
         @given(st.data())

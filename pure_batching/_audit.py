@@ -38,7 +38,7 @@ class Audit:
         `"other['norm.running_mean']"`, `"jacobians.diagonals['neu.V']"`, and for a learner the algorithm's own, such as
         `"trace.xs['syn.comm.weight_op']"`. A verdict's `kind` is "independent", "coupled" or "undecided"; `how` is
         "proved", "probed" or ""; `primitive` and `where` are the operation and the source line that couple the samples,
-        that cannot be followed.
+        or that cannot be followed.
       axis_name: of the axis along which the learner's samples are meant to reach each other, None where they are not.
     """
 

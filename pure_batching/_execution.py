@@ -25,7 +25,8 @@ class Carry(NamedTuple):
       shared: states that are the same for every sample (write pointers, counters) by path; a mask or a reset, which
         moves samples apart, gives each sample its own in `other`.
       trace: the algorithm's eligibility traces.
-      update_count: how many updates were made, `[]` or `[B]` int32: steps, or windows with `vjp="multi-step"`.
+      update_count: how many updates were made, `[]` or `[B]` int32: steps, or windows with BPTT
+        and with `vjp="multi-step"`.
     """
 
     hidden: Mapping[str, Tree]

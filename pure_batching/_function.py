@@ -2,19 +2,15 @@
 
 import abc
 import dataclasses
-from collections.abc import Callable
 from typing import Any, Generic, TypeVar
-
-import jax
 
 from ._data import ABSENT, check_call
 from ._execution import Carry
 from ._learner import Learner
-from ._program import Params
+from ._program import Loss, Params
 from ._timed import Steps
 from ._tree import Tree
 
-Loss = Callable[[Tree, Tree], jax.Array]
 Found = TypeVar("Found")
 
 

@@ -12,10 +12,10 @@ from jax.core import Tracer
 from ._algorithms.base import Closed, Factors, contract
 from ._errors import OptionError, StrategyError
 from ._execution import Carry, Execution
-from ._function import Loss, SequenceFn
+from ._function import SequenceFn
 from ._learner import Learner, check_learner
 from ._options import check_choice
-from ._program import Params, Relation
+from ._program import Loss, Params, Relation
 from ._sequence import Aux, check_loss, sequence_grad
 from ._strategies.loop import each_in_turn
 from ._timed import Steps
@@ -93,7 +93,8 @@ def sample_norms(learner: Learner, loss: Loss) -> NormFn:
     products are products of two numbers) where that is less than `T in out`; other weights are contracted for a few
     samples at a time, which costs what the summed gradient costs, and memory for those few. Weights without a trace, a
     carry that goes on, and algorithms that propagate back run the whole sequence for a few samples at a time. The norm
-    is that of the numbers in the params' own units.
+    is that of the numbers in the params' own units. What the algorithm carries comes besides, of which D_RTRL's traces
+    have such leaves; and along a named axis the samples are differentiated all at once.
 
     Args:
       learner: batched by a strategy.

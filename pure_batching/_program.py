@@ -17,6 +17,9 @@ from ._tree import Tree, strong
 Params = dict[str, Tree]
 Perturbation = dict[str, jax.Array]
 
+# `(output, target) -> []`, of one sample at one step.
+Loss = Callable[[Tree, Tree], jax.Array]
+
 
 class States(NamedTuple):
     """What a module carries from one step to the next, by path.

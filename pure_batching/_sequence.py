@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from ._algorithms.base import add_gradients
 from ._errors import LossError, OptionError
 from ._execution import Carry, Execution
-from ._function import Loss, SequenceFn
+from ._function import SequenceFn
 from ._learner import Learner, check_learner
 from ._options import check_choice, check_flag, is_count
-from ._program import Params
+from ._program import Loss, Params
 from ._timed import Steps, Timed
 from ._tree import Tree, nbytes, spec_text, with_lead
 from ._window import Task, run_window, step_trace
@@ -93,7 +93,7 @@ def sequence_grad(
       LossError: a loss that cannot be called.
     """
     check_learner(learner, "sequence_grad")
-    check_callable(loss)
+    _check_loss_function(loss)
     check_choice("reduction", reduction, REDUCTIONS)
     check_flag("outputs", outputs)
     if window is not None and not is_count(window):
@@ -172,7 +172,7 @@ def _complete(task: Task, params: Params, gradients: Params, *, mean: bool = Fal
     return jax.tree.map(lambda x: x / size, whole) if mean and size else whole
 
 
-def check_callable(loss: object) -> None:
+def _check_loss_function(loss: object) -> None:
     """Raise LossError for what is no function."""
     if not callable(loss):
         raise LossError(

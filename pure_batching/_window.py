@@ -1,6 +1,5 @@
 """A window of steps: one scan over the module's steps, and the gradient of the traced weights at its end."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,11 +10,9 @@ import jax.numpy as jnp
 
 from ._algorithms.base import Closed, Factors, Signal, Trace, add_gradients, contract
 from ._execution import Carry, Execution
-from ._program import Jacobians, Params, Perturbation, States, Step
+from ._program import Jacobians, Loss, Params, Perturbation, States, Step
 from ._timed import Moment, Steps, select
 from ._tree import Tree
-
-Loss = Callable[[Tree, Tree], jax.Array]
 
 
 class Task(NamedTuple):

@@ -15,8 +15,8 @@ from .bench import MULTI_STEP_RULES, RULES, SAMPLES, STEPS, STRATEGIES, Bench, R
 from .models import N_REC
 from .modules import Leaky, Linear
 from .registry import captured
-from .trees import assert_close, assert_differ, assert_identical, joined, sample, slice_time
-from .upstream import IN_A_SCAN
+from .trees import assert_close, assert_differ, assert_identical, assert_some_differ, joined, sample, slice_time
+from .upstream import DIFFERS, IN_A_SCAN
 
 NAMES = ("tutorial", "lif", "LSTMCell", "LRUCell", "readouts", "trees", "used_twice")
 
@@ -92,6 +92,12 @@ class TestExactGradient:
         if made.model.spikes:
             assert_fires(got.aux.outputs)
         assert_close(got.gradients, want, "exact")
+
+    @pytest.mark.parametrize("name", DIFFERS["ES_D_RTRL"])
+    def test_where_the_module_itself_is_wrong(self, name: str, seed: int) -> None:
+        made = captured(name, seed, pb.BPTT())
+        want = stateful_gradients(made, made.data(STEPS, SAMPLES))
+        assert_some_differ(made.result(Request(window=None)).gradients, want)
 
     @pytest.mark.parametrize("strategy", STRATEGIES)
     @pytest.mark.parametrize("name", ["tutorial", "trees"])

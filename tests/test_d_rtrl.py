@@ -17,7 +17,14 @@ from .bench import RULES, SAMPLES, STEPS, STRATEGIES, WINDOW, Bench, Request
 from .models import MODELS, N_REC
 from .modules import Leaky
 from .registry import EXACT, captured
-from .trees import assert_close, assert_differ, assert_identical, assert_not_identical, sample, with_sample
+from .trees import (
+    assert_close,
+    assert_identical,
+    assert_not_identical,
+    assert_some_differ,
+    sample,
+    with_sample,
+)
 
 PUBLISHED = pb.D_RTRL(rule="published")
 
@@ -68,19 +75,6 @@ class TestExactness:
         """BrainScale's rule counts them twice."""
         exact = captured(name, seed, pb.BPTT()).result(Request(window=None))
         assert_some_differ(captured(name, seed, pb.D_RTRL()).result(Request()).gradients, exact.gradients)
-
-
-def assert_some_differ(got: Any, want: Any) -> None:
-    """At least one weight's gradient is another one."""
-    assert got.keys() == want.keys()
-    differ = []
-    for path in want:
-        try:
-            assert_differ(got[path], want[path])
-            differ.append(path)
-        except AssertionError:
-            continue
-    assert differ
 
 
 def leaky_gradient(params: Any, inputs: jax.Array, targets: jax.Array) -> Any:
@@ -249,12 +243,13 @@ class TestMemory:
         """The old one and the new one, however long the sequence is."""
         short, long = self.temporary_bytes(rule, 1, strategy)
         assert long - short < TRACE_BYTES / 10
-        assert long < 2 * TRACE_BYTES
+        assert long < 1.25 * TRACE_BYTES  # besides the one that is given back
 
     @pytest.mark.parametrize("strategy", ["vmap", "manual"])
+    @pytest.mark.parametrize("rule", ["brainscale", "published"])
     @pytest.mark.parametrize("window", [4, 8])
-    def test_depends_on_the_window_alone(self, window: int, strategy: str) -> None:
-        short, long = self.temporary_bytes("published", window, strategy)
+    def test_depends_on_the_window_alone(self, window: int, rule: str, strategy: str) -> None:
+        short, long = self.temporary_bytes(rule, window, strategy)
         assert long - short < TRACE_BYTES / 10
 
     @staticmethod

@@ -16,12 +16,12 @@ from pure_batching._algorithms.base import Factors
 from pure_batching._errors import OptionError, StrategyError
 
 from .alive import assert_gradients_alive
-from .bench import ONLINE_RULES, RULES, SAMPLES, STEPS, STRATEGIES, Bench, Request, bench
+from .bench import RULES, SAMPLES, STEPS, STRATEGIES, Bench, Request, bench
 from .models import squared
 from .modules import Leaky, UsedTwice
 from .trees import assert_close
 
-every_rule = pytest.mark.parametrize("rule", [*ONLINE_RULES, "BPTT"])
+every_rule = pytest.mark.parametrize("rule", RULES)
 
 
 def true_norms(gradients: Any) -> jax.Array:

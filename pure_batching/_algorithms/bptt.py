@@ -17,6 +17,9 @@ class BPTT(Algorithm):
 
     Attributes:
       checkpoint: recompute each step on the way back instead of keeping its intermediate values (`jax.checkpoint`).
+
+    Raises:
+      AlgorithmError: a `checkpoint` that is no flag.
     """
 
     checkpoint: bool = eqx.field(static=True, default=False)

@@ -12,9 +12,8 @@ import numpy as np
 from .._algorithms.base import Algorithm
 from .._errors import StrategyError
 from .._execution import Carry
-from .._function import Loss
 from .._learner import Learner, capture
-from .._program import Params
+from .._program import Loss, Params
 from .._sequence import sequence_grad
 from .._strategies.loop import loop
 from .._strategies.manual import manual

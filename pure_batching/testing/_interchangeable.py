@@ -10,8 +10,8 @@ from brainstate.nn import Module
 
 from .._algorithms.base import Algorithm
 from .._errors import ShapeError, StructureError
-from .._function import Loss
 from .._options import check_choice, check_flag
+from .._program import Loss
 from .._tree import Tree, check_numbers, named_leaves
 from ._alive import DeadComparisonError, assert_alive, has_traces, largest
 from ._case import STRATEGIES, Case, Data, MakeRunner, NetFactory, Subject

@@ -52,6 +52,9 @@ class Law:
     check: Callable[[Case], None]
     excuse: Callable[[Case], str | None]
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "__doc__", self.statement)
+
     def __call__(self, case: Case) -> None:
         """Raise LawViolation unless the law holds; do nothing where it does not concern the case."""
         if self.excuse(case) is None:

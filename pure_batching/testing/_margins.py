@@ -83,7 +83,9 @@ def _moments(case: Case, sample: int, flags: Any) -> Iterator[Moment]:
 
 
 def smallest_margin(learner: Learner, params: Params, carry: Carry, inputs: tuple[Tree, ...]) -> float:
-    """The smallest |a - b| of all comparisons `a >= b` of one step of one sample, in units of rounding.
+    """The smallest |a - b| of the comparisons `a >= b` of one step of one sample, in units of rounding.
+
+    Those inside loops and branches of JAX (`scan`, `while_loop`, `cond`) are not looked at.
 
     A number below `ROUNDINGS` means that the order of a sum may decide the comparison: a spike that one strategy
     fires and another does not. Infinite where the step compares nothing.

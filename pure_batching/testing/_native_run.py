@@ -19,8 +19,8 @@ from .._algorithms.es_d_rtrl import ES_D_RTRL
 from .._batch import unstack
 from .._errors import PureBatchingError
 from .._execution import Carry
-from .._function import Loss
 from .._native import from_native, to_native
+from .._program import Loss
 from .._states import write_states
 from .._tree import Tree
 from ._case import Case, Data, Result, Subject

@@ -16,7 +16,7 @@ from ..alive import assert_alive
 from ..bench import SAMPLES, STEPS, WINDOW, Bench, Request, bench
 from ..registry import captured
 from ..trees import Tree, assert_close, assert_differ, assert_some_differ, joined, joined_carries, sample
-from ..upstream import COMPARED, DIFFERS
+from ..upstream import COMPARED, DIFFERS, HYBRID, RAISES
 from .brainscale_runs import (
     Make,
     Native,
@@ -26,6 +26,7 @@ from .brainscale_runs import (
     each_alone,
     es_d_rtrl,
     hidden_states,
+    hybrid,
     one_sample,
 )
 
@@ -71,6 +72,21 @@ def test_where_it_is_wrong(rule: str, name: str, seed: int) -> None:
     want, got = in_windows(made, make, WINDOW), made.result(Request())
     assert_alive(made, Request(), got)
     assert_some_differ(got.gradients, want.gradients)
+
+
+@pytest.mark.parametrize(("rule", "name"), [(rule, name) for rule, names in RAISES.items() for name in names])
+def test_what_it_cannot_run(rule: str, name: str, seed: int) -> None:
+    (algorithm, make), (_, error, text) = RULES[rule], RAISES[rule][name]
+    made = captured(name, seed, algorithm)
+    with pytest.raises(error, match=text):
+        in_windows(made, make, WINDOW)
+
+
+@pytest.mark.parametrize("name", HYBRID)
+def test_hybrid_runs_nowhere(name: str, seed: int) -> None:
+    made, (_, error, text) = captured(name, seed, pb.Hybrid(0.9, vjp="multi-step")), HYBRID[name]
+    with pytest.raises(error, match=text):
+        in_windows(made, hybrid, WINDOW)
 
 
 def in_windows(made: Bench, make: Make, window: int) -> Samples:
