@@ -34,8 +34,8 @@ strategies by 1e-12.
 
 A cell stands for the strategies loop, vmap and manual, which give one set of numbers; where manual refuses a model,
 the cell says so. `python -m pytest --all-rules` compares the strategies in every cell; the default suite does so for
-ES_D_RTRL's own rule and for one of the other rules of each layer in turn. `python -m pytest tests/native -m native`,
-in the parity environment, compares every cell that names brainscale's numbers or faults.
+ES_D_RTRL's own rule and, at every second layer, for one of the others in turn. In the parity environment,
+`python -m pytest tests/native -m native` compares every cell that names brainscale's numbers or faults.
 """
 
 

@@ -1,6 +1,7 @@
 """Every model and layer under every algorithm, rule and learning signal: all strategies give one set of numbers.
 
-ES_D_RTRL has tests of its own. Of the others each layer is run with one, in turn, and with all by `--all-rules`.
+Models and layers have tests of ES_D_RTRL elsewhere. Of the other rules every second layer is run with one, in turn, and
+each layer with all by `--all-rules`.
 """
 
 from collections.abc import Generator
@@ -10,18 +11,27 @@ import jax
 import pytest
 
 from .bench import RULES
+from .feed_forward import FEED_FORWARD
 from .interchangeable import assert_interchangeable
+from .layers import FED_FORWARD
 from .registry import EVERY, captured
 
 OTHER_RULES = [rule for rule in RULES if rule != "ES_D_RTRL"]
-ALL = [(name, rule) for name in EVERY for rule in OTHER_RULES]
-IN_TURN = [(name, OTHER_RULES[place % len(OTHER_RULES)]) for place, name in enumerate(EVERY)]
+OWN = [(name, "ES_D_RTRL") for name in (*FED_FORWARD, *FEED_FORWARD)]
+ALL = [*OWN, *((name, rule) for name in EVERY for rule in OTHER_RULES)]
+IN_TURN = [
+    *OWN,
+    *((name, OTHER_RULES[place % len(OTHER_RULES)]) for place, name in enumerate(list(EVERY)[::2])),
+]
 
 # Nothing leads from one step to the next but a weight, so that a trace is what a step adds, which is divided at once.
 WITHOUT_LARGE_TRACES = [("ValinaRNNCell", "D_RTRL"), ("ValinaRNNCell", "D_RTRL multi-step")]
 
 # Two workers share the layers.
-HALVES = {"TestOneHalf": set(list(EVERY)[::2]), "TestOtherHalf": set(list(EVERY)[1::2])}
+HALVES = {
+    "TestOneHalf": set(list(EVERY)[::4] + list(EVERY)[1::4]),
+    "TestOtherHalf": set(list(EVERY)[2::4] + list(EVERY)[3::4]),
+}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

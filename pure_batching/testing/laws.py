@@ -123,9 +123,13 @@ def algebra(case: Case) -> None:
         turned = case.run(name, case.data.of_samples(order), permuted(carry, order))
         assert_same("algebra", f"{name}, permuted", turned, of_samples(whole, order), part=Part(samples=order))
     name, sizes = case.subject.names[-1], [1, case.data.samples - 1]
-    for chosen, part in zip(rows(sizes), split(case.init(name), sizes), strict=True):
+    parts, ended = split(case.init(name), sizes), []
+    for chosen, part in zip(rows(sizes), parts, strict=True):
         got = case.run(name, case.data.of_samples(chosen), part)
         assert_same("algebra", f"{name}, split", got, of_samples(case.result(name), chosen), part=Part(samples=chosen))
+        ended.append(got.carry)
+    assert_same("algebra", f"{name}, concatenated", case.run(name, carry=concat(parts)), case.result(name))
+    assert_same("algebra", f"{name}, then concatenated", Started(concat(ended)), Started(case.result(name).carry))
 
 
 @law()
