@@ -66,7 +66,7 @@ def test_where_it_is_wrong(rule: str, mode: str, name: str, seed: int) -> None:
     assert_close(got.gradients, made.result(Request("vmap", "sum")).gradients)
 
 
-def test_manual_couples_samples(self, seed: int) -> None:
+def test_manual_couples_samples(seed: int) -> None:
     """Fault 1, seen from a sample whose loss alone counts, while the other samples' inputs grow."""
     made = bench("MinimalRNNCell", seed, pb.D_RTRL())
     native = BATCHED["manual"](made, d_rtrl)
