@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,10 @@ class FoundGroup(NamedTuple):
 
 
 class FoundRelation(NamedTuple):
-    """One use of a weight: the equation that uses it, and the equations from its result to each hidden group."""
+    """One use of a weight: the equation that uses it, and the equations from its result to each hidden group.
+
+    `derivative` is the operation's own `(x, dy, *mantissas of w) -> dw`, None where that of the equation serves.
+    """
 
     weight: str
     weight_vars: tuple[Var, ...]
@@ -40,6 +43,7 @@ class FoundRelation(NamedTuple):
     y: Var
     operation: JaxprEqn
     links: tuple[tuple[str, tuple[JaxprEqn, ...]], ...]
+    derivative: ClosedJaxpr | None = None
 
 
 class Compiled(NamedTuple):
@@ -222,7 +226,27 @@ def _operation(found: FoundRelation, y: jax.ShapeDtypeStruct) -> Callable[..., j
     evaluate = jaxpr_as_fun(found.operation.params["jaxpr"])
     places = {id(var): i + 1 for i, var in enumerate(found.weight_vars)}
     arguments = [places.get(id(var), 0) for var in found.operation.invars]
-    return lambda *values: jnp.broadcast_to(evaluate(*(values[i] for i in arguments))[0], y.shape)
+
+    def operation(*values: Any) -> jax.Array:
+        return evaluate(*(values[i] for i in arguments))[0]
+
+    derived = operation if found.derivative is None else _with_derivative(operation, found.derivative)
+    return lambda *values: jnp.broadcast_to(derived(*values), y.shape)
+
+
+def _with_derivative(operation: Callable[..., jax.Array], derivative: ClosedJaxpr) -> Callable[..., jax.Array]:
+    """The operation, differentiated with respect to its weight by a function of the user's own."""
+    own = jax.custom_vjp(operation)
+
+    def forward(*values: Any) -> tuple[jax.Array, Any]:
+        return operation(*values), values
+
+    def backward(values: Any, dy: jax.Array) -> tuple[Any, ...]:
+        x, *leaves = values
+        return None, *jaxpr_as_fun(derivative)(*(() if x is None else (x,)), dy, *leaves)
+
+    own.defvjp(forward, backward)
+    return own
 
 
 def _leaves(found: FoundRelation, y: jax.ShapeDtypeStruct) -> tuple[WeightLeaf, ...]:
@@ -234,7 +258,8 @@ def _leaves(found: FoundRelation, y: jax.ShapeDtypeStruct) -> tuple[WeightLeaf, 
     for name, given in zip(found.leaf_names, found.weight_vars, strict=True):
         var = None if is_broadcast else inside.get(id(given))
         axes = None if var is None else aligned_axes(inner, var)
-        is_factor = var is not None and x is not None and is_product(inner, x, var)
+        is_derived = found.derivative is None
+        is_factor = is_derived and var is not None and x is not None and is_product(inner, x, var)
         leaves.append(WeightLeaf(name, spec_of_var(given), axes, is_factor))
     return tuple(leaves)
 

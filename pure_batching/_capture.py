@@ -14,6 +14,7 @@ from ._assembly import Assembly, Compiled, split_states
 from ._blueprint import Blueprint, states_of
 from ._checks import check_batched, check_dtypes, check_reach, check_unchanged
 from ._compilation import RANDOM, compile_module
+from ._derivative import with_own_derivatives
 from ._errors import CaptureError, PureBatchingError, StrategyError
 from ._program import Axis, Params, Program, States
 from ._reasons import cause_of, first_lines, repair_of
@@ -65,7 +66,8 @@ class _Tracer:
         """The program of one of `size` samples along the axis, if there is one."""
         with self.blueprint.environment():
             module = self._explained(self.blueprint.build)
-            compiled = self._explained(lambda: self._compiled(module, self.inputs, size))
+            found = self._explained(lambda: self._compiled(module, self.inputs, size))
+            compiled = self._explained(lambda: with_own_derivatives(found, module))
         check_unchanged(compiled, self.blueprint.name)
         check_dtypes(compiled, self.blueprint.name)
         check_reach(compiled, self.blueprint.name)

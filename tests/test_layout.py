@@ -18,14 +18,25 @@ ROOT = Path(__file__).parents[1]
 # From the bottom up; a folder is one room, whose own files may not import each other in a circle.
 ORDER = (
     *("_errors", "_options", "_tree", "_jaxpr", "_alignment", "_mappable", "_coupling", "_program", "_assembly"),
-    *("_checks", "_blueprint", "_reasons", "_readable", "_compilation", "_capture", "_algorithms", "_timed"),
-    *("_execution", "_window", "_step", "_learner", "_states", "_native", "_data", "_strategies", "_function"),
+    *("_checks", "_blueprint", "_reasons", "_readable", "_compilation", "_derivative", "_capture", "_algorithms"),
+    *(
+        "_timed",
+        "_execution",
+        "_window",
+        "_step",
+        "_learner",
+        "_states",
+        "_native",
+        "_data",
+        "_strategies",
+        "_function",
+    ),
     *("_sequence", "_batch", "_norms", "_probe", "_audit", "testing", "_tutorial", "__main__"),
 )
 FACADE = "__init__"
 
 # Who may know BrainScale. The main job and the testing kit build its modules, as any user does.
-READERS_OF_BRAINSCALE = {"_compilation", "_native"}
+READERS_OF_BRAINSCALE = {"_compilation", "_derivative", "_native"}
 USERS = {"_tutorial", "__main__"}
 
 # What runs inside a step; it knows JAX and the package's own data alone.

@@ -1,0 +1,59 @@
+"""The derivative that a weight operation of a user's own brings, `ETraceOp.xy_to_dw`."""
+
+from typing import Any
+
+import brainscale
+import brainstate
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr
+
+from ._assembly import Compiled, FoundRelation
+from ._blueprint import states_of
+from ._errors import CaptureError
+from ._jaxpr import spec_of_var
+from ._tree import Tree
+
+# What BrainScale's own operations have: the derivative of `xw_to_y`, which needs no function of its own.
+_INHERITED = (brainscale.ETraceOp.xy_to_dw, brainscale.ElemWiseOp.xy_to_dw)
+
+
+def with_own_derivatives(compiled: Compiled, module: brainstate.nn.Module) -> Compiled:
+    """The same step, with the derivative of each operation whose class overrides `xy_to_dw`.
+
+    Raises:
+      CaptureError: `xy_to_dw` returns other arrays than those of the weight.
+    """
+    weights: dict[str, Any] = dict(states_of(module))
+    return compiled._replace(
+        relations=tuple(
+            found if type(weights[found.weight].op).xy_to_dw in _INHERITED else _derived(found, weights[found.weight])
+            for found in compiled.relations
+        )
+    )
+
+
+def _derived(found: FoundRelation, weight: brainscale.ETraceParam) -> FoundRelation:
+    x = None if found.x is None else spec_of_var(found.x)
+    return found._replace(derivative=_traced(weight.op, found.weight, x, spec_of_var(found.y), weight.value))
+
+
+def _traced(
+    op: brainscale.ETraceOp, path: str, x: jax.ShapeDtypeStruct | None, y: jax.ShapeDtypeStruct, weight: Tree
+) -> ClosedJaxpr:
+    wanted = [leaf.shape for leaf in jax.tree.leaves(weight)]
+
+    def derivative(x: Any, dy: jax.Array, weight: Tree) -> list[jax.Array]:
+        arrays = jax.tree.leaves(op.xy_to_dw(x, dy, weight))
+        found = [jnp.shape(array) for array in arrays]
+        if found != wanted:
+            raise CaptureError(
+                f"{path}, {type(op).__name__}.xy_to_dw",
+                got=f"arrays of the shapes {found}",
+                expected=f"the weight's own, {wanted}",
+                repair="Return the gradient of one sample's weight from its x and dy, in the weight's structure.",
+            )
+        leaves = zip(arrays, jax.tree.leaves(weight), strict=True)
+        return [jnp.asarray(array, leaf.dtype) for array, leaf in leaves]
+
+    return jax.make_jaxpr(derivative)(x, y, weight)

@@ -1,0 +1,92 @@
+"""An operation with an `xy_to_dw` of its own: weights are rounded where they are used, and learn as if they were not.
+
+The rounding has no derivative, so that whatever is learned comes through `xy_to_dw`; and a matrix that was rounded
+before has the same step and the same gradient.
+"""
+
+from typing import Any
+
+import brainscale
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import pure_batching as pb
+from pure_batching._errors import CaptureError
+
+from .alive import assert_gradients_alive
+from .bench import ONLINE_RULES, RULES, STEPS, STRATEGIES, Bench, Request, bench_of
+from .feed_forward import Weighted
+from .models import N_IN, N_REC, Model
+from .modules import Leaky, kaiming
+from .trees import assert_close
+
+
+def rounded(array: jax.Array) -> jax.Array:
+    """To a multiple of 1/4."""
+    return jnp.round(4 * array) / 4
+
+
+class Straight(brainscale.ETraceOp):
+    """`x @ rounded(w)` with the gradient of `x @ w`: a straight-through estimator."""
+
+    def xw_to_y(self, inputs: Any, weights: Any) -> Any:
+        return inputs @ rounded(weights["weight"])
+
+    def xy_to_dw(self, input_dim_arr: Any, hidden_dim_arr: Any, weights: Any) -> Any:
+        return {"weight": input_dim_arr[:, None] * hidden_dim_arr}
+
+
+class Transposed(Straight):
+    """The same, but for its shape."""
+
+    def xy_to_dw(self, input_dim_arr: Any, hidden_dim_arr: Any, weights: Any) -> Any:
+        return {"weight": hidden_dim_arr[:, None] * input_dim_arr}
+
+
+def model(op: type[brainscale.ETraceOp], *, is_rounded: bool = False) -> Model:
+    """Recurrent leaky states behind a weight with the operation."""
+
+    def make() -> Leaky:
+        weight = kaiming()((N_IN + N_REC, N_REC))
+        layer = Weighted({"weight": rounded(weight) if is_rounded else weight}, op())
+        return Leaky(layer, (N_REC,), is_recurrent=True)
+
+    return Model(op.__name__, make)
+
+
+def straight(seed: int, rule: str) -> Bench:
+    """Weights that are rounded where they are used."""
+    return bench_of(model(Straight), seed, RULES[rule])
+
+
+@pytest.mark.parametrize("rule", ONLINE_RULES)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_is_asked(rule: str, strategy: str, seed: int) -> None:
+    plain = bench_of(model(brainscale.MatMulOp, is_rounded=True), seed, RULES[rule])
+    for request in (Request(strategy), Request(strategy, "mean", None)):
+        want, got = plain.result(request), straight(seed, rule).result(request)
+        assert_close(got.gradients, want.gradients)
+        assert_close(got.aux, want.aux)
+        assert_gradients_alive(got.gradients)
+
+
+def test_backpropagation_does_not_ask(seed: int) -> None:
+    """BPTT is `jax.grad` of the step as it is."""
+    gradients = straight(seed, "BPTT").result(Request("vmap", window=None)).gradients
+    assert not np.any(gradients["layer.weight"]["weight"])
+
+
+@pytest.mark.parametrize("rule", ["ES_D_RTRL", "D_RTRL published"])
+def test_norms(rule: str, seed: int) -> None:
+    made = straight(seed, rule)
+    each = made.result(Request("vmap", window=None)).gradients
+    norms, _ = pb.sample_norms(made.batched("vmap"), made.model.loss)(made.params, None, *made.data(STEPS, 3))
+    assert_close(norms**2, sum((leaf**2).reshape(3, -1).sum(1) for leaf in jax.tree.leaves(each)))
+
+
+def test_another_shape_is_refused(seed: int) -> None:
+    text = r"layer\.weight, Transposed\.xy_to_dw: got arrays of the shapes \[\(7, 12\)\], expected the weight's own, "
+    with pytest.raises(CaptureError, match=text):
+        bench_of(model(Transposed), seed)
