@@ -1,6 +1,6 @@
 """Whatever is wrong with an argument, the error is the package's own, and no argument is touched."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import brainunit as u
@@ -8,9 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from brainstate import HiddenState
 from hypothesis import given, note, settings, strategies as st
 
 import pure_batching as pb
+from pure_batching._blueprint import states_of
+from pure_batching.testing._native_run import compiled, counterpart
 
 from .subjects import COMPLEX, CONVOLVED, GATED, RECURRENT_SPIKES, SAMPLES, STEPS, Entry, subject
 
@@ -39,6 +42,13 @@ OF_TARGETS = {"an axis less", "one more in front", "one less in front", "a word"
 # Without a learner, all that a carry of a batch shows is that its leaves are numbers, and lead with the samples.
 OF_ONE_CARRY = {"an axis more", "one more in front", "one less in front", "a word", "words"}
 
+# Each makes of a mapping one that has other names.
+OTHER_NAMES: dict[str, Damage] = {
+    "an entry more": lambda tree: {**tree, "stray": np.ones(SAMPLES)},
+    "an entry less": lambda tree: {name: tree[name] for name in [*tree][1:]},
+    "an entry renamed": lambda tree: {name if i else "stray": leaf for i, (name, leaf) in enumerate(tree.items())},
+}
+
 STRATEGIES = {"one sample": None, "loop": pb.loop, "vmap": pb.vmap, "manual": pb.manual}
 
 
@@ -49,11 +59,13 @@ class Call(NamedTuple):
       run: on arguments by name.
       right: the right ones.
       damages: those that can be seen, by argument, where these are not all.
+      kept: what else must stay as it is.
     """
 
     run: Callable[[Arguments], Any]
     right: Arguments
     damages: dict[str, set[str]] = {}  # noqa: RUF012 - nothing changes it
+    kept: Callable[[], Any] = lambda: None
 
 
 def learner_of(entry: Entry, strategy: str) -> pb.Learner:
@@ -91,6 +103,49 @@ def clipped(learner: pb.Learner, loss: Any) -> Any:
     return pb.clipped_grad(learner, loss, 1.0)
 
 
+def of_key(entry: Entry) -> Call:
+    """A fresh carry."""
+    return Call(lambda given_: learner_of(entry, "vmap").init(given_["key"]), {"key": np.zeros(2, np.uint32)})
+
+
+def of_audit(entry: Entry) -> Call:
+    """The audit of a batch with some weights."""
+    right = {"params": subject(entry).params}
+    return Call(lambda given_: pb.audit(learner_of(entry, "vmap"), params=given_["params"]), right)
+
+
+def of_states(entry: Entry) -> Call:
+    """A module that is written to: with some of its states, or all of them."""
+    net = entry.net()
+    seen = set(DAMAGES) | {"an entry more", "an entry renamed"}
+    right = {"tree": pb.read_states(net)}
+    return Call(lambda given_: pb.write_states(net, given_["tree"]), right, {"tree": seen}, lambda: pb.read_states(net))
+
+
+def to_brainscale(entry: Entry) -> Call:
+    """A BrainScale algorithm that is written to."""
+    made, native = subject(entry), compiled(subject(entry))
+    return Call(
+        lambda given_: pb.to_native(made.learner, given_["carry"], native.algorithm),
+        {"carry": made.learner.init()},
+        kept=lambda: [state.value for state, _ in native.start],
+    )
+
+
+def from_brainscale(entry: Entry) -> Call:
+    """A BrainScale algorithm that is read, whose hidden states are wrong."""
+    made, native = subject(entry), compiled(subject(entry))
+    states = {path: state for path, state in states_of(native.net).items() if isinstance(state, HiddenState)}
+
+    def run(given_: Arguments) -> Any:
+        for path, state in states.items():
+            object.__setattr__(state, "_value", given_["states"][path])
+        return pb.from_native(made.learner, native.algorithm)
+
+    right = {"states": {path: state.value for path, state in states.items()}}
+    return Call(run, right, {"states": set(DAMAGES)})
+
+
 def of_algebra(entry: Entry) -> dict[str, Call]:
     """Every function of carries."""
     batch, one = learner_of(entry, "vmap").init(), subject(entry).learner.init()
@@ -112,15 +167,40 @@ def damaged(draw: st.DrawFn, call: Call) -> tuple[str, Arguments]:
     """What was done, and arguments of which one leaf is wrong."""
     right = jax.tree.map(np.array, call.right)
     name = draw(st.sampled_from(sorted(right)))
+    seen = call.damages.get(name, {*DAMAGES, *OTHER_NAMES})
+    of_mappings = [
+        (kind, place) for place, node in mappings(right[name]) for kind in OTHER_NAMES if node or "more" in kind
+    ]
     leaves, treedef = jax.tree.flatten(right[name], is_leaf=u.math.is_quantity)
-    place = draw(st.integers(0, len(leaves) - 1))
-    seen = call.damages.get(name, set(DAMAGES))
-    kinds = sorted(kind for kind in seen if can_be(kind, leaves[place]))
-    kind = draw(st.sampled_from([*kinds, "missing"] if len(leaves) > 1 else kinds))
-    if kind == "missing":
-        return f"{name}, leaf {place}: missing", {**right, name: tuple(leaves[:place] + leaves[place + 1 :])}
-    leaves[place] = with_damage(kind, leaves[place])
-    return f"{name}, leaf {place}: {kind}", {**right, name: jax.tree.unflatten(treedef, leaves)}
+    of_leaves = [(kind, (place,)) for place, leaf in enumerate(leaves) for kind in DAMAGES if can_be(kind, leaf)]
+    possible = [case for cases in (of_mappings, of_leaves) if (case := [c for c in cases if c[0] in seen])]
+    kind, place = draw(st.one_of(*map(st.sampled_from, possible)))
+    if kind in OTHER_NAMES:
+        wrong = with_change(right[name], place, OTHER_NAMES[kind])
+    else:
+        leaves[place[0]] = with_damage(kind, leaves[place[0]])
+        wrong = jax.tree.unflatten(treedef, leaves)
+    return f"{name} at {place}: {kind}", {**right, name: wrong}
+
+
+def mappings(tree: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Every mapping within a tree, and where it is."""
+    if isinstance(tree, dict):
+        yield place, tree
+    if isinstance(tree, (dict, tuple)):
+        for key, child in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            yield from mappings(child, (*place, key))
+
+
+def with_change(tree: Any, place: tuple[Any, ...], change: Damage) -> Any:
+    """A tree with something else at a place."""
+    if not place:
+        return change(tree)
+    key, *rest = place
+    if isinstance(tree, dict):
+        return {**tree, key: with_change(tree[key], tuple(rest), change)}
+    children = [with_change(child, tuple(rest), change) if i == key else child for i, child in enumerate(tree)]
+    return type(tree)(*children) if hasattr(tree, "_fields") else tuple(children)
 
 
 def with_damage(kind: str, leaf: Any) -> Any:
@@ -145,10 +225,11 @@ def check(call: Call) -> None:
     def refused(case: tuple[str, Arguments]) -> None:
         what, given_ = case
         note(what)
-        before = [(leaf, np.array(leaf)) for leaf in jax.tree.leaves(given_)]
+        before = [(leaf, np.array(leaf)) for leaf in jax.tree.leaves((given_, call.kept()))]
         with pytest.raises(pb.PureBatchingError, match=r"(?s).+: got .+, expected .+\. .+\."):
             call.run(given_)
         assert all(np.array(leaf).tobytes() == old.tobytes() for leaf, old in before)
+        assert all(now is leaf for now, (leaf, _) in zip(jax.tree.leaves((given_, call.kept())), before, strict=True))
 
     refused()
 
@@ -180,9 +261,28 @@ class TestIsRefusedAndUntouched:
     def test_by_norms(self, entry: Entry, name: str) -> None:
         check(of_sequence(entry, "vmap", NORMS[name]))
 
+    def test_by_a_start(self, entry: Entry) -> None:
+        check(of_key(entry))
+
+    def test_by_the_audit(self, entry: Entry) -> None:
+        check(of_audit(entry))
+
+    def test_by_a_module(self, entry: Entry) -> None:
+        check(of_states(entry))
+
     @pytest.mark.parametrize("name", ALGEBRA)
     def test_by_the_algebra(self, entry: Entry, name: str) -> None:
         check(of_algebra(entry)[name])
+
+
+@pytest.mark.xdist_group("bad input")
+@pytest.mark.parametrize("entry", [entry for entry in ENTRIES if counterpart(entry.algorithm)], ids=str)
+class TestIsRefusedOnTheWay:
+    def test_to_brainscale(self, entry: Entry) -> None:
+        check(to_brainscale(entry))
+
+    def test_from_brainscale(self, entry: Entry) -> None:
+        check(from_brainscale(entry))
 
 
 # What names no samples, what does not name each of them once, and what are no sizes of parts.

@@ -9,11 +9,11 @@ from pure_batching.testing import Case, assert_alive, laws
 from pure_batching.testing._native_run import brainscale_runs_here, counterpart
 from pure_batching.testing.strategies import SIZE, cases
 
-from .subjects import ENTRIES, SAMPLES, SHARED, STEPS, Entry, grouped, subject
+from .subjects import CONVOLVED, ENTRIES, SAMPLES, SHARED, STEPS, Entry, grouped, subject
 
 # The smallest batches and sequences, and as many samples as there are features: steps, samples.
 EDGES = ((1, 1), (1, 2), (4, 1), (4, SIZE))
-AT_EDGES = Entry(SHARED, pb.ES_D_RTRL(0.9))
+AT_EDGES = (Entry(SHARED, pb.ES_D_RTRL(0.9)), Entry(CONVOLVED, pb.D_RTRL(rule="published")))
 
 # A law that captures or compiles for each example gets a third of them.
 COSTLY = ("purity", "round_trip")
@@ -64,17 +64,17 @@ def test_parity(entry: Entry) -> None:
         holds()
 
 
-@pytest.mark.xdist_group(str(AT_EDGES))
+@pytest.mark.parametrize("entry", [grouped(entry) for entry in AT_EDGES])
 @pytest.mark.parametrize(("steps", "samples"), EDGES)
-def test_at_the_edges(steps: int, samples: int) -> None:
-    made = subject(AT_EDGES)
+def test_at_the_edges(steps: int, samples: int, entry: Entry) -> None:
+    made = subject(entry)
 
     @settings(max_examples=settings().max_examples // 3)
-    @given(cases(made, AT_EDGES.net, steps, samples))
+    @given(cases(made, entry.net, steps, samples))
     def hold(case: Case) -> None:
         assert_alive(case.result(case.reference), large_traces=steps > 1)
         for law in laws.ALL.values():
             law(case)
 
-    with brainstate.environ.context(precision=AT_EDGES.precision):
+    with brainstate.environ.context(precision=entry.precision):
         hold()

@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 import pure_batching as pb
 from pure_batching._algorithms._parameter_trace import divided
 from pure_batching.testing import Case, Data, Request
+from pure_batching.testing._alive import assert_gradients_alive, assert_moving
 from pure_batching.testing._compare import first_difference
 from pure_batching.testing._native_run import native_round_trip
 from pure_batching.testing._stepped import stepped
@@ -69,6 +70,7 @@ class Machine(RuleBasedStateMachine):
         for i, sample in enumerate(samples):
             own = jax.tree.map(lambda x, i=i: x[i], moment)
             sample.carry, _ = self.subject.learner.step(self.subject.params, sample.carry, *own)
+        assert_moving(after.hidden)
         self.batches.append((samples, after))
 
     @rule(which=numbers, name=names, seed=numbers, masked=numbers, reset=numbers)
@@ -79,6 +81,8 @@ class Machine(RuleBasedStateMachine):
         flags = {"mask": ~bits(masked, shape), "reset": bits(reset, shape) & bits(reset >> 8, shape)}
         case = Case(self.subject, self.subject.params, data)
         want = stepped(case, pb.stack([sample.carry for sample in samples]), data, flags)
+        if (flags["mask"].all(0) & ~flags["reset"][-1]).any():  # some sample makes two steps on end
+            assert_gradients_alive(want.gradients)
         runner = self.subject.runner(name, len(samples))
         got = runner.run(Request("none", None), self.subject.params, carry, data, flags)
         both = (one._replace(outputs=None, carry=plain(one.carry)) for one in (got, want))

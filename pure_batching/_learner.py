@@ -6,6 +6,8 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from ._algorithms.base import Algorithm
 from ._capture import capture_program
@@ -133,8 +135,9 @@ class Learner(eqx.Module):
 
 def check_key(key: Any) -> jax.Array:
     """One random key, typed or raw."""
-    is_typed = is_key(getattr(key, "dtype", None)) and key.shape == ()
-    is_raw = getattr(key, "dtype", None) == "uint32" and len(key.shape) == 1
+    is_array = isinstance(key, (jax.Array, np.ndarray))
+    is_typed = is_array and is_key(key.dtype) and key.shape == ()
+    is_raw = is_array and key.dtype == "uint32" and key.shape == jax.random.key_data(jax.random.key(0)).shape
     if not is_typed and not is_raw:
         raise DtypeError(
             "key",
@@ -142,7 +145,7 @@ def check_key(key: Any) -> jax.Array:
             expected="one random key",
             repair="Pass jax.random.key(seed); each sample gets a key of its own from it.",
         )
-    return key
+    return jnp.asarray(key)
 
 
 def check_learner(learner: object, name: str) -> None:
