@@ -119,6 +119,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--updates", type=int, default=100)
     parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=[*ALGORITHMS])
     options = parser.parse_args()
     brainstate.environ.set(dt=DT)
     table, falls = Table("task", "algorithm", "strategy", "first loss", "last loss", "cosine to BPTT"), True
@@ -128,8 +129,8 @@ def main() -> int:
         example = np.asarray(task.inputs)[0, 0]
         exact, params = pb.capture(task.net, example, algorithm=pb.BPTT())
         exactly = gradient(task, pb.vmap(exact, options.samples), params)
-        for rule, algorithm in ALGORITHMS.items():
-            learner, _ = pb.capture(task.net, example, algorithm=algorithm)
+        for rule in options.algorithms:
+            learner, _ = pb.capture(task.net, example, algorithm=ALGORITHMS[rule])
             for strategy, batch in STRATEGIES.items():
                 batched = batch(learner, options.samples)
                 first, last = train(task, batched, params, options.updates)

@@ -11,13 +11,13 @@ from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import pure_batching as pb
-from pure_batching._algorithms._parameter_trace import divided
 from pure_batching.testing import Case, Data, Request
 from pure_batching.testing._alive import assert_gradients_alive, assert_moving
 from pure_batching.testing._compare import first_difference
 from pure_batching.testing._native_run import native_round_trip
 from pure_batching.testing._stepped import stepped
 from pure_batching.testing.strategies import partitions
+from tests.trees import plain
 
 from .subjects import GATED, RECURRENT_SPIKES, Entry, grouped, subject
 
@@ -153,13 +153,6 @@ class Machine(RuleBasedStateMachine):
     def same(got: Any, want: Any) -> None:
         difference = first_difference(got, want, lambda _: "gradient")
         assert difference is None, difference
-
-
-def plain(carry: pb.Carry) -> pb.Carry:
-    """A carry whose traces are divided by what they wait to be divided by; BrainScale divides at once."""
-    if not getattr(carry.trace, "scales", None):
-        return carry
-    return carry._replace(trace=carry.trace._replace(weights=divided(carry.trace), scales={}))
 
 
 def bits(number: int, shape: tuple[int, int]) -> np.ndarray:

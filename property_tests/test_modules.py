@@ -31,4 +31,5 @@ def test_every_strategy_gives_the_same(net: Net, algorithm: pb.Algorithm, sample
             spikes=net.spikes,
         )
     event(", ".join(report.held))
+    assert not report.unshown, net
     assert {"init", "equality", "reduction", "round_trip", "purity"} <= set(report.held)

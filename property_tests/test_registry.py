@@ -8,6 +8,7 @@ import pytest
 from pure_batching.testing import assert_interchangeable
 from tests.bench import RULES, SAMPLES, STEPS, STRATEGIES
 from tests.registry import EVERY, EXACT
+from tests.test_matrix import WITHOUT_LARGE_TRACES
 
 from .subjects import IS_NIGHT
 
@@ -35,5 +36,6 @@ def test_is_interchangeable(name: str, rule: str) -> None:
             is_exact=name in EXACT,
             spikes=model.spikes,
         )
+    assert bool(report.unshown) == ((name, rule) in WITHOUT_LARGE_TRACES)
     assert set(report.refused) == {"loop", "vmap", "manual"} - set(model.strategies)
     assert {"init", "locality", "equality", "swap", "algebra", "reduction", "time", "purity"} <= set(report.held)

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from .._tree import Tree
 from ._case import Data, Result
 from ._compare import numbers
 
@@ -16,6 +17,11 @@ def joined(first: Result, rest: Result) -> Result:
     """Two parts of a sequence as one."""
     outputs, losses = jax.tree.map(lambda a, b: np.concatenate([a, b]), first[:2], rest[:2])
     return Result(outputs, losses, jax.tree.map(np.add, first.gradients, rest.gradients), rest.carry)
+
+
+def side_by_side(parts: Any, axis: int) -> Tree:
+    """Trees of the same structure, leaf by leaf along a new axis."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves, axis), *parts)
 
 
 def of_samples(result: Result, rows: np.ndarray) -> Result:

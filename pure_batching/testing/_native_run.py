@@ -23,6 +23,7 @@ from .._native import from_native, to_native
 from .._program import Loss
 from .._states import write_states
 from .._tree import Tree
+from ._altered import side_by_side
 from ._case import Case, Data, Result, Subject
 
 Make = Callable[..., Any]
@@ -143,7 +144,7 @@ def one_by_one(
         parts.append(runs.run(jax.tree.map(lambda x, i=i: x[:, i], data)))
         ends.append(read())
     gradients, losses, outputs = zip(*parts, strict=True)
-    return Samples(_side_by_side(gradients, 0), jnp.stack(losses, 1), _side_by_side(outputs, 1), ends)
+    return Samples(side_by_side(gradients, 0), jnp.stack(losses, 1), side_by_side(outputs, 1), ends)
 
 
 def refusal(run: Callable[[], Any]) -> str | None:
@@ -179,7 +180,3 @@ def compiled(subject: Subject) -> Native:
     """BrainScale's own algorithm on the subject's module, compiled once; every state is written before it runs."""
     make: Any = counterpart(subject.algorithm)
     return native(subject, make)
-
-
-def _side_by_side(parts: Any, axis: int) -> Tree:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves, axis), *parts)

@@ -10,7 +10,7 @@ import numpy as np
 from .._batch import stack, unstack
 from .._execution import Carry, apart
 from .._program import Params
-from .._tree import Tree
+from ._altered import side_by_side
 from ._case import Case, Data, Result, Subject
 
 
@@ -32,7 +32,7 @@ def stepped(case: Case, carry: Carry, data: Data, flags: Mapping[str, Any]) -> R
     ]
     outputs, losses, gradients, carries = zip(*samples, strict=True)
     carries = [apart(carry) for carry in carries] if flags else list(carries)
-    return Result(_side_by_side(outputs, 1), np.stack(losses, 1), _side_by_side(gradients, 0), stack(carries))
+    return Result(side_by_side(outputs, 1), np.stack(losses, 1), side_by_side(gradients, 0), stack(carries))
 
 
 def one_sample(case: Case, i: int, carry: Carry, data: Data, flags: Flags) -> Result:
@@ -46,7 +46,7 @@ def one_sample(case: Case, i: int, carry: Carry, data: Data, flags: Flags) -> Re
             carry, total = after, jax.tree.map(np.add, total, gradient)
         losses.append(loss if counts else np.zeros_like(loss))
         outputs.append(output if counts else jax.tree.map(np.zeros_like, output))
-    return Result(_side_by_side(outputs, 0), np.stack(losses), total, carry)
+    return Result(side_by_side(outputs, 0), np.stack(losses), total, carry)
 
 
 def every_step(steps: int) -> Flags:
@@ -74,7 +74,3 @@ def flags_of(flags: Mapping[str, Any], i: int, steps: int) -> Flags:
     """The mask and the resets of one sample, `[T]`."""
     said = {name: np.asarray(value)[:, i] for name, value in flags.items() if value is not None}
     return every_step(steps)._replace(**said)
-
-
-def _side_by_side(parts: Any, axis: int) -> Tree:
-    return jax.tree.map(lambda *leaves: np.stack(leaves, axis), *parts)

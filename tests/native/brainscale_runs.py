@@ -121,14 +121,3 @@ def parameter_traces(algorithm: Any) -> dict[str, dict[str, jax.Array]]:
         }
         traces[f"{'.'.join(map(str, relation.path))} -> {', '.join(sorted(names))}"] = leaves
     return traces
-
-
-def divided(trace: Any) -> Any:
-    """D_RTRL's trace with the division done that waits in its scales, for one sample or a batch."""
-
-    def one(eps: jax.Array, scale: jax.Array) -> jax.Array:
-        return eps / scale.reshape(scale.shape + (1,) * (eps.ndim - scale.ndim))
-
-    return trace._replace(
-        weights=jax.tree.map(one, trace.weights, trace.scales), scales=jax.tree.map(jnp.ones_like, trace.scales)
-    )

@@ -3,13 +3,14 @@
 import pytest
 
 import pure_batching as pb
+from pure_batching._algorithms._parameter_trace import divided
 from pure_batching.testing import tolerance
 
 from ..alive import assert_alive
 from ..bench import RUNS, Bench, Request, bench
 from ..trees import Tree, assert_close, distance, joined, named
 from ..upstream import COMPARED, of_models
-from .brainscale_runs import by_input_output, by_parameter, divided, es_d_rtrl, one_sample
+from .brainscale_runs import by_input_output, by_parameter, es_d_rtrl, one_sample
 
 ES, D = (of_models(COMPARED[algorithm]) for algorithm in ("ES_D_RTRL", "D_RTRL"))
 ES_RUNS = [(name, strategy) for name, strategy in RUNS if name in ES]
@@ -59,7 +60,7 @@ class TestParameterTraces:
     def test_traces(self, name: str, strategy: str, seed: int) -> None:
         made = bench(name, seed, pb.D_RTRL())
         trace = made.result(Request(strategy)).aux.carry.trace
-        got = {link: list(leaves.values()) for link, leaves in divided(trace).weights.items()}
+        got = {link: list(leaves.values()) for link, leaves in divided(trace).items()}
         ends = [traces for _, traces in by_parameter(made).ends]
         want = joined([{link: list(leaves.values()) for link, leaves in traces.items()} for traces in ends])
         assert_close(got, want, "native")

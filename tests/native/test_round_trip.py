@@ -11,8 +11,8 @@ import pure_batching as pb
 
 from ..alive import assert_gradients_alive, assert_moving, assert_traces_alive
 from ..bench import SAMPLES, STEPS, Bench, Data, Request, bench
-from ..trees import assert_close, assert_identical, assert_not_identical, largest, slice_time
-from .brainscale_runs import Native, d_rtrl, divided, es_d_rtrl, manual, mapped, one_sample
+from ..trees import assert_close, assert_identical, assert_not_identical, largest, plain, slice_time
+from .brainscale_runs import Native, d_rtrl, es_d_rtrl, manual, mapped, one_sample
 
 MODES = {None: one_sample, "manual": manual, "vmap": mapped}
 RULES = {"ES_D_RTRL": (pb.ES_D_RTRL(0.9), es_d_rtrl), "D_RTRL": (pb.D_RTRL(), d_rtrl)}
@@ -111,11 +111,6 @@ def assert_native_traces_alive(trace: Any) -> None:
         assert largest(trace.weights) == 1
     else:
         assert_traces_alive(trace)
-
-
-def plain(carry: pb.Carry) -> pb.Carry:
-    """A carry whose traces are divided by what they wait to be divided by; BrainScale divides at once."""
-    return carry._replace(trace=divided(carry.trace)) if hasattr(carry.trace, "scales") else carry
 
 
 class TestSwap:
