@@ -10,8 +10,8 @@ _TABLE: Mapping[str, Mapping[str, float]] = {
     "forward": {"float64": 1e-12, "float32": 2e-6, "complex64": 2e-6, "complex128": 1e-12},
     # the same for eligibility traces, which are longer products
     "trace": {"float64": 1e-12, "float32": 2e-6, "complex64": 2e-6, "complex128": 1e-12},
-    # and for gradients, which are sums over time
-    "gradient": {"float64": 1e-12, "float32": 2e-6, "complex64": 2e-6, "complex128": 1e-12},
+    # and for gradients, which are sums over time, some of terms that nearly cancel
+    "gradient": {"float64": 1e-12, "float32": 1e-5, "complex64": 1e-5, "complex128": 1e-12},
     # brainscale's own run
     "native": {"float64": 1e-10, "float32": 1e-5},
     # the exact gradient, by another way through the model
