@@ -1,0 +1,9 @@
+"""Every wrong call, and what its error says."""
+
+from .captures import CAPTURE
+from .data import DATA
+from .options import OPTIONS
+from .steps import STEP
+from .strategies import STRATEGY
+
+REFUSALS = (*DATA, *STEP, *CAPTURE, *STRATEGY, *OPTIONS)
