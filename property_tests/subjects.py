@@ -69,6 +69,9 @@ _AT_NIGHT = (
 IS_NIGHT = settings().max_examples > 10
 ENTRIES = (*_BY_DAY, *_AT_NIGHT) if IS_NIGHT else _BY_DAY
 
+# Modules in which no two algorithms have the same gradient.
+UNLIKE = (GATED, RECURRENT_SPIKES, DEEP, ADAPTIVE, SHARED) if IS_NIGHT else (GATED, RECURRENT_SPIKES)
+
 
 def grouped(entry: Entry) -> Any:
     """An entry as a parameter of a test; the tests of one share what it compiled."""

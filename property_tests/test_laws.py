@@ -1,15 +1,18 @@
 """Every law, of every entry, for values drawn freely."""
 
+import itertools
+
 import brainstate
 import pytest
 from hypothesis import given, settings, strategies as st
 
 import pure_batching as pb
-from pure_batching.testing import Case, assert_alive, laws
+from pure_batching.testing import Case, Data, assert_alive, assert_differ, laws
 from pure_batching.testing._native_run import brainscale_runs_here, counterpart
-from pure_batching.testing.strategies import SIZE, cases
+from pure_batching.testing.modules import Net
+from pure_batching.testing.strategies import SIZE, cases, sequences
 
-from .subjects import CONVOLVED, ENTRIES, SAMPLES, SHARED, STEPS, Entry, grouped, subject
+from .subjects import CONVOLVED, ENTRIES, SAMPLES, SHARED, STEPS, UNLIKE, Entry, grouped, subject
 
 # The smallest batches and sequences, and as many samples as there are features: steps, samples.
 EDGES = ((1, 1), (1, 2), (4, 1), (4, SIZE))
@@ -43,6 +46,27 @@ class TestLaws:
                 laws.ALL[law](case)
 
         holds()
+
+
+# Each changes what the one before it gives: the trace, its normalisation, what reaches other elements.
+DIFFERENT = (pb.ES_D_RTRL(0.9), pb.D_RTRL(), pb.D_RTRL(rule="published"), pb.BPTT())
+
+
+@pytest.mark.parametrize(
+    "net", [pytest.param(net, marks=pytest.mark.xdist_group(f"algorithms of {net}"), id=str(net)) for net in UNLIKE]
+)
+def test_algorithms_differ(net: Net) -> None:
+    """What all laws are held against is not one and the same gradient."""
+    with brainstate.environ.context(precision=64):
+        subjects = [subject(Entry(net, algorithm)) for algorithm in DIFFERENT]
+
+        @given(sequences(net, STEPS, SAMPLES))
+        def differ(data: Data) -> None:
+            found = [Case(made, made.params, data).result("vmap").gradients for made in subjects]
+            for (one, first), (other, second) in itertools.pairwise(zip(DIFFERENT, found, strict=True)):
+                assert_differ(first, second, f"the gradients of {one} and {other}")
+
+        differ()
 
 
 @pytest.mark.skipif(not brainscale_runs_here(), reason="brainscale cannot differentiate with this version of jax")
