@@ -64,6 +64,14 @@ class TestInterchangeable:
         assert report.unshown == ()
         assert str(report).startswith(f"{len(report.held)} laws hold: init, locality, equality")
 
+    def test_a_weight_in_front_is_not_exact(self) -> None:
+        """As in BrainScale, a weight whose way leads through another weight learns within a step only."""
+        normalized = dataclasses.replace(SMALL, is_normalized=True)
+        assert SMALL.is_exact
+        assert not normalized.is_exact
+        with pytest.raises(LawViolation, match=r"^exactness does not hold under loop: gradients\['norm\.weight'\]"):
+            check(normalized, pb.D_RTRL(rule="published"), is_exact=True, laws=("exactness",))
+
     def test_a_strategy_that_cannot_run_it(self) -> None:
         report = check_model("noisy", laws=("equality",))
         assert list(report.refused) == ["manual"]

@@ -141,10 +141,15 @@ class Net:
 
     @property
     def is_exact(self) -> bool:
-        """Whether the published D_RTRL equals BPTT: one layer without recurrent weights, a readout without memory."""
+        """Whether the published D_RTRL equals BPTT.
+
+        That takes one layer without recurrent weights, a readout without memory, and no weight in front: one whose way
+        to the hidden states leads through another weight, as a normalisation's does, learns within a step only.
+        """
         first, *rest = self.layers
         is_alone = isinstance(first, Leaky) or (isinstance(first, Spiking) and not first.is_recurrent)
-        return is_alone and all(isinstance(one, Readout) and one.kind != "leaky" for one in rest) and not self.is_shared
+        is_read = all(isinstance(one, Readout) and one.kind != "leaky" for one in rest)
+        return is_alone and is_read and not self.is_shared and not self.is_normalized
 
     def data(self, seed: int, steps: int, samples: int, scale: float = 1.5) -> Data:
         """Inputs in (0, scale) and targets around 1, `[T, B, ...]`, in the precision in force.
