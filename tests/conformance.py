@@ -35,7 +35,7 @@ strategies by 1e-12.
 A cell stands for the strategies loop, vmap and manual, which give one set of numbers; where manual refuses a model,
 the cell says so. `python -m pytest --all-rules` compares the strategies in every cell; the default suite does so for
 ES_D_RTRL's own rule and, at every second layer, for one of the others in turn. In the parity environment,
-`python -m pytest tests/native -m native` compares every cell that names brainscale's numbers or faults.
+`python -m pytest tests/native -m native --all-rules` compares every cell that names brainscale's numbers or faults.
 """
 
 

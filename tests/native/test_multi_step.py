@@ -30,13 +30,13 @@ from .brainscale_runs import (
     one_sample,
 )
 
-# Every model and layer in one window, some in others.
+# Every model and layer in one window, with both rules or with one in turn; some in other windows.
 WINDOWS = (1, 2, 3)
 SOME = ("MinimalRNNCell", "tutorial", "readouts", "LRUCell")
-RUNS = [
-    *((rule, name, WINDOW) for rule, names in COMPARED.items() for name in names),
-    *((rule, name, window) for rule in COMPARED for name in SOME for window in WINDOWS if window != WINDOW),
-]
+OTHER_WINDOWS = [(rule, name, window) for rule in COMPARED for name in SOME for window in WINDOWS if window != WINDOW]
+ALL = [(rule, name, WINDOW) for rule, names in COMPARED.items() for name in names]
+BOTH = set(COMPARED["ES_D_RTRL"]) & set(COMPARED["D_RTRL"])
+IN_TURN = [(r, n, w) for r, n, w in ALL if n not in BOTH or (r == "D_RTRL") == (sorted(BOTH).index(n) % 2 == 0)]
 
 RULES = {"ES_D_RTRL": (pb.ES_D_RTRL(0.9, vjp="multi-step"), es_d_rtrl), "D_RTRL": (pb.D_RTRL(vjp="multi-step"), d_rtrl)}
 
@@ -51,7 +51,12 @@ def windowed(made: Bench, make: Make) -> Native:
     return dataclasses.replace(native, call=call, is_batched=True)
 
 
-@pytest.mark.parametrize(("rule", "name", "window"), RUNS)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "window" in metafunc.fixturenames:
+        runs = ALL if metafunc.config.getoption("--all-rules") else IN_TURN
+        metafunc.parametrize(("rule", "name", "window"), [*runs, *OTHER_WINDOWS])
+
+
 def test_equals_brainscale(rule: str, name: str, window: int, seed: int) -> None:
     algorithm, make = RULES[rule]
     made = captured(name, seed, algorithm)
