@@ -7,10 +7,12 @@ before has the same step and the same gradient.
 from typing import Any
 
 import brainscale
+import brainstate
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from brainstate.nn import Module
 
 import pure_batching as pb
 from pure_batching._errors import CaptureError
@@ -18,8 +20,8 @@ from pure_batching._errors import CaptureError
 from .alive import assert_gradients_alive
 from .bench import ONLINE_RULES, RULES, STEPS, STRATEGIES, Bench, Request, bench_of
 from .feed_forward import Weighted
-from .models import N_IN, N_REC, Model
-from .modules import Leaky, kaiming
+from .models import N_IN, N_REC, Model, floats
+from .modules import Leaky, kaiming, state_of
 from .trees import assert_close
 
 
@@ -90,3 +92,40 @@ def test_another_shape_is_refused(seed: int) -> None:
     text = r"layer\.weight, Transposed\.xy_to_dw: got arrays of the shapes \[\(7, 12\)\], expected the weight's own, "
     with pytest.raises(CaptureError, match=text):
         bench_of(model(Transposed), seed)
+
+
+class StraightGain(brainscale.ElemWiseOp):
+    """`rounded(w)` with the gradient of `w`."""
+
+    def __init__(self) -> None:
+        super().__init__(rounded)
+
+    def xy_to_dw(self, input_dim_arr: Any, hidden_dim_arr: Any, weights: Any) -> Any:
+        assert input_dim_arr is None
+        return hidden_dim_arr
+
+
+class Gained(Module):
+    """`h = 0.7 h + gain x`."""
+
+    def __init__(self, op: Any) -> None:
+        super().__init__()
+        self.gain = brainscale.ElemWiseParam(rounded(1.0 + brainstate.random.rand(N_REC)), op=op)
+
+    def init_state(self, batch_size: int | None = None, **_: Any) -> None:
+        self.h = brainstate.HiddenState(state_of((N_REC,), batch_size))
+
+    def update(self, x: jax.Array) -> jax.Array:
+        self.h.value = 0.7 * self.h.value + self.gain.execute() * x
+        return self.h.value
+
+
+@pytest.mark.parametrize("rule", ["ES_D_RTRL", "D_RTRL"])
+def test_of_an_element_wise_weight(rule: str, seed: int) -> None:
+    own, plain = (
+        bench_of(Model("gain", lambda op=op: Gained(op), draws=(floats(N_REC),)), seed, RULES[rule])
+        for op in (StraightGain(), lambda w: w)
+    )
+    got, want = own.result(Request()), plain.result(Request())
+    assert_close(got.gradients, want.gradients)
+    assert_gradients_alive(got.gradients)
