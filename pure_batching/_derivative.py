@@ -12,6 +12,7 @@ from ._assembly import Compiled, FoundRelation
 from ._blueprint import states_of
 from ._errors import CaptureError
 from ._jaxpr import spec_of_var
+from ._reasons import first_lines
 from ._tree import Tree
 
 # What BrainScale's own operations have: the derivative of `xw_to_y`, which needs no function of its own.
@@ -22,7 +23,7 @@ def with_own_derivatives(compiled: Compiled, module: brainstate.nn.Module) -> Co
     """The same step, with the derivative of each operation whose class overrides `xy_to_dw`.
 
     Raises:
-      CaptureError: `xy_to_dw` returns other arrays than those of the weight.
+      CaptureError: `xy_to_dw` fails for one sample, or returns other arrays than those of the weight.
     """
     weights: dict[str, Any] = dict(states_of(module))
     return compiled._replace(
@@ -41,18 +42,24 @@ def _derived(found: FoundRelation, weight: brainscale.ETraceParam) -> FoundRelat
 def _traced(
     op: brainscale.ETraceOp, path: str, x: jax.ShapeDtypeStruct | None, y: jax.ShapeDtypeStruct, weight: Tree
 ) -> ClosedJaxpr:
-    wanted = [leaf.shape for leaf in jax.tree.leaves(weight)]
+    where, wanted = f"{path}, {type(op).__name__}.xy_to_dw", [leaf.shape for leaf in jax.tree.leaves(weight)]
+
+    def refused(got: str, expected: str) -> CaptureError:
+        repair = "Return the gradient of one sample's weight from its x and dy, in the weight's structure."
+        return CaptureError(where, got=got, expected=expected, repair=repair)
+
+    def asked(x: Any, dy: jax.Array, weight: Tree) -> list[Any]:
+        try:
+            return jax.tree.leaves(op.xy_to_dw(x, dy, weight))
+        except Exception as error:
+            given = f"dy {dy.shape}" if x is None else f"x {x.shape} and dy {dy.shape}"
+            raise refused(f"{type(error).__name__}: {first_lines(error)}", f"a function of {given}") from error
 
     def derivative(x: Any, dy: jax.Array, weight: Tree) -> list[jax.Array]:
-        arrays = jax.tree.leaves(op.xy_to_dw(x, dy, weight))
+        arrays = asked(x, dy, weight)
         found = [jnp.shape(array) for array in arrays]
         if found != wanted:
-            raise CaptureError(
-                f"{path}, {type(op).__name__}.xy_to_dw",
-                got=f"arrays of the shapes {found}",
-                expected=f"the weight's own, {wanted}",
-                repair="Return the gradient of one sample's weight from its x and dy, in the weight's structure.",
-            )
+            raise refused(f"arrays of the shapes {found}", f"the weight's own, {wanted}")
         leaves = zip(arrays, jax.tree.leaves(weight), strict=True)
         return [jnp.asarray(array, leaf.dtype) for array, leaf in leaves]
 

@@ -47,6 +47,13 @@ class Transposed(Straight):
         return {"weight": hidden_dim_arr[:, None] * input_dim_arr}
 
 
+class Batched(Straight):
+    """The same, for a batch only."""
+
+    def xy_to_dw(self, input_dim_arr: Any, hidden_dim_arr: Any, weights: Any) -> Any:
+        return {"weight": jnp.einsum("bi,bj->ij", input_dim_arr, hidden_dim_arr)}
+
+
 def model(op: type[brainscale.ETraceOp], *, is_rounded: bool = False) -> Model:
     """Recurrent leaky states behind a weight with the operation."""
 
@@ -87,6 +94,12 @@ def test_norms(rule: str, seed: int) -> None:
     each = made.result(Request("vmap", window=None)).gradients
     norms, _ = pb.sample_norms(made.batched("vmap"), made.model.loss)(made.params, None, *made.data(STEPS, 3))
     assert_close(norms**2, sum((leaf**2).reshape(3, -1).sum(1) for leaf in jax.tree.leaves(each)))
+
+
+def test_one_sample_is_asked_for(seed: int) -> None:
+    text = r"layer\.weight, Batched\.xy_to_dw: got ValueError: .*, expected a function of x \(12,\) and dy \(7,\)\. "
+    with pytest.raises(CaptureError, match=text):
+        bench_of(model(Batched), seed)
 
 
 def test_another_shape_is_refused(seed: int) -> None:
