@@ -133,17 +133,23 @@ def to_brainscale(entry: Entry) -> Call:
 
 
 def from_brainscale(entry: Entry) -> Call:
-    """A BrainScale algorithm that is read, whose hidden states are wrong."""
+    """A BrainScale algorithm that is read, whose hidden states are wrong; they are right again afterwards."""
     made, native = subject(entry), compiled(subject(entry))
     states = {path: state for path, state in states_of(native.net).items() if isinstance(state, HiddenState)}
+    right = {path: state.value for path, state in states.items()}
+
+    def write(values: Arguments) -> None:
+        for path, state in states.items():
+            object.__setattr__(state, "_value", values[path])  # a state does not take what does not fit
 
     def run(given_: Arguments) -> Any:
-        for path, state in states.items():
-            object.__setattr__(state, "_value", given_["states"][path])
-        return pb.from_native(made.learner, native.algorithm)
+        write(given_["states"])
+        try:
+            return pb.from_native(made.learner, native.algorithm)
+        finally:
+            write(right)
 
-    right = {"states": {path: state.value for path, state in states.items()}}
-    return Call(run, right, {"states": set(DAMAGES)})
+    return Call(run, {"states": right}, {"states": set(DAMAGES)}, lambda: {p: s.value for p, s in states.items()})
 
 
 def of_algebra(entry: Entry) -> dict[str, Call]:
