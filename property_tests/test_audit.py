@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings, strategies as st
 
 import pure_batching as pb
-from pure_batching._probe import moved_leaves
+from pure_batching._independence.probe import moved_leaves
 from pure_batching.testing.modules import SETTINGS, Net
 from pure_batching.testing.strategies import algorithms, modules
 

@@ -12,7 +12,7 @@ from brainstate import HiddenState
 from hypothesis import given, note, settings, strategies as st
 
 import pure_batching as pb
-from pure_batching._blueprint import states_of
+from pure_batching._sources.blueprint import states_of
 from pure_batching.testing._native_run import compiled, counterpart
 
 from .subjects import COMPLEX, CONVOLVED, GATED, RECURRENT_SPIKES, SAMPLES, STEPS, Entry, subject

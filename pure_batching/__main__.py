@@ -3,8 +3,8 @@
 import sys
 from collections.abc import Sequence
 
-from ._errors import PureBatchingError
 from ._tutorial.options import check_extras, parse_options
+from .errors import PureBatchingError
 
 USAGE_ERROR = 2
 

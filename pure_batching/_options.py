@@ -5,7 +5,7 @@ from typing import TypeGuard
 
 import numpy as np
 
-from ._errors import OptionError, PureBatchingError
+from .errors import OptionError, PureBatchingError
 
 
 def check_choice(

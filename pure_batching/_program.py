@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ._jaxpr import Slice
+from ._reader.pieces import Slice
 from ._tree import Tree, strong
 
 Params = dict[str, Tree]

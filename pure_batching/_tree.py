@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._errors import BatchSizeError, DtypeError, ShapeError, StructureError, UnitError, count, listed
+from ._wording import count, listed
+from .errors import BatchSizeError, DtypeError, ShapeError, StructureError, UnitError
 
 Tree = Any
 Axes = Sequence[tuple[str, int | None]]  # a size of None is not known, and fits no leaf

@@ -21,7 +21,7 @@ from brainstate.nn import Module
 from braintools.surrogate import Arctan
 
 import pure_batching as pb
-from pure_batching._errors import CaptureError
+from pure_batching.errors import CaptureError
 
 from .models import N_IN, N_OUT, N_REC, Draw, Model, floats
 from .modules import DeltaProj, Leaky, kaiming, zeros

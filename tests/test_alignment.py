@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pure_batching._alignment import Axes, aligned_axes
+from pure_batching._reader.alignment import Axes, aligned_axes
 
 Array = jax.Array
 Shape = tuple[int, ...]

@@ -19,10 +19,10 @@ from brainstate.nn import Module
 from jax import lax
 
 import pure_batching as pb
-from pure_batching._coupling.values import Along
-from pure_batching._coupling.verdicts import Verdict, verdicts
-from pure_batching._errors import BatchSizeError, SampleCouplingError, StructureError
-from pure_batching._probe import moved_leaves
+from pure_batching._independence.probe import moved_leaves
+from pure_batching._independence.values import Along
+from pure_batching._independence.verdicts import Verdict, verdicts
+from pure_batching.errors import BatchSizeError, SampleCouplingError, StructureError
 
 from . import modules
 from .bench import ONLINE_RULES, RUNS, SAMPLES, WEIGHTS, Request, bench

@@ -12,7 +12,7 @@ from brainstate.nn import Module
 
 import pure_batching as pb
 from pure_batching import testing
-from pure_batching._errors import CaptureError, OptionError, SampleCouplingError, StrategyError
+from pure_batching.errors import CaptureError, OptionError, SampleCouplingError, StrategyError
 
 from .alive import assert_gradients_alive
 from .models import MODELS, N_REC

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import pure_batching as pb
-from pure_batching._errors import BatchSizeError, OptionError, StructureError
+from pure_batching.errors import BatchSizeError, OptionError, StructureError
 
 from .bench import REPRESENTATIVES, SAMPLES, Bench, Request, bench
 from .trees import assert_close, assert_identical, assert_not_identical, sample

@@ -18,7 +18,7 @@ import pytest
 from brainscale.nn import Linear
 
 import pure_batching as pb
-from pure_batching._errors import CaptureError
+from pure_batching.errors import CaptureError
 
 from .alive import assert_alive, assert_moving
 from .bench import SAMPLES, STEPS, STRATEGIES, WINDOW, Request, bench

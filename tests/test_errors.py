@@ -12,8 +12,8 @@ import pytest
 from brainstate.nn import Module
 
 import pure_batching as pb
-from pure_batching import _errors
-from pure_batching._errors import CaptureError, DtypeError, OptionError, PureBatchingError, StrategyError
+from pure_batching import errors as _errors
+from pure_batching.errors import CaptureError, DtypeError, OptionError, PureBatchingError, StrategyError
 
 from . import modules
 from .bench import SAMPLES, STEPS, bench
@@ -123,7 +123,7 @@ class TestNothingIsHalfChanged:
     @pytest.mark.parametrize("refusal", [one for one in DATA if one.error is not OptionError], ids=lambda one: one.name)
     def test_no_loss_was_asked_for(self, refusal: Refusal, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
         """The data is checked before anything is traced."""
-        monkeypatch.setattr("pure_batching._sequence.run_sequence", unreachable)
+        monkeypatch.setattr("pure_batching._learning.sequence.run_sequence", unreachable)
         with pytest.raises(refusal.error):
             refusal.provoke(seed)
 

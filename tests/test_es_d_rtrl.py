@@ -10,7 +10,7 @@ import pytest
 from brainscale.nn import Linear
 
 import pure_batching as pb
-from pure_batching._errors import AlgorithmError
+from pure_batching.errors import AlgorithmError
 
 from .alive import assert_gradients_alive, assert_traces_alive
 from .bench import SAMPLES, STEPS, Request, bench

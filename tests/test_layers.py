@@ -3,7 +3,7 @@
 import pytest
 
 import pure_batching as pb
-from pure_batching._errors import StrategyError
+from pure_batching.errors import StrategyError
 
 from .alive import assert_alive
 from .bench import SAMPLES, Request

@@ -15,7 +15,7 @@ from brainstate.nn import Module
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, jaxpr_as_fun
 
 import pure_batching as pb
-from pure_batching._mappable import written_out_equation
+from pure_batching._reader.written_out import written_out_equation
 
 from .alive import assert_gradients_alive, assert_traces_alive
 from .bench import ONLINE_RULES, RULES, SAMPLES, STEPS, STRATEGIES, WINDOW, Request, bench

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import pure_batching as pb
-from pure_batching._errors import BatchSizeError, DtypeError, ShapeError
+from pure_batching.errors import BatchSizeError, DtypeError, ShapeError
 
 from .alive import assert_gradients_alive, assert_moving
 from .bench import ONLINE_RULES, RULES, SAMPLES, STEPS, STRATEGIES, WINDOW, Bench, Data, Request, Result, bench

@@ -12,7 +12,14 @@ import jax.numpy as jnp
 import pytest
 
 import pure_batching as pb
-from pure_batching._errors import CarryError, DtypeError, NativeError, ShapeError, StructureError, UnitError
+from pure_batching.errors import (
+    CarryError,
+    DtypeError,
+    NativeError,
+    ShapeError,
+    StructureError,
+    UnitError,
+)
 
 from .bench import SAMPLES, bench
 from .models import MODELS, N_REC

@@ -11,9 +11,9 @@ import pytest
 from brainscale.nn import Linear
 
 import pure_batching as pb
-from pure_batching import _norms
 from pure_batching._algorithms.base import Factors
-from pure_batching._errors import OptionError, StrategyError
+from pure_batching._learning import norms as _norms
+from pure_batching.errors import OptionError, StrategyError
 
 from .alive import assert_gradients_alive
 from .bench import RULES, SAMPLES, STEPS, STRATEGIES, Bench, Request, bench

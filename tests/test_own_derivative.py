@@ -15,7 +15,7 @@ import pytest
 from brainstate.nn import Module
 
 import pure_batching as pb
-from pure_batching._errors import CaptureError
+from pure_batching.errors import CaptureError
 
 from .alive import assert_gradients_alive
 from .bench import ONLINE_RULES, RULES, STEPS, Bench, Request, bench_of

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import pure_batching as pb
-from pure_batching import _sequence
-from pure_batching._data import check_steps
+from pure_batching._learning import sequence as _sequence
+from pure_batching._learning.data import check_steps
 
 from .alive import assert_alive, assert_gradients_alive
 from .bench import ONLINE_RULES, SAMPLES, STEPS, STRATEGIES, WINDOW, Bench, Request, bench

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import pure_batching as pb
-from pure_batching._errors import RandomnessError, StrategyError
+from pure_batching.errors import RandomnessError, StrategyError
 
 from .alive import assert_alive, assert_gradients_alive
 from .bench import (

@@ -3,9 +3,9 @@
 import equinox as eqx
 import jax
 
-from .._errors import AlgorithmError
 from .._options import check_choice
 from .._program import Jacobians, Params, Program
+from ..errors import AlgorithmError
 from .base import Algorithm, Closed, Factors, Signal, StepTransform, identity
 
 

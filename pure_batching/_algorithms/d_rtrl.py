@@ -7,9 +7,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .._errors import AlgorithmError
 from .._options import check_choice
 from .._program import Jacobians, Link, Params, Program, Relation
+from ..errors import AlgorithmError
 from ._parameter_trace import (
     Leaves,
     ParameterTrace,

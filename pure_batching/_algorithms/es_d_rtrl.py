@@ -7,9 +7,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .._errors import AlgorithmError
 from .._options import check_choice, is_count
 from .._program import Jacobians, Params, Program
+from ..errors import AlgorithmError
 from .base import (
     RULES,
     VJPS,

@@ -1,8 +1,8 @@
 """What every strategy checks before it adds a batch of samples."""
 
-from .._errors import BatchSizeError, StrategyError
-from .._learner import Learner, check_learner
+from .._learning.learner import Learner, check_learner
 from .._options import is_count
+from ..errors import BatchSizeError, StrategyError
 
 
 def _short(value: object) -> str:

@@ -6,11 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._errors import StrategyError
-from .._execution import Each, Execution
-from .._learner import Learner
+from .._learning.execution import Each, Execution
+from .._learning.learner import Learner
 from .._program import Params, Perturbation, Program, States, Step
 from .._tree import Tree
+from ..errors import StrategyError
 from .base import check_unbatched
 
 

@@ -9,14 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._coupling.values import Along, Value
-from .._coupling.verdicts import Verdict, leaves_of, lost, verdicts
-from .._errors import RandomnessError, SampleCouplingError, StrategyError, listed
-from .._execution import Execution
-from .._learner import Learner
+from .._independence.values import Along, Value
+from .._independence.verdicts import Verdict, leaves_of, lost, verdicts
+from .._learning.execution import Execution
+from .._learning.learner import Learner
 from .._options import check_flag
 from .._program import Params, Perturbation, Program, States, Step
 from .._tree import Tree, moved, with_lead
+from .._wording import listed
+from ..errors import RandomnessError, SampleCouplingError, StrategyError
 from .base import check_unbatched
 from .vmap import each_by_vmap, execute_by_vmap, vmap
 

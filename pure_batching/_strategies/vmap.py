@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 
-from .._execution import Each, Execution
-from .._learner import Learner
+from .._learning.execution import Each, Execution
+from .._learning.learner import Learner
 from .._program import Program, States, Step
 from .base import check_unbatched
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pure_batching as pb
 
 from .._algorithms.base import RULES
-from .._errors import OptionError
+from ..errors import OptionError
 
 EXTRAS = ("brainpy", "matplotlib", "optax", "rich")
 

@@ -10,15 +10,15 @@ import jax
 import numpy as np
 
 from .._algorithms.base import Algorithm
-from .._errors import StrategyError
-from .._execution import Carry
-from .._learner import Learner, capture
+from .._learning.execution import Carry
+from .._learning.learner import Learner, capture
+from .._learning.sequence import sequence_grad
 from .._program import Loss, Params
-from .._sequence import sequence_grad
 from .._strategies.loop import loop
 from .._strategies.manual import manual
 from .._strategies.vmap import vmap
 from .._tree import Tree
+from ..errors import StrategyError
 
 NetFactory = Callable[[], Any]
 

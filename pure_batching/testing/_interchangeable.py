@@ -9,10 +9,10 @@ import numpy as np
 from brainstate.nn import Module
 
 from .._algorithms.base import Algorithm
-from .._errors import ShapeError, StructureError
 from .._options import check_choice, check_flag
 from .._program import Loss
 from .._tree import Tree, check_numbers, named_leaves
+from ..errors import ShapeError, StructureError
 from ._alive import DeadComparisonError, assert_alive, has_traces, largest
 from ._case import STRATEGIES, Case, Data, MakeRunner, NetFactory, Subject
 from ._margins import note_of

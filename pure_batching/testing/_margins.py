@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
-from .._coupling.sources import place
-from .._execution import Carry
-from .._learner import Learner
+from .._learning.execution import Carry
+from .._learning.learner import Learner
 from .._program import Params
+from .._reader.lines import place
 from .._tree import Tree
 from ._case import Case
 from ._law import LawViolation

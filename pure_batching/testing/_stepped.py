@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from .._batch import stack, unstack
-from .._execution import Carry, apart
+from .._carries import stack, unstack
+from .._learning.execution import Carry, apart
 from .._program import Params
 from ._altered import side_by_side
 from ._case import Case, Data, Result, Subject

@@ -17,8 +17,8 @@ import numpy as np
 
 from .._algorithms.bptt import BPTT
 from .._algorithms.d_rtrl import D_RTRL
-from .._batch import concat, gather, permute as permuted, scatter, split, stack, unstack
-from .._execution import apart
+from .._carries import concat, gather, permute as permuted, scatter, split, stack, unstack
+from .._learning.execution import apart
 from .._tree import Tree
 from ._altered import changed, joined, of_samples, poisoned, rows
 from ._case import Case, Data, Request, Result

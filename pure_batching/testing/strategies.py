@@ -14,8 +14,8 @@ from .._algorithms.bptt import BPTT
 from .._algorithms.d_rtrl import D_RTRL
 from .._algorithms.es_d_rtrl import ES_D_RTRL
 from .._algorithms.hybrid import Hybrid
-from .._execution import Carry
-from .._learner import Learner
+from .._learning.execution import Carry
+from .._learning.learner import Learner
 from .._program import Params
 from .._tree import Tree, with_lead
 from ._case import Case, Subject

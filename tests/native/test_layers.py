@@ -3,7 +3,7 @@
 import pytest
 
 import pure_batching as pb
-from pure_batching._errors import NativeError
+from pure_batching.errors import NativeError
 
 from ..alive import assert_alive, assert_gradients_alive
 from ..bench import STEPS, Request

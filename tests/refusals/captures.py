@@ -6,7 +6,7 @@ import brainunit as u
 import numpy as np
 
 import pure_batching as pb
-from pure_batching._errors import CaptureError, DtypeError, OptionError, StructureError
+from pure_batching.errors import CaptureError, DtypeError, OptionError, StructureError
 
 from .. import modules
 from ..models import N_IN, N_REC

@@ -4,7 +4,7 @@ import brainscale
 import brainunit as u
 import numpy as np
 
-from pure_batching._errors import BatchSizeError, DtypeError, ShapeError, StructureError, UnitError
+from pure_batching.errors import BatchSizeError, DtypeError, ShapeError, StructureError, UnitError
 
 from .provoke import FLAGS, Refusal, first, gradient, mantissas, without
 

@@ -4,7 +4,7 @@ import brainunit as u
 import numpy as np
 
 import pure_batching as pb
-from pure_batching._errors import (
+from pure_batching.errors import (
     AlgorithmError,
     DtypeError,
     LossError,

@@ -14,7 +14,7 @@ from brainstate import HiddenState, ShortTermState
 from brainstate.nn import Module
 
 import pure_batching as pb
-from pure_batching._errors import PureBatchingError
+from pure_batching.errors import PureBatchingError
 
 from ..bench import SAMPLES, STEPS, Request, bench
 from ..models import MODELS, N_IN, N_REC

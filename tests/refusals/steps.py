@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import pure_batching as pb
-from pure_batching._errors import (
+from pure_batching.errors import (
     BatchSizeError,
     CarryError,
     DtypeError,

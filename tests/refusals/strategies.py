@@ -1,7 +1,7 @@
 """Learners that a strategy refuses."""
 
 import pure_batching as pb
-from pure_batching._errors import BatchSizeError, RandomnessError, SampleCouplingError, StrategyError, StructureError
+from pure_batching.errors import BatchSizeError, RandomnessError, SampleCouplingError, StrategyError, StructureError
 
 from ..bench import SAMPLES, STRATEGIES, bench
 from ..models import squared

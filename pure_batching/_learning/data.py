@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._errors import OptionError, ShapeError, StructureError, count
-from ._execution import Carry
-from ._learner import Learner
-from ._native import unwrap_steps
-from ._program import Params
-from ._timed import Steps, Timed
-from ._tree import Axes, Tree, check_numbers, conform, like, named_leaves, spec_of
+from .._bridge import unwrap_steps
+from .._program import Params
+from .._tree import Axes, Tree, check_numbers, conform, like, named_leaves, spec_of
+from .._wording import count
+from ..errors import OptionError, ShapeError, StructureError
+from .execution import Carry
+from .learner import Learner
+from .timed import Steps, Timed
 
 # Stands for targets that were not given, which a forgotten carry looks like.
 ABSENT: Any = object()

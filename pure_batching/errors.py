@@ -4,22 +4,6 @@ Every text names the place (a leaf's path, an argument, a source line), what was
 repair. All of them are raised before anything runs and leave every argument as it was.
 """
 
-from collections.abc import Sequence
-
-# A text names this many things of a kind; the others it counts.
-NAMED = 5
-
-
-def count(number: int, one: str, many: str | None = None) -> str:
-    """A number of things, such as `1 leaf` or `2 leaves`."""
-    return f"{number} {one if number == 1 else many or one + 's'}"
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
-    more = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
-
 
 class PureBatchingError(ValueError):
     """The base of every error that this package raises on purpose."""

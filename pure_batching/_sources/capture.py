@@ -10,15 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._assembly import Assembly, Compiled, split_states
-from ._blueprint import Blueprint, states_of
-from ._checks import check_batched, check_dtypes, check_reach, check_unchanged
-from ._compilation import RANDOM, compile_module
-from ._derivative import with_own_derivatives
-from ._errors import CaptureError, PureBatchingError, StrategyError
-from ._program import Axis, Params, Program, States
-from ._reasons import cause_of, first_lines, repair_of
-from ._tree import Tree, spec_of, spec_text, strong, with_lead
+from .._program import Axis, Params, Program, States
+from .._reader.assembly import Assembly, Compiled, split_states
+from .._reader.checks import check_batched, check_dtypes, check_reach, check_unchanged
+from .._tree import Tree, spec_of, spec_text, strong, with_lead
+from ..errors import CaptureError, PureBatchingError, StrategyError
+from .blueprint import Blueprint, states_of
+from .compilation import RANDOM, compile_module
+from .own_derivative import with_own_derivatives
+from .reasons import cause_of, first_lines, repair_of
 
 Result = TypeVar("Result")
 

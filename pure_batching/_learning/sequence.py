@@ -11,16 +11,16 @@ import brainunit as u
 import jax
 import jax.numpy as jnp
 
-from ._algorithms.base import add_gradients
-from ._errors import LossError, OptionError
-from ._execution import Carry, Execution
-from ._function import SequenceFn
-from ._learner import Learner, check_learner
-from ._options import check_choice, check_flag, is_count
-from ._program import Loss, Params
-from ._timed import Steps, Timed
-from ._tree import Tree, nbytes, spec_text, with_lead
-from ._window import Task, run_window, step_trace
+from .._algorithms.base import add_gradients
+from .._options import check_choice, check_flag, is_count
+from .._program import Loss, Params
+from .._tree import Tree, nbytes, spec_text, with_lead
+from ..errors import LossError, OptionError
+from .execution import Carry, Execution
+from .learner import Learner, check_learner
+from .sequence_fn import SequenceFn
+from .timed import Steps, Timed
+from .window import Task, run_window, step_trace
 
 REDUCTIONS = ("mean", "sum", "none")
 

@@ -6,8 +6,8 @@ import brainstate
 import jax
 from jax.extend.core import Var
 
-from ._blueprint import Blueprint
-from ._errors import listed
+from .._wording import listed
+from .blueprint import Blueprint
 
 _CHANGE = "Change what the message names; settings such as dt go into capture(..., environ={...})."
 _LOST = (

@@ -3,11 +3,11 @@
 import jax
 import jax.numpy as jnp
 
-from ._assembly import Compiled, FoundGroup
-from ._errors import CaptureError, StrategyError
-from ._jaxpr import spec_of_var
-from ._program import Program
-from ._tree import named_leaves
+from .._program import Program
+from .._tree import named_leaves
+from ..errors import CaptureError, StrategyError
+from .assembly import Compiled, FoundGroup
+from .pieces import spec_of_var
 
 
 def check_unchanged(compiled: Compiled, module: str) -> None:

@@ -9,13 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._algorithms.base import Algorithm
-from ._capture import capture_program
-from ._errors import CarryError, DtypeError, OptionError, PureBatchingError, ShapeError, StructureError, count
-from ._execution import Carry, Execution
-from ._program import Params, Program
-from ._step import differentiable_step
-from ._tree import Tree, check_numbers, conform, is_key, spec_text
+from .._algorithms.base import Algorithm
+from .._program import Params, Program
+from .._sources.capture import capture_program
+from .._tree import Tree, check_numbers, conform, is_key, spec_text
+from .._wording import count
+from ..errors import (
+    CarryError,
+    DtypeError,
+    OptionError,
+    PureBatchingError,
+    ShapeError,
+    StructureError,
+)
+from .execution import Carry, Execution
+from .step import differentiable_step
 
 
 class Learner(eqx.Module):

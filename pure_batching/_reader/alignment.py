@@ -11,7 +11,7 @@ from typing import Any
 
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
-from ._jaxpr import spec_of_var
+from .pieces import spec_of_var
 
 # For each axis of a value, the axis of the weight that it is aligned with; None for an axis along which a weight
 # element spreads. A value that does not depend on the weight has no alignment at all.

@@ -11,9 +11,9 @@ import brainstate
 import jax
 from jax.extend.core import jaxpr_as_fun
 
-from ._errors import CaptureError, OptionError, PureBatchingError
-from ._program import Params
-from ._tree import Tree, like, path_name, spec_of
+from .._program import Params
+from .._tree import Tree, like, path_name, spec_of
+from ..errors import CaptureError, OptionError, PureBatchingError
 
 # What cannot be set inside a context, because it belongs to the process.
 _OF_THE_PROCESS = ("platform", "host_device_count")

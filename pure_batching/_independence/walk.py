@@ -8,9 +8,9 @@ import numpy as np
 from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
+from .._reader.lines import function_file, is_of_library, place
 from .operation import At, Mixing, Unclear
 from .rules import RULES
-from .sources import function_file, is_of_library, place
 from .values import Along, Lost, Own, Value, either, first_lost
 
 

@@ -7,10 +7,10 @@ import brainunit as u
 import jax
 import jax.numpy as jnp
 
-from ._algorithms.base import Algorithm, Trace
-from ._errors import ShapeError, StructureError
-from ._program import Params, Perturbation, Program, States, Step
-from ._tree import Tree, check_numbers, described, named_leaves, spec_text, with_lead
+from .._algorithms.base import Algorithm, Trace
+from .._program import Params, Perturbation, Program, States, Step
+from .._tree import Tree, check_numbers, described, named_leaves, spec_text, with_lead
+from ..errors import ShapeError, StructureError
 
 
 class Carry(NamedTuple):

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.extend.core import JaxprEqn
 
-from .._jaxpr import spec_of_var
+from .._reader.pieces import spec_of_var
 from .values import Along
 
 

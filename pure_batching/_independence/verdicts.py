@@ -7,10 +7,10 @@ from typing import Literal as OneOf
 import jax
 from jax.extend.core import JaxprEqn, Literal
 
+from .._reader.lines import place
 from .._tree import Tree, named_leaves
-from .follow import follow
-from .sources import place
 from .values import Along, Lost, Value
+from .walk import follow
 
 Kind = OneOf["independent", "coupled", "undecided"]
 

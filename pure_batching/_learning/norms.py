@@ -9,18 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from ._algorithms.base import Closed, Factors, contract
-from ._errors import OptionError, StrategyError
-from ._execution import Carry, Execution
-from ._function import SequenceFn
-from ._learner import Learner, check_learner
-from ._options import check_choice
-from ._program import Loss, Params, Relation
-from ._sequence import Aux, check_loss, sequence_grad
-from ._strategies.loop import each_in_turn
-from ._timed import Steps
-from ._tree import Tree, nbytes
-from ._window import Task, collect, run_window
+from .._algorithms.base import Closed, Factors, contract
+from .._options import check_choice
+from .._program import Loss, Params, Relation
+from .._strategies.loop import each_in_turn
+from .._tree import Tree, nbytes
+from ..errors import OptionError, StrategyError
+from .execution import Carry, Execution
+from .learner import Learner, check_learner
+from .sequence import Aux, check_loss, sequence_grad
+from .sequence_fn import SequenceFn
+from .timed import Steps
+from .window import Task, collect, run_window
 
 # As many samples' gradients are held at once as fit into this many bytes.
 TILE_BUDGET = 32 * 2**20

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
 
-from ._jaxpr import spec_of_var
+from .pieces import spec_of_var
 
 Test = Callable[[JaxprEqn], bool]
 

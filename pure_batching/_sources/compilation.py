@@ -14,11 +14,11 @@ import brainstate
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-from ._assembly import Compiled, FoundGroup, FoundRelation
-from ._blueprint import states_of
-from ._mappable import written_out, written_out_equation
-from ._readable import readable
-from ._tree import Tree, named_leaves, path_name, spec_of, zeros_of
+from .._reader.assembly import Compiled, FoundGroup, FoundRelation
+from .._reader.readable import readable
+from .._reader.written_out import written_out, written_out_equation
+from .._tree import Tree, named_leaves, path_name, spec_of, zeros_of
+from .blueprint import states_of
 
 RANDOM = "random"
 

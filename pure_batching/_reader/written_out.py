@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-from ._jaxpr import spec_of_var
+from .pieces import spec_of_var
 
 
 def written_out(jaxpr: Jaxpr) -> Jaxpr:

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ._tree import Tree
+from .._tree import Tree
 
 
 class Timed(eqx.Module):

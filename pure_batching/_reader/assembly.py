@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var, jaxpr_as_fun
 
-from ._alignment import aligned_axes, is_product
-from ._errors import CaptureError
-from ._jaxpr import Piece, cut_piece, order_of, reachable, spec_of_var, tainted_by
-from ._program import Group, Link, Relation, States, WeightInput, WeightLeaf
-from ._tree import Tree
+from .._program import Group, Link, Relation, States, WeightInput, WeightLeaf
+from .._tree import Tree
+from ..errors import CaptureError
+from .alignment import aligned_axes, is_product
+from .pieces import Piece, cut_piece, order_of, reachable, spec_of_var, tainted_by
 
 
 class FoundGroup(NamedTuple):

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._algorithms.base import Trace
-from ._coupling.verdicts import is_shared, leaves_of
-from ._execution import Execution
-from ._learner import Learner
-from ._program import Jacobians, Params, Perturbation, States
-from ._tree import Tree, is_key, spec_of, with_lead
-from ._window import step_trace
+from .._algorithms.base import Trace
+from .._learning.execution import Execution
+from .._learning.learner import Learner
+from .._learning.window import step_trace
+from .._program import Jacobians, Params, Perturbation, States
+from .._tree import Tree, is_key, spec_of, with_lead
+from .verdicts import is_shared, leaves_of
 
 # What the numbers are drawn from, one draw each: silence, activity, saturation.
 _SCALES = (0.1, 1.0, 10.0)

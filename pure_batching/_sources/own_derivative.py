@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr
 
-from ._assembly import Compiled, FoundRelation
-from ._blueprint import states_of
-from ._errors import CaptureError
-from ._jaxpr import spec_of_var
-from ._reasons import first_lines
-from ._tree import Tree
+from .._reader.assembly import Compiled, FoundRelation
+from .._reader.pieces import spec_of_var
+from .._tree import Tree
+from ..errors import CaptureError
+from .blueprint import states_of
+from .reasons import first_lines
 
 # What BrainScale's own operations have: the derivative of `xw_to_y`, which needs no function of its own.
 _INHERITED = (brainscale.ETraceOp.xy_to_dw, brainscale.ElemWiseOp.xy_to_dw)

@@ -5,16 +5,17 @@ import numbers
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ._algorithms.bptt import BPTT
-from ._coupling.verdicts import Verdict
-from ._errors import BatchSizeError, StructureError, count
-from ._execution import Execution
-from ._learner import Learner, capture
-from ._options import check_flag
-from ._probe import moved_leaves, traced_step
-from ._program import Params
-from ._strategies.manual import kept_once_by, leaf_verdicts, manual, precision_of
-from ._tree import Tree
+from .._algorithms.bptt import BPTT
+from .._learning.execution import Execution
+from .._learning.learner import Learner, capture
+from .._options import check_flag
+from .._program import Params
+from .._strategies.manual import kept_once_by, leaf_verdicts, manual, precision_of
+from .._tree import Tree
+from .._wording import count
+from ..errors import BatchSizeError, StructureError
+from .probe import moved_leaves, traced_step
+from .verdicts import Verdict
 
 _ORDER = ("coupled", "undecided", "independent")
 _REPAIRS = {

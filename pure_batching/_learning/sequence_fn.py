@@ -4,12 +4,12 @@ import abc
 import dataclasses
 from typing import Any, Generic, TypeVar
 
-from ._data import ABSENT, check_call
-from ._execution import Carry
-from ._learner import Learner
-from ._program import Loss, Params
-from ._timed import Steps
-from ._tree import Tree
+from .._program import Loss, Params
+from .._tree import Tree
+from .data import ABSENT, check_call
+from .execution import Carry
+from .learner import Learner
+from .timed import Steps
 
 Found = TypeVar("Found")
 

@@ -8,11 +8,11 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from ._algorithms.base import Closed, Factors, Signal, Trace, add_gradients, contract
-from ._execution import Carry, Execution
-from ._program import Jacobians, Loss, Params, Perturbation, States, Step
-from ._timed import Moment, Steps, select
-from ._tree import Tree
+from .._algorithms.base import Closed, Factors, Signal, Trace, add_gradients, contract
+from .._program import Jacobians, Loss, Params, Perturbation, States, Step
+from .._tree import Tree
+from .execution import Carry, Execution
+from .timed import Moment, Steps, select
 
 
 class Task(NamedTuple):

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from ._errors import BatchSizeError, OptionError, StructureError, count, listed
-from ._execution import Carry, check_whole
+from ._learning.execution import Carry, check_whole
 from ._tree import Tree, described, named_leaves, spec_text
+from ._wording import count, listed
+from .errors import BatchSizeError, OptionError, StructureError
 
 Indices = Any
 

@@ -5,11 +5,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ._algorithms.base import add_gradients
-from ._execution import Carry, Execution
-from ._program import Params, Perturbation
-from ._tree import Tree
-from ._window import end_window, step_trace, trace_gradient
+from .._algorithms.base import add_gradients
+from .._program import Params, Perturbation
+from .._tree import Tree
+from .execution import Carry, Execution
+from .window import end_window, step_trace, trace_gradient
 
 Inputs = tuple[Tree, ...]
 

@@ -1,0 +1,1 @@
+"""Carries, learners, and the gradients of steps and sequences."""

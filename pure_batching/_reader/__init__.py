@@ -1,0 +1,1 @@
+"""From the jaxpr of one step to a Program."""

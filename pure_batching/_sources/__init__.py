@@ -1,0 +1,1 @@
+"""What can be captured: each file knows one kind of source."""
