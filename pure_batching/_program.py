@@ -1,4 +1,4 @@
-"""Program: a captured single step with its state trees made explicit, its Jacobians and its learning signal.
+"""Program: one captured step as plain data and one pure function.
 
 Shape legend, used in every module: `T` time, `B` samples, `ns` hidden states of a group, `varshape` the shape of one of
 them, `...` either nothing or `B`.
@@ -6,13 +6,12 @@ them, `...` either nothing or `B`.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal as OneOf, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ._reader.pieces import Slice
-from ._tree import Tree, strong
+from ._tree import Tree
 
 Params = dict[str, Tree]
 Perturbation = dict[str, jax.Array]
@@ -66,10 +65,9 @@ class Group:
     Attributes:
       name: the paths, joined.
       paths: the hidden states, sorted.
-      widths: how many states each path holds; 0 stands for one state without an axis of its own.
+      widths: how many states each path holds along its last axis; 0 stands for one state without an axis of its own.
       varshape: the shape of one state of one sample.
-      transition: old hidden states -> new hidden states.
-      within: perturbations -> new hidden states, None where the states do not feed each other within a step.
+      dtype: of the states side by side.
     """
 
     name: str
@@ -77,8 +75,6 @@ class Group:
     widths: tuple[int, ...]
     varshape: tuple[int, ...]
     dtype: Any
-    transition: Slice
-    within: Slice | None
 
     @property
     def num_states(self) -> int:
@@ -113,7 +109,7 @@ class WeightLeaf(NamedTuple):
       spec: its shape and dtype.
       axes: for each axis of `y`, the axis of the array that it is aligned with, or None if it is of size one; None
         where an element of the array reaches more than one element of `y`.
-      is_factor: whether `y` is `x @ array` and what does not depend on the array.
+      is_factor: whether `y` is `x @ array` plus terms that do not depend on the array.
     """
 
     name: str
@@ -123,11 +119,37 @@ class WeightLeaf(NamedTuple):
 
 
 class WeightInput(NamedTuple):
-    """What enters a weight operation: the name of the first relation that reads it, its specification, its position."""
+    """What enters a weight operation.
+
+    Attributes:
+      name: the first relation that reads it.
+      spec: the shape and dtype of one sample's; its trace has the same.
+    """
 
     name: str
     spec: jax.ShapeDtypeStruct
-    temporary: int
+
+
+class Operation(NamedTuple):
+    """The equations of one use of a weight, `(x, *arrays of w) -> y` of one sample, as data.
+
+    Attributes:
+      jaxpr: a closed jaxpr from `(x, *arrays of w)`, or from the arrays alone for an element-wise weight, to `y`.
+      shape: of the hidden states that `y` reaches, to which `y` is broadcast.
+      derivative: a closed jaxpr `(x, dy, *arrays of w) -> dw` of the user's own; None where the equations are
+        differentiated.
+    """
+
+    jaxpr: Any
+    shape: tuple[int, ...]
+    derivative: Any
+
+
+class Link(NamedTuple):
+    """The way from a weight's output to one hidden group: the name of its trace, and the group."""
+
+    name: str
+    group: Group
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -139,7 +161,7 @@ class Relation:
       weight: the weight's path.
       x: the input, None for element-wise weights.
       y: the specification of the output, which has the shape of the hidden states that it reaches.
-      op: `(x, *mantissas of w) -> y` for one sample.
+      op: the equations from `x` and the weight to `y`.
       leaves: the arrays of the weight.
       gradient: `"full"`, `"approx"` or `"adaptive"`, what the module asks of a hybrid algorithm.
       links: the hidden groups that `y` reaches.
@@ -149,58 +171,51 @@ class Relation:
     weight: str
     x: WeightInput | None
     y: jax.ShapeDtypeStruct
-    op: Callable[..., jax.Array]
+    op: Operation
     leaves: tuple[WeightLeaf, ...]
     gradient: str
-    links: tuple["Link", ...]
+    links: tuple[Link, ...]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Link:
-    """The way from a weight's output to one hidden group: the name of its trace, the group, and `y -> h`."""
-
-    name: str
-    group: Group
-    to_hidden: Slice
+Way = OneOf["trace", "gradient of the step", "none"]
 
 
-class Axis(NamedTuple):
-    """A named axis along which a module's own code reaches the other samples of a batch, as in `jax.lax.pmean`.
+class Use(NamedTuple):
+    """How a weight learns where the step reads it.
 
     Attributes:
-      name: the axis's name.
-      across: `B -> Program`, the step of one of `B` samples along it, to be run under `jax.vmap` with the axis's name.
-      is_alone: whether a step has the axis to itself, with nobody else along it.
+      weight: the weight's path.
+      way: `"trace"`; `"gradient of the step"`, which sees what the weight does within one step; or `"none"`.
+      relation: the name of the relation that has the trace, "" where there is none.
+      groups: the hidden groups that the trace is of, by name.
+      where: the source line of the use, "" where it is not known.
+      reason: why there is no trace, "" where there is one.
     """
 
-    name: str
-    across: Callable[[int], "Program"]
-    is_alone: bool
-
-    def alone(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function with the axis to itself."""
-
-        def run(*arguments: Any) -> Any:
-            mapped = jax.vmap(lambda _: function(*arguments), axis_name=self.name)
-            return jax.tree.map(lambda x: x[0], mapped(jnp.zeros(1)))
-
-        return run
+    weight: str
+    way: Way
+    relation: str
+    groups: tuple[str, ...]
+    where: str
+    reason: str
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
-    """One step of a module as a pure function; it owns no State and no BrainScale object.
+    """One step as a pure function, and what eligibility traces need to know of it.
+
+    It holds no State, no module and no closure over either.
 
     Attributes:
       inputs, output: specifications of the step's arguments and result.
       params: specifications of the trainable values.
       states: specifications of the carried states.
-      direct: the weights with an ordinary within-step gradient: those that reach no hidden state, or not only.
+      direct: the weights trained by the ordinary gradient of the step, because some use of them has no trace.
       groups, relations: what eligibility traces are made of.
-      initial: `key -> States` of one fresh sample.
-      retrace: `(B, this program) -> Program`, the module's own arithmetic on arrays with a batch axis.
-      axis: what samples reach each other along by the module's own code; None where it names no axis.
-      batch_axes: where the module itself keeps the batch axis of each state of a sample.
+      uses: how each weight learns, in the order of paths and, for one weight, of the step's equations.
+      axis_name: the named axis along which the step's own code reaches other samples; None where there is none.
+      execute: `(params, states, inputs, perturbation) -> Step`. The perturbation is added to each new hidden state,
+        mantissas by path, so that its gradient is the learning signal. No gradient flows through the Jacobians.
     """
 
     inputs: tuple[Tree, ...]
@@ -210,53 +225,9 @@ class Program:
     direct: tuple[str, ...]
     groups: tuple[Group, ...]
     relations: tuple[Relation, ...]
-    initial: Callable[[jax.Array], States]
-    retrace: Callable[[int, "Program"], "Program"]
-    batch_axes: Callable[[], Mapping[str, Tree]]
-    step: Callable[..., list[jax.Array]]
-    order: tuple[str, ...]
-    axis: "Axis | None" = None
-
-    def execute(self, params: Params, states: States, inputs: tuple[Tree, ...], perturbation: Perturbation) -> Step:
-        """One step.
-
-        Args:
-          params: trainable values by path.
-          states: what the last step handed on.
-          inputs: the step's arguments.
-          perturbation: what is added to each new hidden state, mantissas; its gradient is the learning signal.
-
-        Returns:
-          the output, the new states, and the Jacobians, through which no gradient flows.
-        """
-        run = self._execute
-        if self.axis is not None and self.axis.is_alone:
-            run = self.axis.alone(run)
-        return run(params, states, inputs, perturbation)
-
-    def _execute(self, params: Params, states: States, inputs: tuple[Tree, ...], perturbation: Perturbation) -> Step:
-        values = {**params, **states.hidden, **states.other, **states.keys, **states.shared}
-        outs = self.step(
-            *jax.tree.leaves(inputs),
-            *jax.tree.leaves([values[path] for path in self.order]),
-            *(perturbation[path] for path in self.states.hidden),
-        )
-        output, outs = _take(self.output, outs)
-        new = {}
-        specs = {**self.params, **_merged(self.states)}
-        for path in self.order:
-            new[path], outs = _take(specs[path], outs)
-        after = States(*({path: new[path] for path in field} for field in states))
-        return Step(output, after, self._jacobians(jax.lax.stop_gradient(outs)))
-
-    @property
-    def axis_name(self) -> str | None:
-        """The name of its axis, if there is one."""
-        return None if self.axis is None else self.axis.name
-
-    def among(self, size: int) -> "Program":
-        """The step of one of `size` samples, which differs where the module's own code reaches the others."""
-        return self if self.axis is None else self.axis.across(size)
+    uses: tuple[Use, ...]
+    axis_name: str | None
+    execute: Callable[[Params, States, tuple[Tree, ...], Perturbation], Step]
 
     def zero_perturbation(self) -> Perturbation:
         """A perturbation that changes nothing."""
@@ -273,39 +244,6 @@ class Program:
     def signal(self, gradients: Perturbation) -> dict[str, jax.Array]:
         """The learning signal `dloss/dh` of each group, `[..., *varshape, ns]`, from the perturbation's gradient."""
         return {group.name: group.join([gradients[path] for path in group.paths]) for group in self.groups}
-
-    def _jacobians(self, temporaries: list[jax.Array]) -> Jacobians:
-        return Jacobians(
-            xs={name: temporaries[x.temporary].astype(x.spec.dtype) for name, x in self.weight_inputs().items()},
-            dfs={link.name: _df(link, temporaries) for link in self.links()},
-            diagonals={group.name: _diagonal(group.transition, group, temporaries) for group in self.groups},
-            within={g.name: _diagonal(g.within, g, temporaries) for g in self.groups if g.within is not None},
-        )
-
-
-def _df(link: Link, temporaries: list[jax.Array]) -> jax.Array:
-    """`dh/dy` as a product with ones: exact where `y -> h` is element-wise."""
-    fun, (y,) = link.to_hidden.at(temporaries)
-    return jax.jvp(lambda value: link.group.join(fun(value)), (y,), (jnp.ones_like(y),))[1]
-
-
-def _diagonal(piece: Slice, group: Group, temporaries: list[jax.Array]) -> jax.Array:
-    """`dnew[i]/dold[j]`, `[..., *varshape, i, j]`: products with ones, exact where elements do not mix."""
-    fun, old = piece.at(temporaries)
-    new, pullback = jax.vjp(lambda joined: group.join(fun(*group.part(joined))), group.join(old))
-    ns = group.num_states
-    rows = jnp.broadcast_to(jnp.eye(ns, dtype=new.dtype), (*new.shape, ns))
-    return jax.vmap(lambda row: pullback(row)[0], in_axes=-2, out_axes=-2)(rows)
-
-
-def _take(spec: Tree, arrays: list[jax.Array]) -> tuple[Tree, list[jax.Array]]:
-    leaves, treedef = jax.tree.flatten(spec)
-    tree = jax.tree.unflatten(treedef, arrays[: len(leaves)])
-    return strong(tree, spec), arrays[len(leaves) :]
-
-
-def _merged(states: States) -> dict[str, Tree]:
-    return {path: spec for field in states for path, spec in field.items()}
 
 
 def _array(tree: Tree) -> Any:

@@ -1,81 +1,82 @@
-"""What a traced module must be like before it becomes a program."""
+"""What a traced step must be like before it becomes a program, and a batched program beside that of one sample."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from .._program import Program
-from .._tree import named_leaves
+from .._tree import Tree, named_leaves
 from ..errors import CaptureError, StrategyError
-from .assembly import Compiled, FoundGroup
+from .jaxprs import inner
 from .pieces import spec_of_var
+from .step import TracedStep
 
 
-def check_unchanged(compiled: Compiled, module: str) -> None:
-    """A state must come out of a step as it went in, or no scan could carry it."""
-    _, outs = compiled.state_vars()
-    for path in compiled.order:
-        for (name, spec), var in zip(named_leaves(compiled.specs[path], path), outs[path], strict=True):
-            if spec_of_var(var).shape != tuple(jax.tree.leaves(spec)[0].shape):
-                raise CaptureError(
-                    f"{module}: {name}",
-                    got=f"shape {spec_of_var(var).shape} after one step",
-                    expected=f"{tuple(jax.tree.leaves(spec)[0].shape)}, the shape before",
-                    repair="Initialise the state for one sample with the shape that update() gives it.",
-                )
+def check_step(traced: TracedStep, name: str) -> None:
+    """Raise CaptureError for a step that could not be carried on, or that writes a trainable value.
 
-
-def check_dtypes(compiled: Compiled, module: str) -> None:
-    """A hidden state has a derivative."""
-    states = [(path, var) for group in compiled.groups for path, var in zip(group.paths, group.outvars, strict=True)]
-    for path, var in states:
-        if not jnp.issubdtype(spec_of_var(var).dtype, jnp.inexact):
+    Args:
+      traced: the step.
+      name: of what was captured.
+    """
+    rows = _rows(traced)
+    for leaf, path, spec, before, after in rows:
+        if spec_of_var(after).shape != tuple(spec.shape):
             raise CaptureError(
-                f"{module}: {path}",
-                got=f"a hidden state of dtype {spec_of_var(var).dtype}",
-                expected="real or complex numbers, which have a derivative",
-                repair="Keep it in a brainstate.ShortTermState, or leave it out (ref_var=False in brainpy.state).",
+                f"{name}: {leaf}",
+                got=f"shape {spec_of_var(after).shape} after one step",
+                expected=f"{tuple(spec.shape)}, the shape before",
+                repair="Initialise the state for one sample with the shape that update() gives it.",
             )
+        if traced.kinds[path] == "param" and before is not after:
+            raise CaptureError(
+                f"{name}: {leaf}",
+                got="a trainable value that the step writes",
+                expected="one that it only reads",
+                repair="Keep what changes from step to step in a HiddenState or a ShortTermState.",
+            )
+        if traced.kinds[path] == "hidden":
+            _check_dtype(spec_of_var(after).dtype, f"{name}: {leaf}")
 
 
-def check_reach(compiled: Compiled, module: str) -> None:
-    """What a weight makes has the shape of the hidden states that it reaches, or is broadcast to it."""
-    shapes = {group.name: _shape_of_one(group) for group in compiled.groups}
-    for relation in compiled.relations:
-        for name, _ in relation.links:
-            if not _is_broadcast(spec_of_var(relation.y).shape, shapes[name]):
-                raise CaptureError(
-                    f"{module}: {relation.weight}",
-                    got=f"an output of shape {spec_of_var(relation.y).shape} in front of {name}",
-                    expected=f"one that broadcasts to {shapes[name]}, the shape of the hidden state",
-                    repair="Give the hidden state the shape of the weight's output, axes of length one included.",
-                )
+def _rows(traced: TracedStep) -> list[tuple[str, str, Any, Any, Any]]:
+    """For each array of each state: its name, path and specification, and its variables before and after the step."""
+    jaxpr, _ = inner(traced.jaxpr)
+    before = jaxpr.invars[len(jax.tree.leaves(traced.inputs)) :]
+    after = jaxpr.outvars[len(jax.tree.leaves(traced.output)) :]
+    names = [
+        (name, path, _array(leaf)) for path, spec in traced.states.items() for name, leaf in named_leaves(spec, path)
+    ]
+    return [(*name, old, new) for name, old, new in zip(names, before, after, strict=True)]
 
 
-def _shape_of_one(group: FoundGroup) -> tuple[int, ...]:
-    """Of one state of a group; several in one array lie along its last axis."""
-    shape = tuple(spec_of_var(group.outvars[0]).shape)
-    return shape[:-1] if group.widths[0] else shape
+def _array(leaf: Tree) -> Any:
+    (array,) = jax.tree.leaves(leaf)
+    return array
 
 
-def _is_broadcast(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
-    try:
-        return jnp.broadcast_shapes(shape, target) == target
-    except ValueError:
-        return False
+def _check_dtype(dtype: Any, where: str) -> None:
+    """A hidden state has a derivative."""
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        raise CaptureError(
+            where,
+            got=f"a hidden state of dtype {dtype}",
+            expected="real or complex numbers, which have a derivative",
+            repair="Keep it in a brainstate.ShortTermState, or leave it out (ref_var=False in brainpy.state).",
+        )
 
 
-def check_batched(compiled: Compiled, single: Program, batch_size: int, module: str) -> None:
-    """Every output and state must come out with the batch axis where it is expected."""
-    _, outs = compiled.state_vars()
-    found = [(f"output{name}", tuple(spec.shape)) for name, spec in named_leaves(compiled.output, "")]
+def check_batched(traced: TracedStep, single: Program, batch_size: int, name: str) -> None:
+    """Raise StrategyError unless every output and state comes out with the batch axis where it is expected."""
+    found = [(f"output{leaf}", tuple(spec.shape)) for leaf, spec in named_leaves(traced.output, "")]
     wanted = [(batch_size, *spec.shape) for spec in jax.tree.leaves(single.output)]
-    for path in compiled.order:
-        found += [(path, spec_of_var(var).shape) for var in outs[path]]
-        wanted += [tuple(spec.shape) for spec in jax.tree.leaves(compiled.specs[path])]
-    for (name, got), want in zip(found, wanted, strict=True):
+    found += [(path, tuple(spec_of_var(after).shape)) for _, path, _, _, after in _rows(traced)]
+    wanted += [tuple(spec.shape) for _, _, spec, _, _ in _rows(traced)]
+    for (leaf, got), want in zip(found, wanted, strict=True):
         if got != want:
             raise StrategyError(
-                f"{module}: {name}",
+                f"{name}: {leaf}",
                 got=f"shape {got} when traced with {batch_size} samples",
                 expected=f"{want}",
                 repair="The module's own code does not carry a batch axis here; use pb.vmap.",

@@ -1,10 +1,11 @@
-"""Cutting pieces out of a jaxpr, in the order of its equations, so that every process cuts the same piece."""
+"""Parts of a flat step, cut out in the order of its equations, so that every process cuts the same part."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
+
+from .jaxprs import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, evaluate
 
 Arrays = Sequence[jax.Array]
 
@@ -13,19 +14,19 @@ class Slice(NamedTuple):
     """A part of a step as a function of the variables where it was cut off.
 
     Attributes:
-      fun: `(*values of free, *values of cut) -> outputs`.
+      jaxpr: `(*values of free, *values of cut) -> outputs`.
       free: positions in the step's temporaries of what the part reads and does not compute.
       cut: positions of the variables where it was cut off.
     """
 
-    fun: Callable[..., list[jax.Array]]
+    jaxpr: ClosedJaxpr
     free: tuple[int, ...]
     cut: tuple[int, ...]
 
     def at(self, temporaries: Arrays) -> tuple[Callable[..., list[jax.Array]], list[jax.Array]]:
         """The part as a function of the cut, and the values that the cut had in the step."""
         free = [temporaries[i] for i in self.free]
-        return lambda *cut: self.fun(*free, *cut), [temporaries[i] for i in self.cut]
+        return lambda *cut: evaluate(self.jaxpr, *free, *cut), [temporaries[i] for i in self.cut]
 
 
 class Piece(NamedTuple):
@@ -39,7 +40,7 @@ class Piece(NamedTuple):
         """The slice that reads its variables from `temporaries`."""
         position = {var: i for i, var in enumerate(temporaries)}
         free, cut = (tuple(position[var] for var in part) for part in (self.free, self.cut))
-        return Slice(jaxpr_as_fun(ClosedJaxpr(self.jaxpr, ())), free, cut)
+        return Slice(ClosedJaxpr(self.jaxpr, ()), free, cut)
 
 
 def spec_of_var(var: Any) -> jax.ShapeDtypeStruct:
@@ -54,7 +55,7 @@ def order_of(jaxpr: Jaxpr) -> dict[Var, int]:
     return {var: i for i, var in enumerate(defined)}
 
 
-def cut_piece(eqns: Iterable[JaxprEqn], cut: Sequence[Var], outputs: Sequence[Var], order: dict[Var, int]) -> Piece:
+def cut_piece(eqns: Iterable[JaxprEqn], cut: Sequence[Var], outputs: Sequence[Var], order: Mapping[Var, int]) -> Piece:
     """What `eqns` compute from `cut` to `outputs`: each equation once, in order, and only those that are needed.
 
     An output that no equation makes is read from outside, so that it does not depend on the cut.
@@ -79,7 +80,9 @@ def cut_piece(eqns: Iterable[JaxprEqn], cut: Sequence[Var], outputs: Sequence[Va
     return Piece(Jaxpr((), [*outside, *cut], list(outputs), ordered), outside, tuple(cut))
 
 
-def reachable(eqns: Iterable[JaxprEqn], sources: Iterable[Var], blocked: Callable[[JaxprEqn], bool]) -> list[JaxprEqn]:
+def reachable(
+    eqns: Iterable[JaxprEqn], sources: Iterable[Var], blocked: Callable[[JaxprEqn], bool] = lambda _: False
+) -> list[JaxprEqn]:
     """The equations that depend on `sources` without passing a blocked one."""
     tainted, found = set(sources), []
     for eqn in eqns:
@@ -94,9 +97,11 @@ def reads(eqn: JaxprEqn, variables: set[Var]) -> bool:
     return any(var in variables for var in eqn.invars if not isinstance(var, Literal))
 
 
-def tainted_by(jaxpr: Jaxpr, sources: Iterable[Var]) -> set[Any]:
-    """Every variable that depends on `sources`, and the sources."""
+def tainted_by(
+    eqns: Iterable[JaxprEqn], sources: Iterable[Var], blocked: Callable[[JaxprEqn], bool] = lambda _: False
+) -> set[Any]:
+    """The sources, and every variable that depends on them without passing a blocked equation."""
     tainted = set(sources)
-    for eqn in reachable(jaxpr.eqns, tainted, lambda _: False):
+    for eqn in reachable(eqns, tainted, blocked):
         tainted.update(eqn.outvars)
     return tainted

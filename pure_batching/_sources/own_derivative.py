@@ -3,40 +3,29 @@
 from typing import Any
 
 import brainscale
-import brainstate
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr
 
-from .._reader.assembly import Compiled, FoundRelation
-from .._reader.pieces import spec_of_var
+from .._reader.jaxprs import ClosedJaxpr
 from .._tree import Tree
 from ..errors import CaptureError
-from .blueprint import states_of
 from .reasons import first_lines
 
 # What BrainScale's own operations have: the derivative of `xw_to_y`, which needs no function of its own.
 _INHERITED = (brainscale.ETraceOp.xy_to_dw, brainscale.ElemWiseOp.xy_to_dw)
 
 
-def with_own_derivatives(compiled: Compiled, module: brainstate.nn.Module) -> Compiled:
-    """The same step, with the derivative of each operation whose class overrides `xy_to_dw`.
+def own_derivative(
+    weight: brainscale.ETraceParam, path: str, x: jax.ShapeDtypeStruct | None, y: jax.ShapeDtypeStruct
+) -> ClosedJaxpr | None:
+    """`(x, dy, *arrays of w) -> dw` of an operation whose class overrides `xy_to_dw`; None for any other.
 
     Raises:
       CaptureError: `xy_to_dw` fails for one sample, or returns other arrays than those of the weight.
     """
-    weights: dict[str, Any] = dict(states_of(module))
-    return compiled._replace(
-        relations=tuple(
-            found if type(weights[found.weight].op).xy_to_dw in _INHERITED else _derived(found, weights[found.weight])
-            for found in compiled.relations
-        )
-    )
-
-
-def _derived(found: FoundRelation, weight: brainscale.ETraceParam) -> FoundRelation:
-    x = None if found.x is None else spec_of_var(found.x)
-    return found._replace(derivative=_traced(weight.op, found.weight, x, spec_of_var(found.y), weight.value))
+    if type(weight.op).xy_to_dw in _INHERITED:
+        return None
+    return _traced(weight.op, path, x, y, weight.value)
 
 
 def _traced(

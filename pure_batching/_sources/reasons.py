@@ -4,16 +4,11 @@ import traceback
 
 import brainstate
 import jax
-from jax.extend.core import Var
 
 from .._wording import listed
 from .blueprint import Blueprint
 
 _CHANGE = "Change what the message names; settings such as dt go into capture(..., environ={...})."
-_LOST = (
-    "BrainScale does not follow a hidden state or a traced weight into a program inside the step: "
-    "use both in update() itself, outside jax.jit, cond, scan and loops."
-)
 _TIME = (
     "The time is another one at each step: count the steps in a state, and put "
     "`with brainstate.environ.context(t=count * dt):` around what reads it."
@@ -32,10 +27,6 @@ _EVENTS = (
     "The operations of brainscale.nn multiply plain arrays, not brainevent's: hand the spikes over as they are, "
     "by AlignPostProj, DeltaProj or CurrentProj."
 )
-_SHAPES = (
-    "Two hidden states of different shapes are joined by what BrainScale does not train with traces: "
-    "put a weight of brainscale.nn between them."
-)
 _GROUPED = (
     "GroupNorm takes the first of its axes as the samples: give one sample an axis of length one in front, "
     "and the same axis to the hidden state behind it."
@@ -45,13 +36,11 @@ _GROUPED = (
 def repair_of(reason: Exception, blueprint: Blueprint) -> str:
     """What to change, and in whose code it was found where that is not the captured module's own."""
     known = {
-        _LOST: _is_lost(reason) or (isinstance(reason, NotImplementedError) and "Please remove your" in str(reason)),
         _UNBOUND: isinstance(reason, NameError) and "unbound axis name" in str(reason),
         _TRACED: isinstance(reason, jax.errors.ConcretizationTypeError),
         _TIME: isinstance(reason, KeyError) and "'t' not found in" in str(reason),
         _FIT: isinstance(reason, KeyError) and "'fit' not found in" in str(reason),
         _UNSET.format(listed(blueprint.settings)): isinstance(reason, KeyError) and "not found in" in str(reason),
-        _SHAPES: type(reason).__name__ == "NotSupportedError" and "same shape" in str(reason),
         _EVENTS: any(word in str(reason) for word in ("brainevent", "BinaryArray")),
         _GROUPED: blueprint.holds(brainstate.nn.GroupNorm) and "out of bounds" in str(reason),
     }
@@ -75,14 +64,8 @@ def _raised_by(reason: Exception) -> tuple[str, str]:
     return (type(owners[-1].f_locals["self"]).__name__, owners[-1].f_code.co_name) if owners else ("", "")
 
 
-def _is_lost(reason: Exception) -> bool:
-    """BrainScale looks a variable up that lives in another jaxpr."""
-    return isinstance(reason, KeyError) and bool(reason.args) and isinstance(reason.args[0], Var)
-
-
 def first_lines(reason: Exception) -> str:
     """The beginning of a message; a KeyError's own text would quote it."""
     text = str(reason.args[0]) if isinstance(reason, KeyError) and reason.args else str(reason)
-    text = "a variable that it does not know" if _is_lost(reason) else text
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return " ".join(lines[:4])

@@ -1,0 +1,45 @@
+"""The pure function of a program: a flat step between trees, and its derivatives."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from .._program import Params, Perturbation, States, Step
+from .._tree import Tree, strong
+from .jacobians import Parts, jacobians
+from .jaxprs import ClosedJaxpr, Jaxpr, Var, evaluate
+from .step import FlatStep
+
+
+def executable(
+    step: FlatStep, params: Params, states: States, temporaries: Sequence[Var], parts: Parts
+) -> Callable[[Params, States, tuple[Tree, ...], Perturbation], Step]:
+    """`(params, states, inputs, perturbation) -> Step`, which keeps the equations and specifications alone."""
+    whole = _with_temporaries(step.closed, temporaries)
+    output, order, perturbed = step.traced.output, tuple(step.traced.states), tuple(step.perturbations)
+    specs = {**params, **{path: spec for field in states for path, spec in field.items()}}
+
+    def execute(params: Params, states: States, inputs: tuple[Tree, ...], perturbation: Perturbation) -> Step:
+        values = {**params, **states.hidden, **states.other, **states.keys, **states.shared}
+        arrays = jax.tree.leaves((inputs, [values[path] for path in order], [perturbation[p] for p in perturbed]))
+        result, left = _take(output, evaluate(whole, *arrays))
+        new = {}
+        for path in order:
+            new[path], left = _take(specs[path], left)
+        after = States(*({path: new[path] for path in field} for field in states))
+        return Step(result, after, jacobians(parts, jax.lax.stop_gradient(left)))
+
+    return execute
+
+
+def _with_temporaries(step: ClosedJaxpr, temporaries: Sequence[Var]) -> ClosedJaxpr:
+    jaxpr = step.jaxpr
+    results = [*jaxpr.outvars, *temporaries]
+    return ClosedJaxpr(Jaxpr(jaxpr.constvars, jaxpr.invars, results, jaxpr.eqns, jaxpr.effects), step.consts)
+
+
+def _take(spec: Tree, arrays: list[Any]) -> tuple[Tree, list[Any]]:
+    """A tree of the first arrays, and the other arrays."""
+    leaves, treedef = jax.tree.flatten(spec)
+    return strong(jax.tree.unflatten(treedef, arrays[: len(leaves)]), spec), arrays[len(leaves) :]

@@ -1,0 +1,71 @@
+"""The derivatives of one step, from the parts that were cut out of it and the values that it left."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from .._program import Group, Jacobians, Link
+from .loops import holds
+from .pieces import Arrays, Slice
+
+_WITHOUT_JVP = frozenset(["custom_vjp_call", "custom_vjp_call_jaxpr"])
+
+
+class Parts(NamedTuple):
+    """The parts of a step whose derivatives traces are made of.
+
+    Attributes:
+      xs: the position of each weight's input in the step's temporaries, by the name of the first relation that reads
+        it, and the dtype of its trace.
+      to_hidden: from a weight's output to the new states of a group.
+      transitions: from the old states of a group to its new ones.
+      within: from the perturbations of a group to its new states, for groups whose states feed each other.
+    """
+
+    xs: dict[str, tuple[int, jnp.dtype]]
+    to_hidden: tuple[tuple[Link, Slice], ...]
+    transitions: tuple[tuple[Group, Slice], ...]
+    within: tuple[tuple[Group, Slice], ...]
+
+
+def jacobians(parts: Parts, temporaries: Arrays) -> Jacobians:
+    """The derivatives of a step at the values of its temporaries."""
+    return Jacobians(
+        xs={name: temporaries[i].astype(dtype) for name, (i, dtype) in parts.xs.items()},
+        dfs={link.name: _df(link.group, piece, temporaries) for link, piece in parts.to_hidden},
+        diagonals={group.name: _diagonal(group, piece, temporaries) for group, piece in parts.transitions},
+        within={group.name: _diagonal(group, piece, temporaries) for group, piece in parts.within},
+    )
+
+
+def _df(group: Group, piece: Slice, temporaries: Arrays) -> jax.Array:
+    """`dh/dy` times a vector of ones: exact where `y -> h` is element-wise."""
+    fun, (y,) = piece.at(temporaries)
+
+    def states(value: jax.Array) -> jax.Array:
+        return group.join(fun(value))
+
+    forward = _forward_by_transposition if holds(piece.jaxpr.jaxpr, _WITHOUT_JVP) else _forward
+    return forward(states, y)
+
+
+def _forward(fun: Callable[[jax.Array], jax.Array], y: jax.Array) -> jax.Array:
+    return jax.jvp(fun, (y,), (jnp.ones_like(y),))[1]
+
+
+def _forward_by_transposition(fun: Callable[[jax.Array], jax.Array], y: jax.Array) -> jax.Array:
+    """The same where JAX has a reverse derivative alone, as of a `custom_vjp`: the transpose of the pullback."""
+    h, pullback = jax.vjp(fun, y)
+    (forward,) = jax.linear_transpose(lambda cotangent: pullback(cotangent)[0], h)(jnp.ones_like(y))
+    return forward
+
+
+def _diagonal(group: Group, piece: Slice, temporaries: Arrays) -> jax.Array:
+    """`dnew[i]/dold[j]`, `[..., *varshape, i, j]`: products with ones, exact where elements do not mix."""
+    fun, old = piece.at(temporaries)
+    new, pullback = jax.vjp(lambda joined: group.join(fun(*group.part(joined))), group.join(old))
+    ns = group.num_states
+    rows = jnp.broadcast_to(jnp.eye(ns, dtype=new.dtype), (*new.shape, ns))
+    return jax.vmap(lambda row: pullback(row)[0], in_axes=-2, out_axes=-2)(rows)

@@ -1,0 +1,89 @@
+"""Weights inside loops and branches: no trace can follow such a use."""
+
+from collections.abc import Container, Iterator
+from typing import Any
+
+import jax
+
+from .flat import equations_of
+from .jaxprs import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, inner
+from .marks import Marks
+
+# The calls that bring a derivative of their own, which their equations do not have.
+OWN_DERIVATIVE = frozenset(["custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"])
+
+
+def bodies(eqn: JaxprEqn) -> Iterator[Jaxpr]:
+    """The jaxprs inside an equation."""
+    for value in eqn.params.values():
+        for body in value if isinstance(value, (tuple, list)) else (value,):
+            if _is_jaxpr(body):
+                yield inner(body)[0]
+
+
+def holds(jaxpr: Jaxpr, primitives: Container[str]) -> bool:
+    """Whether a jaxpr holds one of some primitives, at any depth."""
+    return any(
+        eqn.primitive.name in primitives or any(holds(body, primitives) for body in bodies(eqn)) for eqn in jaxpr.eqns
+    )
+
+
+def uses_inside(eqn: JaxprEqn, marks: Marks) -> Iterator[JaxprEqn]:
+    """The marked uses of weights inside an equation, at any depth."""
+    for part in (part for body in bodies(eqn) for part in body.eqns):
+        if marks.is_use(part):
+            yield part
+        else:
+            yield from uses_inside(part, marks)
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return isinstance(value, (Jaxpr, ClosedJaxpr))
+
+
+def differentiable(eqn: JaxprEqn, marks: Marks) -> list[JaxprEqn]:
+    """A `while` with a weight inside, cut off from every gradient; any other equation as it is.
+
+    JAX has no reverse derivative of a `while`: without the cut, nothing in the step could be trained.
+    """
+    is_undifferentiable = eqn.primitive.name == "while" and any(True for _ in uses_inside(eqn, marks))
+    return _cut_off(eqn) if is_undifferentiable else [eqn]
+
+
+def without_weights(eqn: JaxprEqn, marks: Marks) -> JaxprEqn:
+    """A loop or branch in which no derivative of hidden states goes through a weight; any other equation as it is.
+
+    This is what happens outside of loops and branches, where a trace does not follow an equation that uses a weight.
+    """
+    has_weights = eqn.primitive.name not in OWN_DERIVATIVE and any(True for _ in uses_inside(eqn, marks))
+    if not has_weights:
+        return eqn
+    return eqn.replace(params={name: _without_weights(value, marks) for name, value in eqn.params.items()})
+
+
+def _without_weights(value: Any, marks: Marks) -> Any:
+    if isinstance(value, (tuple, list)):
+        return type(value)(_without_weights(item, marks) for item in value)
+    if not _is_jaxpr(value):
+        return value
+    jaxpr, consts = inner(value)
+    eqns = [part for eqn in jaxpr.eqns for part in _cut_at_weights(eqn, marks)]
+    cut = Jaxpr(jaxpr.constvars, jaxpr.invars, jaxpr.outvars, eqns, jaxpr.effects, jaxpr.debug_info)
+    return ClosedJaxpr(cut, consts) if isinstance(value, ClosedJaxpr) else cut
+
+
+def _cut_at_weights(eqn: JaxprEqn, marks: Marks) -> list[JaxprEqn]:
+    has_own_derivative = eqn.primitive.name in OWN_DERIVATIVE and any(True for _ in uses_inside(eqn, marks))
+    if has_own_derivative or (marks.is_use(eqn) and not marks.is_followed(eqn)):
+        return _cut_off(eqn)
+    return [eqn if marks.is_use(eqn) else without_weights(eqn, marks)]
+
+
+def _cut_off(eqn: JaxprEqn) -> list[JaxprEqn]:
+    """An equation whose operands pass no gradient."""
+    before, operands = [], []
+    for atom in eqn.invars:
+        made, operand = ([], atom) if isinstance(atom, Literal) else equations_of(jax.lax.stop_gradient, atom)
+        before += made
+        operands.append(operand)
+    return [*before, eqn.replace(invars=operands)]

@@ -1,0 +1,72 @@
+"""The equations of one use of a weight, as a function of its input and its arrays."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .._program import Operation, WeightLeaf
+from .alignment import aligned_axes, is_product
+from .flat import flat
+from .jaxprs import ClosedJaxpr, Jaxpr, JaxprEqn, Var, evaluate
+from .pieces import spec_of_var
+from .written_out import written_out
+
+
+def operation_of(
+    eqn: JaxprEqn, x: Var | None, arrays: Sequence[Var], shape: tuple[int, ...], derivative: Any
+) -> Operation:
+    """The operation of an equation that uses a weight.
+
+    Args:
+      eqn: the equation.
+      x: the variable of its input, None for an element-wise weight.
+      arrays: the variables of the weight's arrays.
+      shape: of the hidden states that the result reaches.
+      derivative: see `Operation`.
+    """
+    given = [*([] if x is None else [x]), *arrays]
+    opened = flat(ClosedJaxpr(Jaxpr((), given, eqn.outvars, [eqn], eqn.effects), ()))
+    return Operation(ClosedJaxpr(written_out(opened.jaxpr), opened.consts), shape, derivative)
+
+
+def leaves_of(operation: Operation, names: Sequence[str], arrays: Sequence[Var], y: Var) -> tuple[WeightLeaf, ...]:
+    """The arrays of a weight, and which element of the output each of their elements reaches."""
+    jaxpr: Jaxpr = operation.jaxpr.jaxpr
+    inputs, inside = jaxpr.invars[: -len(arrays)], jaxpr.invars[-len(arrays) :]
+    is_whole = tuple(spec_of_var(y).shape) == operation.shape
+    leaves = []
+    for name, given, var in zip(names, arrays, inside, strict=True):
+        axes = aligned_axes(jaxpr, var) if is_whole else None
+        is_plain = operation.derivative is None and is_whole and bool(inputs)
+        leaves.append(WeightLeaf(name, spec_of_var(given), axes, is_plain and is_product(jaxpr, inputs[0], var)))
+    return tuple(leaves)
+
+
+def call(operation: Operation, x: jax.Array | None, *arrays: jax.Array) -> jax.Array:
+    """`y` of one sample, `[*shape]`, differentiable with respect to the arrays of the weight."""
+    run = _equations if operation.derivative is None else _with_own_derivative
+    return jnp.broadcast_to(run(operation, x, *arrays), operation.shape)
+
+
+def _equations(operation: Operation, x: jax.Array | None, *arrays: jax.Array) -> jax.Array:
+    return evaluate(operation.jaxpr, *(() if x is None else (x,)), *arrays)[0]
+
+
+def _with_own_derivative(operation: Operation, x: jax.Array | None, *arrays: jax.Array) -> jax.Array:
+    """The result, whose derivative with respect to the weight is a function of the user's own."""
+
+    @jax.custom_vjp
+    def run(x: jax.Array | None, *arrays: jax.Array) -> jax.Array:
+        return _equations(operation, x, *arrays)
+
+    def forward(*values: Any) -> tuple[jax.Array, Any]:
+        return run(*values), values
+
+    def backward(values: Any, dy: jax.Array) -> tuple[Any, ...]:
+        x, *arrays = values
+        return None, *evaluate(operation.derivative, *(() if x is None else (x,)), dy, *arrays)
+
+    run.defvjp(forward, backward)
+    return run(x, *arrays)

@@ -1,0 +1,200 @@
+"""A traced step as a Program: what was found in it, in an order that is the same in every process."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from .._program import Group, Link, Params, Program, Relation, Use, Way, WeightInput
+from .._tree import named_leaves
+from ..errors import CaptureError
+from .executing import executable
+from .hidden import FoundGroup, flattened, found_groups
+from .jacobians import Parts
+from .jaxprs import Var
+from .lines import place
+from .operations import leaves_of, operation_of
+from .pieces import Piece, cut_piece, order_of, reachable, spec_of_var
+from .states import split_states
+from .step import FlatStep, TracedStep
+from .uses import FoundRelation, FoundUse, found_uses
+
+
+def read(traced: TracedStep, params: Params) -> Program:
+    """A traced step as a program.
+
+    Args:
+      traced: the step.
+      params: the specifications of all trainable values, of which the step may read some only.
+
+    Raises:
+      CaptureError: one use of a weight reaches hidden states of different shapes.
+    """
+    step = flattened(traced)
+    found = found_groups(step)
+    uses = found_uses(step, found)
+    order = order_of(step.closed.jaxpr)
+    groups = {one.name: _group(one) for one in found}
+    related = _related(uses, order)
+    relations = _relations(step, related, groups)
+    states = split_states(step)
+    temporaries, parts = _parts(step, found, groups, related, relations, order)
+    return Program(
+        inputs=traced.inputs,
+        output=traced.output,
+        params=params,
+        states=states,
+        direct=tuple(path for path in traced.of_kind("param") if _is_direct(path, uses)),
+        groups=tuple(groups.values()),
+        relations=relations,
+        uses=tuple(_reported(params, uses, related, relations)),
+        axis_name=traced.axis_name,
+        execute=executable(step, params, states, temporaries, parts),
+    )
+
+
+def _group(found: FoundGroup) -> Group:
+    dtype = jnp.result_type(*(spec_of_var(var).dtype for var in found.after))
+    return Group(found.name, found.paths, found.widths, found.varshape, dtype)
+
+
+class _Related(NamedTuple):
+    """A use with a trace, and its name among all relations."""
+
+    name: str
+    use: FoundUse
+    relation: FoundRelation
+
+
+def _related(uses: Sequence[FoundUse], order: Mapping[Var, int]) -> list[_Related]:
+    """The uses with a trace, in the order of the step's equations."""
+    found = [(use, use.relation) for use in uses if use.relation is not None]
+    found.sort(key=lambda pair: order[pair[1].y])
+    names = use_names([use.weight for use, _ in found])
+    return [_Related(name, use, relation) for name, (use, relation) in zip(names, found, strict=True)]
+
+
+def use_names(weights: Sequence[str]) -> list[str]:
+    """A weight used once gives its path as the name; used more often, the path and the number of the use."""
+    total, seen, names = Counter(weights), Counter[str](), []
+    for weight in weights:
+        names.append(weight if total[weight] == 1 else f"{weight}#{seen[weight]}")
+        seen[weight] += 1
+    return names
+
+
+def _relations(step: FlatStep, related: Sequence[_Related], groups: Mapping[str, Group]) -> tuple[Relation, ...]:
+    first_reader: dict[Var, str] = {}
+    for one in related:
+        if one.relation.x is not None:
+            first_reader.setdefault(one.relation.x, one.name)
+    return tuple(_relation(step, one, groups, first_reader) for one in related)
+
+
+def _relation(step: FlatStep, one: _Related, groups: Mapping[str, Group], first_reader: Mapping[Var, str]) -> Relation:
+    weight, (x, y, reached) = one.use.weight, one.relation
+    arrays, marks = list(step.before[weight]), step.traced.marks
+    spec = jax.ShapeDtypeStruct(_shape_of_states(one.name, reached), spec_of_var(y).dtype)
+    derivative = marks.derivative(weight, None if x is None else spec_of_var(x), spec_of_var(y))
+    operation = operation_of(one.use.eqn, x, arrays, spec.shape, derivative)
+    names = [name.strip("[]'.") or "weight" for name, _ in named_leaves(step.traced.states[weight], "")]
+    return Relation(
+        name=one.name,
+        weight=weight,
+        x=None if x is None else WeightInput(first_reader[x], _trace_spec(x, y)),
+        y=spec,
+        op=operation,
+        leaves=leaves_of(operation, names, arrays, y),
+        gradient=marks.gradient(weight),
+        links=tuple(Link(f"{one.name} -> {group.name}", groups[group.name]) for group in reached),
+    )
+
+
+def _shape_of_states(name: str, reached: Sequence[FoundGroup]) -> tuple[int, ...]:
+    """The shape of the hidden states behind a use, to which its output is broadcast."""
+    shapes = {group.varshape for group in reached}
+    if len(shapes) > 1:
+        raise CaptureError(
+            name,
+            got=f"hidden states of the shapes {sorted(shapes)} behind one use of the weight",
+            expected="hidden states of one shape",
+            repair="Use a weight for each of them.",
+        )
+    return shapes.pop()
+
+
+def _trace_spec(x: Var, y: Var) -> jax.ShapeDtypeStruct:
+    """The trace of a bool or integer input is kept in the dtype of the weight's output."""
+    spec = spec_of_var(x)
+    dtype = spec.dtype if jnp.issubdtype(spec.dtype, jnp.inexact) else spec_of_var(y).dtype
+    return jax.ShapeDtypeStruct(spec.shape, dtype)
+
+
+def _is_direct(path: str, uses: Sequence[FoundUse]) -> bool:
+    """A weight gets the gradient of the step unless each of its operations has a trace, as BrainScale decides it."""
+    operations = [use for use in uses if use.weight == path and use.is_operation]
+    return not operations or any(use.relation is None for use in operations)
+
+
+def _parts(
+    step: FlatStep,
+    found: Sequence[FoundGroup],
+    groups: Mapping[str, Group],
+    related: Sequence[_Related],
+    relations: Sequence[Relation],
+    order: Mapping[Var, int],
+) -> tuple[list[Var], Parts]:
+    """The variables that a step leaves besides its results, and the parts that are evaluated at their values."""
+    after = {one.name: one.after for one in found}
+    links = [(link, one.relation.y) for one, r in zip(related, relations, strict=True) for link in r.links]
+    to_hidden = [(link, _cut(step, [y], after[link.group.name], order)) for link, y in links]
+    transitions = [(groups[one.name], _cut(step, one.before, one.after, order)) for one in found]
+    within = [(groups[one.name], piece) for one in found if (piece := _within(step, one, order)) is not None]
+    inputs = {r.x.name: (one.relation.x, r.x.spec.dtype) for one, r in zip(related, relations, strict=True) if r.x}
+    pieces = [piece for part in (to_hidden, transitions, within) for _, piece in part]
+    wanted = {var for piece in pieces for var in (*piece.free, *piece.cut)} | {x for x, _ in inputs.values() if x}
+    temporaries = sorted(wanted, key=order.__getitem__)
+    return temporaries, Parts(
+        xs={name: (temporaries.index(x), dtype) for name, (x, dtype) in inputs.items() if x is not None},
+        to_hidden=tuple((link, piece.bind(temporaries)) for link, piece in to_hidden),
+        transitions=tuple((group, piece.bind(temporaries)) for group, piece in transitions),
+        within=tuple((group, piece.bind(temporaries)) for group, piece in within),
+    )
+
+
+def _cut(step: FlatStep, sources: Sequence[Var], results: Sequence[Var], order: Mapping[Var, int]) -> Piece:
+    """What a trace follows from some variables of a step to others."""
+    return cut_piece(reachable(step.eqns, sources, step.is_blocked), sources, results, order)
+
+
+def _within(step: FlatStep, group: FoundGroup, order: Mapping[Var, int]) -> Piece | None:
+    """From the perturbations of a group to its new states; None where each reaches its own state only."""
+    sources = [step.perturbations[path] for path in group.paths]
+    piece = _cut(step, sources, group.after, order)
+    return piece if len(piece.jaxpr.eqns) > len(group.paths) else None
+
+
+def _reported(
+    params: Params, uses: Sequence[FoundUse], related: Sequence[_Related], relations: Sequence[Relation]
+) -> list[Use]:
+    """How each weight learns, by path and in the order of the step's equations."""
+    relation_of = {id(one.use): relation for one, relation in zip(related, relations, strict=True)}
+    rows = []
+    for path in params:
+        own = [use for use in uses if use.weight == path]
+        is_direct = _is_direct(path, uses)
+        rows += [_row(use, relation_of.get(id(use)), is_direct=is_direct) for use in own]
+        if not own:
+            rows.append(Use(path, "none", "", (), "", "the step does not read it"))
+    return rows
+
+
+def _row(use: FoundUse, relation: Relation | None, *, is_direct: bool) -> Use:
+    if relation is not None:
+        groups = tuple(link.group.name for link in relation.links)
+        return Use(use.weight, "trace", relation.name, groups, place(use.eqn), "")
+    has_gradient = is_direct and use.has_gradient
+    way: Way = "gradient of the step" if has_gradient else "none"
+    return Use(use.weight, way, "", (), place(use.eqn), use.reason)

@@ -1,0 +1,136 @@
+"""The uses of weights in a flat step: which of them a trace can follow to hidden states, and why not the others."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from .hidden import FoundGroup
+from .jaxprs import JaxprEqn, Var
+from .lines import place
+from .loops import uses_inside
+from .pieces import reads, spec_of_var, tainted_by
+from .primitives import LOOPS
+from .step import FlatStep
+
+
+class FoundRelation(NamedTuple):
+    """A use of a weight that has a trace, `x -> y = eqn(x, w) -> groups`; `x` is None for an element-wise weight."""
+
+    x: Var | None
+    y: Var
+    groups: tuple[FoundGroup, ...]
+
+
+class FoundUse(NamedTuple):
+    """An equation that reads a weight.
+
+    Attributes:
+      weight: the weight's path.
+      eqn: the equation.
+      relation: what has the trace; None where there is none.
+      reason: why there is none.
+      is_operation: whether this is a use of the weight by its own operation, which BrainScale counts when it decides
+        whether a weight has a trace; it leaves out what reads the value in another way.
+      has_gradient: whether the step has a derivative there.
+    """
+
+    weight: str
+    eqn: JaxprEqn
+    relation: FoundRelation | None
+    reason: str
+    is_operation: bool
+    has_gradient: bool = True
+
+
+def found_uses(step: FlatStep, groups: Sequence[FoundGroup]) -> tuple[FoundUse, ...]:
+    """Every use of every weight, by path and then in the order of the equations."""
+    return tuple(use for path in step.traced.of_kind("param") for use in _uses_of(step, groups, path))
+
+
+def _uses_of(step: FlatStep, groups: Sequence[FoundGroup], path: str) -> list[FoundUse]:
+    reading = [eqn for eqn in step.eqns if reads(eqn, set(step.before[path]))]
+    reason = step.traced.marks.why_untraced(path)
+    if reason:  # one line stands for all: none of them could have a trace
+        return [FoundUse(path, eqn, None, reason, is_operation=True) for eqn in reading[:1]]
+    return [_use(step, groups, path, eqn) for eqn in reading]
+
+
+def _use(step: FlatStep, groups: Sequence[FoundGroup], path: str, eqn: JaxprEqn) -> FoundUse:
+    inside = next(uses_inside(eqn, step.traced.marks), None)
+    if inside is not None and eqn.primitive.name in LOOPS:
+        name = eqn.primitive.name
+        return FoundUse(path, inside, None, _IN_A_LOOP[name], is_operation=True, has_gradient=name != "while")
+    if not step.is_use(eqn):
+        return FoundUse(path, eqn, None, "the step reads it outside its operation", is_operation=False)
+    reason = _unsuitable(step, path, eqn)
+    if reason:
+        return FoundUse(path, eqn, None, reason, is_operation=True)
+    return _related(step, groups, path, eqn)
+
+
+_IN_A_LOOP = {
+    "scan": "its use is inside a scan or a loop",
+    "cond": "its use is inside a cond or a switch",
+    "while": "its use is inside a while loop, of which JAX has no reverse derivative",
+}
+
+
+def _inputs_of(step: FlatStep, path: str, eqn: JaxprEqn) -> list[Any]:
+    """The operands of a use besides the weight."""
+    own = set(step.before[path])
+    return [atom for atom in eqn.invars if atom not in own]
+
+
+def _unsuitable(step: FlatStep, path: str, eqn: JaxprEqn) -> str:
+    """Why an operation is none of the form `y = op(x, w)`; "" where it is."""
+    others = [p for p in step.traced.of_kind("param") if p != path and not step.traced.marks.why_untraced(p)]
+    shared = [p for p in others if reads(eqn, set(step.before[p]))]
+    if shared:
+        return f"its operation also uses {shared[0]}"
+    if len(eqn.outvars) != 1:
+        return f"its operation has {len(eqn.outvars)} results"
+    inputs = len(_inputs_of(step, path, eqn))
+    return f"its operation has {inputs} inputs besides the weight" if inputs > 1 else ""
+
+
+def _related(step: FlatStep, groups: Sequence[FoundGroup], path: str, eqn: JaxprEqn) -> FoundUse:
+    """A use of the form `y = op(x, w)`, with its trace where `y` reaches a hidden state that it fits."""
+    x, (y,) = next(iter(_inputs_of(step, path, eqn)), None), eqn.outvars
+    reached = tainted_by(step.eqns, [y], step.is_blocked)
+    near = [group for group in groups if reached.intersection(group.after)]
+    fitting = tuple(group for group in near if any(_fits(y, var, group) for var in reached.intersection(group.after)))
+    if fitting:
+        return FoundUse(path, eqn, FoundRelation(x, y, fitting), "", is_operation=True)
+    reason = _misfit(y, near[0]) if near else _unreached(step, groups, y)
+    return FoundUse(path, eqn, None, reason, is_operation=True)
+
+
+def _fits(y: Var, state: Var, group: FoundGroup) -> bool:
+    """Whether an output is broadcast to a hidden state, by BrainScale's rule and element by element."""
+    shape = spec_of_var(y).shape
+    return _is_broadcast(shape, spec_of_var(state).shape) and _is_broadcast(shape, group.varshape, to_second=True)
+
+
+def _is_broadcast(shape: tuple[int, ...], other: tuple[int, ...], *, to_second: bool = False) -> bool:
+    try:
+        whole = jnp.broadcast_shapes(shape, other)
+    except ValueError:
+        return False
+    return whole == tuple(other) or not to_second
+
+
+def _misfit(y: Var, group: FoundGroup) -> str:
+    shape, state = (tuple(spec_of_var(var).shape) for var in (y, group.after[0]))
+    return f"its output of shape {shape} does not fit {group.paths[0]} of shape {state}"
+
+
+def _unreached(step: FlatStep, groups: Sequence[FoundGroup], y: Var) -> str:
+    anyhow = tainted_by(step.eqns, [y])
+    if not any(anyhow.intersection(group.after) for group in groups):
+        return "its output reaches no hidden state"
+    way = tainted_by(step.eqns, [y], step.is_blocked)
+    wall = next(eqn for eqn in step.eqns if step.is_blocked(eqn) and reads(eqn, way))
+    kind = "another weight's use" if step.is_use(wall) else "a stop_gradient"
+    line = place(wall)
+    return f"its output reaches hidden states only through {kind}" + (f" at {line}" if line else "")

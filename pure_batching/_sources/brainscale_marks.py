@@ -1,0 +1,75 @@
+"""How BrainScale marks the uses of its weights: by the name of the jitted function that computes them."""
+
+from collections.abc import Mapping
+
+import brainscale
+import brainstate
+import jax
+
+from .._reader.jaxprs import ClosedJaxpr, JaxprEqn
+from .._reader.marks import Marks
+from .blueprint import states_of
+from .own_derivative import own_derivative
+
+# The name of a weight operation in a jaxpr, and of one whose output BrainScale follows through further operations.
+_OPERATION = "_etrace_operator_call"
+_FOLLOWED = "_etrace_operator_call_enable_grad"
+
+
+class BrainScaleMarks(Marks):
+    """The weights of a module and its layers of `brainscale.nn`.
+
+    Only an `ETraceParam` is marked. This reads names and attributes that brainscale 0.1.0 gives its public classes.
+    """
+
+    def __init__(self, states: Mapping[str, brainstate.State]) -> None:
+        self._weights = {path: state for path, state in states.items() if isinstance(state, brainstate.ParamState)}
+
+    def is_use(self, eqn: JaxprEqn) -> bool:
+        """Whether an equation is the jitted call of an `ETraceOp`."""
+        return _name(eqn).startswith(_OPERATION)
+
+    def is_followed(self, eqn: JaxprEqn) -> bool:
+        """Whether the operation is element-wise in its input (`is_diagonal`)."""
+        return _name(eqn).startswith(_FOLLOWED)
+
+    def why_untraced(self, path: str) -> str:
+        """Which kind of weight has no marks."""
+        weight = self._weights[path]
+        if isinstance(weight, brainscale.ETraceParam):
+            return ""
+        if isinstance(weight, brainscale.NonTempParam):
+            return "a NonTempParam asks for the gradient of the step"
+        return f"a {type(weight).__name__} is no ETraceParam; the layers of brainscale.nn have those"
+
+    def gradient(self, path: str) -> str:
+        """The `grad=` of an `ETraceParam`."""
+        weight = self._weights[path]
+        assert isinstance(weight, brainscale.ETraceParam)
+        return str(weight.gradient.value)
+
+    def derivative(self, path: str, x: jax.ShapeDtypeStruct | None, y: jax.ShapeDtypeStruct) -> ClosedJaxpr | None:
+        """The `xy_to_dw` of an operation whose class overrides it."""
+        weight = self._weights[path]
+        assert isinstance(weight, brainscale.ETraceParam)
+        return own_derivative(weight, path, x, y)
+
+
+def _name(eqn: JaxprEqn) -> str:
+    return str(eqn.params.get("name", "")) if eqn.primitive.name in ("jit", "pjit") else ""
+
+
+def apply_weight_functions_once(module: brainstate.nn.Module) -> None:
+    """`MatMulOp` computes `x @ f(f(w * m))` where its documentation says `x @ f(w * m)`; here it computes that."""
+    for state in states_of(module).values():
+        op = getattr(state, "op", None)
+        if isinstance(state, brainscale.ETraceParam) and type(op) is brainscale.MatMulOp:
+            state.op = _once(op)
+
+
+def _once(op: brainscale.MatMulOp) -> brainscale.MatMulOp:
+    if op.apply_weight_fn_before_mask:
+        return op
+    function, mask = op.weight_fn, op.weight_mask
+    whole = function if mask is None else lambda w: function(w * mask)
+    return brainscale.MatMulOp(weight_fn=whole, apply_weight_fn_before_mask=True)
