@@ -53,9 +53,12 @@ class TestScanParts:
 
     def test_two_carried_leaves_and_a_constant(self):
         scale = jnp.asarray([2.0, 3.0])
-        step = lambda c, x: ((c[0] * scale + x["a"], c[1] + 1), x["b"] + c[1])  # noqa: E731
         rows = {"a": jnp.ones((4, 2)), "b": jnp.ones(4)}
-        traced = jax.make_jaxpr(lambda s, c, x: jax.lax.scan(lambda c, x: step(c, x), c, x))(scale, (scale, 0.0), rows)
+
+        def run(scale, carry, rows):
+            return jax.lax.scan(lambda c, x: ((c[0] * scale + x["a"], c[1] + 1), x["b"] + c[1]), carry, rows)
+
+        traced = jax.make_jaxpr(run)(scale, (scale, 0.0), rows)
         eqn = _equation(traced, "scan")
         consts, carried = scan_parts(eqn)
         assert carried == 2

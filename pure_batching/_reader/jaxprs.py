@@ -1,7 +1,7 @@
 """One form of a jaxpr for jax 0.9.2 to 0.12. No other file of this package imports `jax.extend.core`.
 
 Two things changed between these versions. Up to jax 0.10 a `Jaxpr` is open: it names its constants (`constvars`), and a
-`ClosedJaxpr` holds it together with their values. Since jax 0.11 both are one class, whose `.jaxpr` is itself. And since
+`ClosedJaxpr` holds it together with their values. Since jax 0.11 both are one class, whose `.jaxpr` is itself. Since
 jax 0.12 a `scan` says by `ft_in` how many of its operands are constants and how many are carried, where it had the
 numbers `num_consts` and `num_carry` before.
 """
