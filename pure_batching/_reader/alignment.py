@@ -9,26 +9,13 @@ if element `i` of the one depends on the elements with index `i` of the other al
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
-
+from .jaxprs import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, inner
 from .pieces import spec_of_var
+from .primitives import ELEMENT_WISE, POSITION_WISE, called
 
 # For each axis of a value, the axis of the weight that it is aligned with; None for an axis along which a weight
 # element spreads. A value that does not depend on the weight has no alignment at all.
 Axes = tuple[int | None, ...]
-
-_ELEMENT_WISE = frozenset(
-    [
-        *("abs", "add", "add_any", "and", "atan2", "cbrt", "clamp", "convert_element_type", "copy", "copy_p", "cos"),
-        *("cosh", "div", "eq", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "integer_pow"),
-        *("is_finite", "le", "log", "log1p", "logistic", "lt", "max", "min", "mul", "ne", "neg", "not", "or", "pow"),
-        *("reduce_precision", "round", "rsqrt", "select_n", "sign", "sin", "sinh", "sqrt", "square"),
-        *("stop_gradient", "sub", "tan", "tanh", "xor"),
-    ]
-)
-_CALLS = frozenset(
-    ["jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "core_call", "remat", "remat2", "checkpoint"]
-)
 
 
 def aligned_axes(jaxpr: Jaxpr, leaf: Var) -> Axes | None:
@@ -67,22 +54,22 @@ def _follow(jaxpr: Jaxpr, known: Mapping[Var, Axes]) -> list[Axes | None]:
 
 
 def _apply(eqn: JaxprEqn, given: Sequence[Axes | None]) -> list[Axes]:
-    name = eqn.primitive.name
-    if name in _CALLS:
-        return _call(eqn, given)
-    if name in _ELEMENT_WISE:
-        return [_merged(eqn, given)]
+    name, body = eqn.primitive.name, called(eqn)
+    if body is not None:
+        return _call(body, eqn, given)
+    if name in ELEMENT_WISE:
+        return [_merged(eqn, given)] * len(eqn.outvars)
+    if name in POSITION_WISE:
+        return [_spread(var) if axes is None else axes for axes, var in zip(given, eqn.outvars, strict=True)]
     rule = _RULES.get(name)
     return [_spread(var) for var in eqn.outvars] if rule is None else [rule(eqn, given)]
 
 
-def _call(eqn: JaxprEqn, given: Sequence[Axes | None]) -> list[Axes]:
-    closed = next(eqn.params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in eqn.params)
-    inner = closed.jaxpr if hasattr(closed, "jaxpr") else closed
-    known = {var: axes for var, axes in zip(inner.invars, given, strict=True) if axes is not None}
-    return [
-        _spread(var) if axes is None else axes for axes, var in zip(_follow(inner, known), eqn.outvars, strict=True)
-    ]
+def _call(body: ClosedJaxpr, eqn: JaxprEqn, given: Sequence[Axes | None]) -> list[Axes]:
+    equations, _ = inner(body)
+    known = {var: axes for var, axes in zip(equations.invars, given, strict=True) if axes is not None}
+    found = _follow(equations, known)
+    return [_spread(var) if axes is None else axes for axes, var in zip(found, eqn.outvars, strict=True)]
 
 
 def _spread(var: Any) -> Axes:

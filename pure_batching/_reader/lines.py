@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jax.extend.core import JaxprEqn
 from jax.extend.source_info_util import summarize
+
+from .jaxprs import JaxprEqn
 
 _OWN = Path(__file__).parents[1]
 
