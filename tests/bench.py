@@ -9,6 +9,7 @@ import brainstate
 
 import pure_batching as pb
 from pure_batching.testing import Case, Data, Subject
+from pure_batching.testing._kept import kept
 
 from .models import MODELS, Model
 
@@ -107,23 +108,23 @@ class Bench:
         """The subject with its own weights, on some data."""
         return Case(self.subject, self.params, data)
 
-    @functools.cache  # noqa: B019 - benches live as long as the run
+    @kept
     def batched(self, strategy: str | None, samples: int = SAMPLES) -> pb.Learner:
         """The learner under a strategy, or itself."""
         return self.learner if strategy is None else STRATEGIES[strategy](self.learner, samples)
 
-    @functools.cache  # noqa: B019
+    @kept
     def start(self, strategy: str | None, samples: int = SAMPLES) -> pb.Carry:
         """A fresh carry, as a gradient without one begins."""
         return self.batched(strategy, samples).init()
 
-    @functools.cache  # noqa: B019
+    @kept
     def data(self, *lead: int) -> Data:
         """Inputs and targets with leading axes."""
         with brainstate.environ.context(precision=self.precision):
             return Data(self.model.inputs(self.seed, *lead), self.model.targets(self.seed, *lead))
 
-    @functools.cache  # noqa: B019
+    @kept
     def grad_fn(self, request: Request) -> Any:
         """The gradient function of a request."""
         learner = self.batched(request.strategy, request.samples)
@@ -135,7 +136,7 @@ class Bench:
         """The gradient of a request, of given data from a given carry."""
         return Result(*self.grad_fn(request)(self.params, carry, *data))
 
-    @functools.cache  # noqa: B019
+    @kept
     def result(self, request: Request) -> Result:
         """The gradient of a request, of its own data from a fresh start; made once."""
         return self.run(request, None, self.data(*request.lead))

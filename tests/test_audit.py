@@ -19,9 +19,11 @@ from brainstate.nn import Module
 from jax import lax
 
 import pure_batching as pb
+from pure_batching._independence import walk
 from pure_batching._independence.probe import moved_leaves
 from pure_batching._independence.values import Along
 from pure_batching._independence.verdicts import Verdict, verdicts
+from pure_batching._reader import jaxprs
 from pure_batching.errors import BatchSizeError, SampleCouplingError, StructureError
 
 from . import modules
@@ -284,6 +286,25 @@ class TestOperations:
             return places
 
         jax.make_jaxpr(outer)(jnp.arange(3))
+
+    def test_numbers_are_computed_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Each index is made of the one before, twice: without memory there would be 2^40 evaluations."""
+        evaluated: list[Any] = []
+
+        def evaluate(*given: Any) -> Any:
+            evaluated.append(given)
+            assert len(evaluated) <= 200
+            return jaxprs.evaluate(*given)
+
+        def step(x: Array, n: Array) -> Array:
+            index = jnp.arange(len(x))
+            for _ in range(40):
+                index = index + (index - index)
+            return x[index]
+
+        monkeypatch.setattr(walk, "evaluate", evaluate)
+        assert verdict_of(step, 3).kind == "independent"
+        assert evaluated
 
     def test_shared_arguments_stay_free(self) -> None:
         (found,) = verdicts(lambda w, x: x + w.mean(0), [jnp.ones((3, 4)), jnp.ones((3, 4))], [None, Along(0)]).values()

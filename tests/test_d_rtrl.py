@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+import brainscale
 import brainstate
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,8 @@ import pure_batching as pb
 
 from .alive import assert_alive, assert_gradients_alive
 from .bench import RULES, SAMPLES, STEPS, STRATEGIES, WINDOW, Bench, Request
-from .models import MODELS, N_REC
+from .feed_forward import Weighted
+from .models import MODELS, N_IN, N_REC
 from .modules import Leaky
 from .registry import EXACT, captured
 from .trees import (
@@ -228,6 +230,15 @@ def compiled(rule: str, steps: int, window: int | None, strategy: str = "vmap", 
 
 
 class TestMemory:
+    @pytest.mark.parametrize("function", [jnp.tanh, jnp.arctan, jnp.ceil, jnp.arcsinh], ids=lambda f: f.__name__)
+    def test_an_element_wise_function_of_a_matrix_keeps_its_trace_small(self, function: Any) -> None:
+        """One number for each weight element and hidden state, not one for each output element besides."""
+        op = brainscale.MatMulOp(weight_fn=function)
+        net = Leaky(Weighted({"weight": jnp.full((N_IN, N_REC), 0.5)}, op), (N_REC,), is_recurrent=False)
+        learner, _ = pb.capture(net, jnp.ones(N_IN), algorithm=pb.D_RTRL())
+        leaves = jax.tree.leaves(jax.eval_shape(learner.init).trace.weights)
+        assert [leaf.shape for leaf in leaves] == [(N_IN, N_REC, 1)]
+
     def test_a_whole_sequence_builds_no_trace(self) -> None:
         memory = compiled("published", 8, None, keeps_carry=False)
         assert memory.temp_size_in_bytes < TRACE_BYTES

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import gc
+import weakref
 from typing import Any
 
 import brainscale
@@ -22,9 +24,10 @@ from pure_batching.testing import (
     modules,
     strategies,
 )
+from pure_batching.testing._stepped import step_gradient, stepped
 from pure_batching.testing.modules import SETTINGS, Cell, Leaky, Net, Readout, squared
 
-from .bench import bench
+from .bench import bench, bench_of
 from .models import MODELS
 
 SMALL = Net((Leaky("linear", 6), Readout("linear")))
@@ -226,3 +229,25 @@ class TestStrategies:
     def test_sequences_are_data_of_the_module(self, data: testing.Data) -> None:
         assert (data.steps, data.samples) == (3, 2)
         assert jax.tree.map(lambda x: x[0, 0].shape, data.inputs) == jax.tree.map(jnp.shape, SMALL.example())
+
+
+class TestKept:
+    """Results live as long as what they belong to."""
+
+    def test_a_result_is_computed_once(self) -> None:
+        found = bench_of(MODELS["LRUCell"], 0)
+        case = found.case(found.data(2, 2))
+        assert case.result("vmap") is case.result("vmap")
+        assert case.subject.runner("vmap", 2) is case.subject.runner("vmap", 2)
+        assert step_gradient(case.subject) is step_gradient(case.subject)
+
+    def test_a_case_is_freed_with_its_results(self) -> None:
+        found = bench_of(MODELS["LRUCell"], 0)
+        case = found.case(found.data(2, 2))
+        gradients = case.result("vmap").gradients
+        stepped(case, case.init("loop"), case.data, {})
+        held = (case, case.subject, case.subject.runner("vmap", 2), step_gradient(case.subject))
+        references = [weakref.ref(one) for one in (*held, *jax.tree.leaves(gradients))]
+        del found, case, gradients, held
+        gc.collect()
+        assert [reference() for reference in references] == [None] * len(references)

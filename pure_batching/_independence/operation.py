@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jax.extend.core import JaxprEqn
 
+from .._reader.jaxprs import JaxprEqn
 from .._reader.pieces import spec_of_var
 from .values import Along
 

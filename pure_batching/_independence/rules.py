@@ -7,6 +7,7 @@ A rule is asked only where nothing is lost in an operand. It never looks at size
 from collections.abc import Mapping
 from math import prod
 
+from .._reader.primitives import ELEMENT_WISE, POSITION_WISE
 from .indexing import INDEXING
 from .operation import At, Mixing, Rule, Unclear, agreed, put, without
 from .values import Along
@@ -177,19 +178,6 @@ def _of_kernels(at: At, along: Along) -> Along:
     return put(along, numbers.out_spec[1])
 
 
-_ELEMENT_WISE = (
-    *("abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh", "bessel_i0e"),
-    *("bessel_i1e", "bitcast_convert_type", "cbrt", "ceil", "clamp", "clz", "complex", "conj"),
-    *("convert_element_type", "copy", "cos", "cosh", "digamma", "div", "eq", "eq_to", "erf", "erf_inv", "erfc"),
-    *("exp", "exp2", "expm1", "exprel", "floor", "ge", "gt", "heaviside_surrogate_gradient", "igamma"),
-    *("igamma_grad_a", "igammac", "imag", "integer_pow", "is_finite", "layout_constraint", "le", "le_to", "lgamma"),
-    *("log", "log1p", "logistic", "lt", "lt_to", "max", "min", "mul", "mulhi", "name", "ne", "neg", "nextafter"),
-    *("not", "or", "polygamma", "population_count", "pow", "pvary", "random_clone", "random_fold_in"),
-    *("random_gamma", "real", "reduce_precision", "regularized_incomplete_beta", "rem", "reshard", "round"),
-    *("rsqrt", "select_n", "sharding_constraint", "shift_left", "shift_right_arithmetic", "shift_right_logical"),
-    *("sign", "sin", "sinh", "sqrt", "square", "stop_gradient", "sub", "tan", "tanh", "threefry2x32", "xor"),
-    *("zeta",),
-)
 _REDUCTIONS = (
     *("argmax", "argmin", "reduce", "reduce_and", "reduce_max", "reduce_min", "reduce_or", "reduce_prod", "reduce_sum"),
     "reduce_xor",
@@ -199,7 +187,8 @@ _MATRICES = ("cholesky", "eig", "eigh", "lu", "qr", "svd", "triangular_solve")
 
 RULES: Mapping[str, Rule] = {
     **INDEXING,
-    **dict.fromkeys(_ELEMENT_WISE, _element_wise),
+    **dict.fromkeys(ELEMENT_WISE, _element_wise),
+    **dict.fromkeys(POSITION_WISE, _position_wise),
     **dict.fromkeys(_REDUCTIONS, _reduce),
     **dict.fromkeys(("cumlogsumexp", "cummax", "cummin", "cumprod", "cumsum"), _running),
     **dict.fromkeys(("pmax", "pmin", "psum"), _collective),
@@ -208,10 +197,8 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("random_bits", "random_seed", "random_split", "random_unwrap"), _leading),
     "broadcast_in_dim": _broadcast,
     "conv_general_dilated": _convolution,
-    "device_put": _position_wise,
     "dot_general": _dot,
     "fft": _transform,
-    "optimization_barrier": _position_wise,
     "random_wrap": _unwrapped,
     "reshape": _reshape,
     "rev": _reverse,

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import Literal as OneOf
 
 import jax
-from jax.extend.core import JaxprEqn, Literal
 
+from .._reader.jaxprs import JaxprEqn, Literal
 from .._reader.lines import place
 from .._tree import Tree, named_leaves
 from .values import Along, Lost, Value

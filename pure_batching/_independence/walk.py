@@ -6,27 +6,38 @@ from typing import Any
 import jax
 import numpy as np
 from jax.core import Tracer
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
+from .._reader.jaxprs import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, closed, evaluate, inner, scan_parts
 from .._reader.lines import function_file, is_of_library, place
+from .._reader.primitives import CALLS, called
 from .operation import At, Mixing, Unclear
 from .rules import RULES
 from .values import Along, Lost, Own, Value, either, first_lost
 
 
-def follow(closed: ClosedJaxpr, values: Sequence[Value]) -> list[Value]:
-    """Where the samples lie in each result of a jaxpr, from where they lie in its arguments."""
-    return _Walk(closed, [None] * len(values)).results(values)
+def follow(jaxpr: ClosedJaxpr, values: Sequence[Value]) -> list[Value]:
+    """Find where the samples lie in each result of a jaxpr, from where they lie in its arguments."""
+    return _Walk(jaxpr, [None] * len(values)).results(values)
 
 
 class _Walk:
-    """One pass through the equations of one jaxpr; `given` are the variables outside that it was called with."""
+    """One pass through the equations of one jaxpr.
 
-    def __init__(self, closed: ClosedJaxpr, given: Sequence["_Outside | None"]) -> None:
-        self.jaxpr = closed.jaxpr
+    Attributes:
+      jaxpr: the equations.
+      values: where the samples lie in each variable that the pass has met.
+      makers: the equation that makes each variable.
+      constants: the values of the jaxpr's constants.
+      given: the caller's variable for each argument, where the jaxpr is entered from another walk.
+      evaluated: the numbers of the variables that `known` was asked for, so that it computes each one once.
+    """
+
+    def __init__(self, jaxpr: ClosedJaxpr, given: Sequence["_Outside | None"]) -> None:
+        self.jaxpr, consts = inner(jaxpr)
         self.values: dict[Any, Value] = {}
         self.makers: dict[Any, JaxprEqn] = {}
-        self.constants = dict(zip(self.jaxpr.constvars, closed.consts, strict=True))
+        self.evaluated: dict[Any, np.ndarray | None] = {}
+        self.constants = dict(zip(self.jaxpr.constvars, consts, strict=True))
         self.given = {var: out for var, out in zip(self.jaxpr.invars, given, strict=True) if out is not None}
 
     def results(self, values: Sequence[Value]) -> list[Value]:
@@ -47,7 +58,7 @@ class _Walk:
             return [None] * len(eqn.outvars)
         if not eqn.effects and all(value is None or isinstance(value, Own) for value in values):
             return [Own()] * len(eqn.outvars)
-        inside = _INSIDE.get(eqn.primitive.name)
+        inside = INSIDE.get(eqn.primitive.name)
         return self._ruled(eqn, values) if inside is None else inside(self, eqn, values)
 
     def _ruled(self, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
@@ -66,9 +77,14 @@ class _Walk:
         return [found] * len(eqn.outvars) if isinstance(found, Along) else [*found]
 
     def known(self, var: Any) -> np.ndarray | None:
-        """The value of a variable that depends on constants alone."""
+        """Compute the value of a variable that depends on constants alone; None for another one."""
         if isinstance(var, Literal):
             return np.asarray(var.val)
+        if var not in self.evaluated:
+            self.evaluated[var] = self._computed(var)
+        return self.evaluated[var]
+
+    def _computed(self, var: Any) -> np.ndarray | None:
         if var in self.constants:
             constant = self.constants[var]
             return None if isinstance(constant, Tracer) else np.asarray(constant)
@@ -81,7 +97,7 @@ class _Walk:
         return None if any(value is None for value in arguments) else _evaluated(eqn, var, arguments)
 
     def column(self, var: Any, column: int) -> np.ndarray | None:
-        """`var[..., column]`, where that part of it depends on constants alone."""
+        """Compute `var[..., column]`; None where that part of it depends on more than constants."""
         whole = self.known(var)
         if whole is not None:
             return whole[..., column]
@@ -96,9 +112,9 @@ class _Walk:
             column -= _shape(part)[-1]
         return None
 
-    def enter(self, closed: Any, operands: Sequence[Any]) -> "_Walk":
-        """A walk through a jaxpr that is called with variables of this one."""
-        return _Walk(_closed(closed), [_Outside(self, var) for var in operands])
+    def enter(self, jaxpr: ClosedJaxpr, operands: Sequence[Any]) -> "_Walk":
+        """Start a walk through a jaxpr that is called with variables of this one."""
+        return _Walk(jaxpr, [_Outside(self, var) for var in operands])
 
 
 class _Outside:
@@ -117,13 +133,13 @@ class _Outside:
 def _has_memory(eqn: JaxprEqn) -> bool:
     """Whether an equation reads what others may have written: a reference, or the world outside."""
     touches = any(type(var.aval).__name__ == "AbstractRef" for var in (*eqn.invars, *eqn.outvars))
-    return touches or (bool(eqn.effects) and eqn.primitive.name not in _INSIDE)
+    return touches or (bool(eqn.effects) and eqn.primitive.name not in INSIDE)
 
 
 def _call(walk: _Walk, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
-    inner = next(eqn.params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr", "call") if key in eqn.params)
-    found = walk.enter(inner, eqn.invars).results(values)
-    is_foreign = is_of_library(function_file(_closed(inner).jaxpr))
+    body: Any = called(eqn)
+    found = walk.enter(body, eqn.invars).results(values)
+    is_foreign = is_of_library(function_file(inner(body)[0]))
     return [_moved(value, eqn) if _is_new(value, values) and is_foreign else value for value in found]
 
 
@@ -140,7 +156,7 @@ def _branches(walk: _Walk, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     choice, *given = values
     if choice is not None:
         return [first_lost((choice,)) or _lost(eqn, is_coupled=False)] * len(eqn.outvars)
-    outs = [walk.enter(branch, eqn.invars[1:]).results(given) for branch in eqn.params["branches"]]
+    outs = [walk.enter(closed(branch), eqn.invars[1:]).results(given) for branch in eqn.params["branches"]]
     return [_any_of(column, eqn) for column in zip(*outs, strict=True)]
 
 
@@ -163,7 +179,7 @@ def _fixed_point(eqn: JaxprEqn, carry: list[Value], step: Callable[[list[Value]]
 def _while(walk: _Walk, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     """Where each sample has a test of its own, as under `jax.vmap`, JAX leaves alone those that are done."""
     of_test, of_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
-    test, body = (_closed(eqn.params[name]) for name in ("cond_jaxpr", "body_jaxpr"))
+    test, body = (closed(eqn.params[name]) for name in ("cond_jaxpr", "body_jaxpr"))
     for_test, for_body, carry = values[:of_test], values[of_test : of_test + of_body], values[of_test + of_body :]
     del walk
 
@@ -175,9 +191,9 @@ def _while(walk: _Walk, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
 
 
 def _scan(walk: _Walk, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
-    consts, carried = eqn.params["num_consts"], eqn.params["num_carry"]
+    consts, carried = scan_parts(eqn)
     given, carry, rows = values[:consts], values[consts : consts + carried], values[consts + carried :]
-    body = _closed(eqn.params["jaxpr"])
+    body = closed(eqn.params["jaxpr"])
     del walk
     in_turn = any(isinstance(row, Along) and row.axis == 0 for row in rows)
     if in_turn:
@@ -221,28 +237,20 @@ def _lost(eqn: JaxprEqn, *, is_coupled: bool) -> Lost:
     return Lost(is_coupled, eqn.primitive.name, place(eqn))
 
 
-def _closed(jaxpr: Any) -> ClosedJaxpr:
-    return ClosedJaxpr(jaxpr, ()) if isinstance(jaxpr, Jaxpr) else jaxpr
-
-
 def _evaluated(eqn: JaxprEqn, var: Any, arguments: Sequence[Any]) -> np.ndarray:
-    """The value of one result of an equation."""
+    """Compute one result of an equation."""
     places = {operand: i for i, operand in enumerate(eqn.invars) if not isinstance(operand, Literal)}
-    alone = Jaxpr((), list(places), [var], [eqn])
+    alone = closed(Jaxpr((), list(places), [var], [eqn]))
     with jax.ensure_compile_time_eval():
-        return np.asarray(jaxpr_as_fun(ClosedJaxpr(alone, ()))(*(arguments[i] for i in places.values()))[0])
+        return np.asarray(evaluate(alone, *(arguments[i] for i in places.values()))[0])
 
 
 def _shape(var: Any) -> tuple[int, ...]:
     return tuple(var.aval.shape)
 
 
-_CALLS = (
-    *("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "custom_vmap_call"),
-    *("checkpoint", "composite", "remat", "remat2"),
-)
-_INSIDE: Mapping[str, Callable[[_Walk, JaxprEqn, list[Value]], list[Value]]] = {
-    **dict.fromkeys(_CALLS, _call),
+INSIDE: Mapping[str, Callable[[_Walk, JaxprEqn, list[Value]], list[Value]]] = {
+    **dict.fromkeys(CALLS, _call),
     "cond": _branches,
     "scan": _scan,
     "while": _while,

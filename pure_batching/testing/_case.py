@@ -19,6 +19,7 @@ from .._strategies.manual import manual
 from .._strategies.vmap import vmap
 from .._tree import Tree
 from ..errors import StrategyError
+from ._kept import kept
 
 NetFactory = Callable[[], Any]
 
@@ -114,7 +115,7 @@ class OfLearner:
         gradients, aux = self._grad_fn(request)(params, carry, data.inputs, data.targets, **flags)
         return Result(aux.outputs, aux.losses, gradients, aux.carry)
 
-    @functools.cache  # noqa: B019 - lives as long as its subject
+    @kept
     def _grad_fn(self, request: Request) -> Any:
         return sequence_grad(self.learner, self.loss, reduction=request.reduction, window=request.window, outputs=True)
 
@@ -193,7 +194,7 @@ class Subject:
         """The learning rule."""
         return self.learner.algorithm
 
-    @functools.cache  # noqa: B019 - lives as long as the subject
+    @kept
     def runner(self, name: str, samples: int) -> Runner:
         """A strategy for a number of samples."""
         made = self.strategies[name](self.learner, samples)
@@ -248,7 +249,7 @@ class Case:
         request = Request(window=self.window) if request is None else request
         return runner.run(request, self.params, carry, data, flags)
 
-    @functools.cache  # noqa: B019 - lives as long as the case
+    @kept
     def result(self, name: str) -> Result:
         """The gradient of each sample under a strategy, of the case's own data."""
         return self.run(name)

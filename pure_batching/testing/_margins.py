@@ -1,24 +1,24 @@
 """How close a step came to taking the other side of a comparison, such as a spike's threshold."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from .._learning.execution import Carry
 from .._learning.learner import Learner
 from .._program import Params
+from .._reader.jaxprs import ClosedJaxpr, JaxprEqn, Literal, inner
 from .._reader.lines import place
+from .._reader.primitives import called
 from .._tree import Tree
 from ._case import Case
 from ._law import LawViolation
 from ._stepped import begun_anew, flags_of
 
 _COMPARISONS = frozenset(["ge", "gt", "le", "lt", "sign"])
-_CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 
 # A reordered sum moves a number by some units in the last place of the numbers it is a sum of.
 ROUNDINGS = 256
@@ -103,35 +103,25 @@ def smallest_margin(learner: Learner, params: Params, carry: Carry, inputs: tupl
 def _comparisons(learner: Learner, params: Params, carry: Carry, inputs: tuple[Tree, ...]) -> Iterator[Comparison]:
     """Every comparison of floating-point numbers in one step of one sample."""
     closed = jax.make_jaxpr(learner.step)(params, carry, *inputs)
-    names = [*closed.jaxpr.constvars, *closed.jaxpr.invars]
-    given = [*closed.consts, *jax.tree.leaves((params, carry, *inputs))]
-    yield from _walk(closed.jaxpr, dict(zip(names, given, strict=True)))
+    yield from _walk(closed, jax.tree.leaves((params, carry, *inputs)))
 
 
-def _walk(jaxpr: Jaxpr, values: dict[Any, Any]) -> Iterator[Comparison]:
-    """Evaluate equation by equation, into calls too; loops and branches are one equation each."""
+def _walk(closed: ClosedJaxpr, arguments: Sequence[Any]) -> Generator[Comparison, None, list[Any]]:
+    """Evaluate equation by equation, into calls too, and return the results; a loop or branch is one equation."""
+    jaxpr, consts = inner(closed)
+    values: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
     for eqn in jaxpr.eqns:
         given = [var.val if isinstance(var, Literal) else values[var] for var in eqn.invars]
         if eqn.primitive.name in _COMPARISONS:
             yield from (Comparison(margin, eqn) for margin in _margins(given))
-        inner = _inner(eqn)
-        if inner is None:
+        body = called(eqn)
+        if body is None:
             results = eqn.primitive.bind(*given, **eqn.params)
             results = results if eqn.primitive.multiple_results else [results]
         else:
-            names = [*inner.jaxpr.constvars, *inner.jaxpr.invars]
-            below: dict[Any, Any] = dict(zip(names, [*inner.consts, *given], strict=True))
-            yield from _walk(inner.jaxpr, below)
-            results = [var.val if isinstance(var, Literal) else below[var] for var in inner.jaxpr.outvars]
+            results = yield from _walk(body, given)
         values.update(zip(eqn.outvars, results, strict=True))
-
-
-def _inner(eqn: Any) -> Any:
-    """The program of a call, None for what is no call."""
-    if eqn.primitive.name in ("scan", "while", "cond"):
-        return None
-    found = next((eqn.params[key] for key in _CALLS if key in eqn.params), None)
-    return found if hasattr(found, "consts") else None
+    return [var.val if isinstance(var, Literal) else values[var] for var in jaxpr.outvars]
 
 
 def _margins(operands: Any) -> Iterator[float]:

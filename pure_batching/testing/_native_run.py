@@ -25,6 +25,7 @@ from .._tree import Tree
 from ..errors import PureBatchingError
 from ._altered import side_by_side
 from ._case import Case, Data, Result, Subject
+from ._kept import kept
 
 Make = Callable[..., Any]
 
@@ -167,7 +168,7 @@ def native_round_trip(subject: Subject, carry: Carry) -> tuple[Carry, Carry]:
     return from_native(subject.learner, algorithm), once
 
 
-@functools.cache
+@kept
 def native_result(case: Case) -> Result:
     """BrainScale's gradient of each sample; no carry."""
     starts = [{**case.params, **carry.hidden, **carry.other} for carry in unstack(case.init(case.reference))]
@@ -175,7 +176,7 @@ def native_result(case: Case) -> Result:
     return Result(samples.outputs, samples.losses, samples.gradients, None)  # type: ignore[arg-type]
 
 
-@functools.cache
+@kept
 def compiled(subject: Subject) -> Native:
     """BrainScale's own algorithm on the subject's module, compiled once; every state is written before it runs."""
     make: Any = counterpart(subject.algorithm)

@@ -1,6 +1,5 @@
 """The meaning of every gradient, as a program that anyone can read: `step` and `jax.grad` in Python loops."""
 
-import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ from .._learning.execution import Carry, apart
 from .._program import Params
 from ._altered import side_by_side
 from ._case import Case, Data, Result, Subject
+from ._kept import kept
 
 
 class Flags(NamedTuple):
@@ -54,7 +54,7 @@ def every_step(steps: int) -> Flags:
     return Flags(np.ones(steps, bool), np.zeros(steps, bool))
 
 
-@functools.cache
+@kept
 def step_gradient(subject: Subject) -> Any:
     """`(params, carry, data of one step) -> ((loss, (carry, output)), gradient)` of one sample."""
 
