@@ -1,0 +1,95 @@
+"""How each weight of a learner learns, and why."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import jax
+
+from ._algorithms.base import Trace
+from ._learning.learner import Learner, check_learner
+from ._program import Program, Use, Way
+
+_HEADER = ("weight", "learns by", "hidden states", "trace", "where")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One use of one weight.
+
+    Attributes:
+      weight: the weight's path.
+      way: `"trace"`, by eligibility traces; `"gradient of the step"`, which sees what the weight does within one step
+        (within one window, where the learner propagates back through it); or `"none"`.
+      groups: the hidden groups that the use reaches, each by the paths of its states; empty without a trace.
+      traces: the shape of each trace of one sample, such as `{"weight of h": (5, 7, 1)}`; empty without a trace.
+      where: the source line of the use, such as `net.py:33 (Net.update)`; "" where it is not known.
+      reason: why there is no trace; "" where there is one.
+    """
+
+    weight: str
+    way: Way
+    groups: tuple[str, ...]
+    traces: Mapping[str, tuple[int, ...]]
+    where: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """A row for each use of each weight; `print` it to read it.
+
+    Attributes:
+      learner: the text of the learner.
+      rows: by path of the weight, and for one weight in the order of the step.
+    """
+
+    learner: str
+    rows: tuple[Row, ...]
+
+    def __str__(self) -> str:
+        cells = [_cells(row) for row in self.rows]
+        widths = [max(map(len, column)) for column in zip(_HEADER, *cells, strict=True)]
+        lines = [_line(_HEADER, widths)]
+        for row, texts in zip(self.rows, cells, strict=True):
+            lines.append(_line(texts, widths))
+            if row.reason:
+                lines.append(f"    because {row.reason}")
+        return "\n".join(lines)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    traces = ", ".join(f"{name} {list(shape)}" for name, shape in row.traces.items())
+    return row.weight, row.way, " and ".join(row.groups), traces, row.where
+
+
+def _line(texts: Sequence[str], widths: Sequence[int]) -> str:
+    return "  ".join(text.ljust(width) for text, width in zip(texts, widths, strict=True)).rstrip()
+
+
+def explain(learner: Learner) -> Explanation:
+    """How each weight of a learner learns: by a trace, by the gradient of the step, or not at all, and why.
+
+    Args:
+      learner: of one sample or batched; the shapes of traces are those of one sample.
+
+    Returns:
+      a row for each use of each weight; `print` it to read it.
+
+    Raises:
+      StructureError: no learner.
+    """
+    check_learner(learner, "explain")
+    trace = jax.eval_shape(lambda: learner.algorithm.init(learner.program))
+    rows = (_row(learner, trace, use) for use in learner.program.uses)
+    return Explanation(repr(learner), tuple(rows))
+
+
+def _row(learner: Learner, trace: Trace, use: Use) -> Row:
+    return Row(use.weight, use.way, use.groups, _traces(learner, learner.program, trace, use), use.where, use.reason)
+
+
+def _traces(learner: Learner, program: Program, trace: Trace, use: Use) -> dict[str, tuple[int, ...]]:
+    """The shapes of the traces of a use."""
+    relation = next((relation for relation in program.relations if relation.name == use.relation), None)
+    arrays = {} if relation is None else learner.algorithm.traces_of(relation, trace)
+    return {name: tuple(array.shape) for name, array in arrays.items()}
