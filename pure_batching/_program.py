@@ -164,29 +164,6 @@ class Link:
     to_hidden: Slice
 
 
-class Axis(NamedTuple):
-    """A named axis along which a module's own code reaches the other samples of a batch, as in `jax.lax.pmean`.
-
-    Attributes:
-      name: the axis's name.
-      across: `B -> Program`, the step of one of `B` samples along it, to be run under `jax.vmap` with the axis's name.
-      is_alone: whether a step has the axis to itself, with nobody else along it.
-    """
-
-    name: str
-    across: Callable[[int], "Program"]
-    is_alone: bool
-
-    def alone(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function with the axis to itself."""
-
-        def run(*arguments: Any) -> Any:
-            mapped = jax.vmap(lambda _: function(*arguments), axis_name=self.name)
-            return jax.tree.map(lambda x: x[0], mapped(jnp.zeros(1)))
-
-        return run
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
     """One step of a module as a pure function; it owns no State and no BrainScale object.
@@ -197,10 +174,10 @@ class Program:
       states: specifications of the carried states.
       direct: the weights with an ordinary within-step gradient: those that reach no hidden state, or not only.
       groups, relations: what eligibility traces are made of.
-      initial: `key -> States` of one fresh sample.
-      retrace: `(B, this program) -> Program`, the module's own arithmetic on arrays with a batch axis.
-      axis: what samples reach each other along by the module's own code; None where it names no axis.
-      batch_axes: where the module itself keeps the batch axis of each state of a sample.
+      step: the step on flat lists of arrays.
+      order: the paths of the values that `step` takes and returns, in its order.
+      axis_name: the named axis along which the step reaches other samples; `execute` has to be mapped along it. None
+        where there is no such axis.
     """
 
     inputs: tuple[Tree, ...]
@@ -210,12 +187,9 @@ class Program:
     direct: tuple[str, ...]
     groups: tuple[Group, ...]
     relations: tuple[Relation, ...]
-    initial: Callable[[jax.Array], States]
-    retrace: Callable[[int, "Program"], "Program"]
-    batch_axes: Callable[[], Mapping[str, Tree]]
     step: Callable[..., list[jax.Array]]
     order: tuple[str, ...]
-    axis: "Axis | None" = None
+    axis_name: str | None = None
 
     def execute(self, params: Params, states: States, inputs: tuple[Tree, ...], perturbation: Perturbation) -> Step:
         """One step.
@@ -229,12 +203,6 @@ class Program:
         Returns:
           the output, the new states, and the Jacobians, through which no gradient flows.
         """
-        run = self._execute
-        if self.axis is not None and self.axis.is_alone:
-            run = self.axis.alone(run)
-        return run(params, states, inputs, perturbation)
-
-    def _execute(self, params: Params, states: States, inputs: tuple[Tree, ...], perturbation: Perturbation) -> Step:
         values = {**params, **states.hidden, **states.other, **states.keys, **states.shared}
         outs = self.step(
             *jax.tree.leaves(inputs),
@@ -248,15 +216,6 @@ class Program:
             new[path], outs = _take(specs[path], outs)
         after = States(*({path: new[path] for path in field} for field in states))
         return Step(output, after, self._jacobians(jax.lax.stop_gradient(outs)))
-
-    @property
-    def axis_name(self) -> str | None:
-        """The name of its axis, if there is one."""
-        return None if self.axis is None else self.axis.name
-
-    def among(self, size: int) -> "Program":
-        """The step of one of `size` samples, which differs where the module's own code reaches the others."""
-        return self if self.axis is None else self.axis.across(size)
 
     def zero_perturbation(self) -> Perturbation:
         """A perturbation that changes nothing."""
