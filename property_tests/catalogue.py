@@ -29,27 +29,27 @@ def _one(file: str) -> str:
 FAULTS = (
     Fault(
         "the samples' axis is mistaken for time in a contraction",
-        "_learning/window.py",
-        "jax.vmap(fun, in_axes=1, axis_size=execution.batch_size)(factors)",
+        "_learning/traces.py",
+        "jax.vmap(fun, in_axes=1, axis_size=learner.batch_size)(factors)",
         "jax.vmap(fun, in_axes=1)(jax.tree.map(lambda x: x[:, ::-1], factors))",
         "test_strategies.py::TestEveryModel::test_equals_python_over_samples_and_steps[GRUCell-vmap]",
     ),
     Fault(
         "a trace is summed over the samples",
-        "_learning/window.py",
-        "    return execution.each(step)(params, trace, jacobians, signal, count)",
-        "    new, record = execution.each(step)(params, trace, jacobians, signal, count)\n"
-        "    mixed = jax.tree.map(lambda x: jnp.broadcast_to(x.sum(0), x.shape) if execution.lead else x, new)\n"
+        "_learning/traces.py",
+        "    return learner.each(step)(params, trace, jacobians, signal, count)",
+        "    new, record = learner.each(step)(params, trace, jacobians, signal, count)\n"
+        "    mixed = jax.tree.map(lambda x: jnp.broadcast_to(x.sum(0), x.shape) if learner.lead else x, new)\n"
         "    return mixed, record",
         "test_strategies.py::TestEveryModel::test_another_sample_changes[GRUCell-vmap-other numbers]",
         "test_audit.py::TestRegistry::test_is_proved_independent[GRUCell-vmap]",
     ),
     Fault(
         "D_RTRL normalises over the batch",
-        "_learning/window.py",
-        "    return execution.each(step)(params, trace, jacobians, signal, count)",
-        "    new, record = execution.each(step)(params, trace, jacobians, signal, count)\n"
-        "    if execution.lead and getattr(new, 'scales', None):\n"
+        "_learning/traces.py",
+        "    return learner.each(step)(params, trace, jacobians, signal, count)",
+        "    new, record = learner.each(step)(params, trace, jacobians, signal, count)\n"
+        "    if learner.lead and getattr(new, 'scales', None):\n"
         "        new = new._replace(scales=jax.tree.map(lambda x: jnp.full_like(x, x.max()), new.scales))\n"
         "    return new, record",
         "test_d_rtrl.py::TestNormalisation::test_belongs_to_the_sample[conv1d-vmap]",
@@ -57,56 +57,56 @@ FAULTS = (
     ),
     Fault(
         "the trace is not forgotten at a reset",
-        "_learning/window.py",
+        "_learning/task.py",
         "gone = jax.tree.map(jnp.zeros_like, jacobians.diagonals)",
         "gone = jacobians.diagonals",
         "test_masks.py::TestFlags::test_one_of_them[reset-D_RTRL published]",
     ),
     Fault(
         "a reset keeps the states",
-        "_learning/window.py",
-        "select(reset, fresh._replace(keys=now.keys), now)",
-        "select(reset, now, now)",
+        "_learning/task.py",
+        "select(data.reset, fresh._replace(keys=now.keys), now)",
+        "select(data.reset, now, now)",
         "test_masks.py::TestFlags::test_one_of_them[reset-ES_D_RTRL]",
     ),
     Fault(
         "a reset gives all of a sample's lives the same random numbers",
-        "_learning/window.py",
-        "select(reset, fresh._replace(keys=now.keys), now)",
-        "select(reset, fresh, now)",
+        "_learning/task.py",
+        "select(data.reset, fresh._replace(keys=now.keys), now)",
+        "select(data.reset, fresh, now)",
         "test_masks.py::TestFlags::test_of_other_models[noisy-ES_D_RTRL]",
     ),
     Fault(
         "a mask gates the loss only",
-        "_learning/window.py",
+        "_learning/task.py",
         "    return new if mask is None else select(mask, new, old)",
         "    return new",
         "test_masks.py::TestFlags::test_one_of_them[mask-ES_D_RTRL]",
     ),
     Fault(
         "a masked step's derivatives reach the trace",
-        "_learning/window.py",
-        "jacobians = select(moment.mask, jacobians, zeros._replace(diagonals=kept))",
-        "jacobians = select(moment.mask, jacobians, zeros)",
+        "_learning/task.py",
+        "jacobians = select(data.mask, jacobians, zeros._replace(diagonals=kept))",
+        "jacobians = select(data.mask, jacobians, zeros)",
         "test_masks.py::TestFlags::test_one_of_them[mask-D_RTRL published]",
     ),
     Fault(
         "the running index is stale",
-        "_learning/window.py",
+        "_learning/online.py",
         "new = Carry(*done.states, trace=trace, update_count=before.update_count + 1)",
         "new = Carry(*done.states, trace=trace, update_count=before.update_count)",
         "test_es_d_rtrl.py::TestLeakyNeuron::test_numbers_on_paper",
     ),
     Fault(
         "a random key is used again",
-        "_learning/window.py",
+        "_learning/online.py",
         "new = Carry(*done.states, trace=trace, update_count=before.update_count + 1)",
         "new = Carry(*done.states._replace(keys=before.keys), trace=trace, update_count=before.update_count + 1)",
         "test_strategies.py::TestEveryModel::test_equals_python_over_samples_and_steps[noisy-vmap]",
     ),
     Fault(
         "a random key is shared by the samples",
-        "_learning/execution.py",
+        "_learning/learner.py",
         "jax.vmap(lambda i: jax.random.fold_in(key, i))",
         "jax.vmap(lambda i: jax.random.fold_in(key, 0 * i))",
         "test_strategies.py::TestRandomNumbers::test_random_states_differ_between_samples_and_keys",
@@ -177,14 +177,14 @@ FAULTS = (
     Fault(
         "the trace that came into a window is forgotten",
         _one("d_rtrl"),
-        "dense = {} if opened is None else _dense(program, params, opened, back)",
+        "dense = {} if trace_before is None else _dense(program, params, trace_before, back)",
         "dense = {}",
         "test_d_rtrl.py::TestExactness::test_every_window",
     ),
     Fault(
         "the trace that goes out begins with the window",
         _one("d_rtrl"),
-        "        if opened is not None:\n            old",
+        "        if trace_before is not None:\n            old",
         "        if False:\n            old",
         "test_d_rtrl.py::TestExactness::test_every_window",
     ),
@@ -246,9 +246,9 @@ FAULTS = (
     ),
     Fault(
         "samples that share a state are not moved apart by a mask",
-        "_learning/sequence.py",
-        "are_apart=steps.have_flags",
-        "are_apart=False",
+        "_learning/sequence_fn.py",
+        "if steps.have_flags else",
+        "if False else",
         "test_masks.py::TestFlags::test_of_samples_that_share_a_state",
     ),
     Fault(
@@ -260,9 +260,9 @@ FAULTS = (
     ),
     Fault(
         "samples along a named axis are each alone on it",
-        "_program.py",
-        "return self if self.axis is None else self.axis.across(size)",
-        "return self",
+        "_sources/capture.py",
+        "along = 1 if self.axis_name is None else size",
+        "along = 1",
         "test_axis.py::TestGradients::test_equal_the_module_s_own_batch[ES_D_RTRL-vmap]",
     ),
     Fault(

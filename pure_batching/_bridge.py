@@ -1,4 +1,4 @@
-"""Compiled BrainScale algorithms <-> carries, and BrainScale's wrappers of a sequence's data."""
+"""Compiled BrainScale algorithms <-> carries."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,31 +12,13 @@ import numpy as np
 from ._algorithms._parameter_trace import ParameterTrace, divided
 from ._algorithms.base import Trace
 from ._algorithms.es_d_rtrl import InputOutputTrace
-from ._learning.execution import Carry
+from ._learning.carry import Carry
 from ._learning.learner import Learner
 from ._program import Relation
-from ._reader.pieces import order_of
-from ._sources.compilation import found_group, state_name
+from ._sources.tracing import state_name
 from ._tree import Tree, conform, like, moved, path_name, spec_of, spec_text
 from ._wording import count, listed
 from .errors import CarryError, NativeError
-
-_STEP_DATA = (brainscale.SingleStepData, brainscale.MultiStepData)
-
-
-def unwrap_steps(tree: Tree) -> tuple[Tree, Tree]:
-    """A tree without BrainScale's step wrappers, and where its leaves change from step to step (a bool for each)."""
-
-    def is_wrapped(node: Any) -> bool:
-        return isinstance(node, _STEP_DATA)
-
-    def data(node: Any) -> Tree:
-        return node.data if is_wrapped(node) else node
-
-    def changes(node: Any) -> Tree:
-        return jax.tree.map(lambda _: not isinstance(node, brainscale.SingleStepData), data(node))
-
-    return jax.tree.map(data, tree, is_leaf=is_wrapped), jax.tree.map(changes, tree, is_leaf=is_wrapped)
 
 
 def from_native(learner: Learner, algorithm: brainscale.ETraceVjpAlgorithm) -> Carry:
@@ -66,7 +48,7 @@ def from_native(learner: Learner, algorithm: brainscale.ETraceVjpAlgorithm) -> C
         trace=native.read_trace(fresh.trace),
         update_count=jnp.broadcast_to(jnp.asarray(algorithm.running_index.value, jnp.int32), fresh.update_count.shape),
     )
-    return conform(carry, learner.execution.carry_spec(), "native")
+    return conform(carry, learner.carry_spec(), "native")
 
 
 def to_native(learner: Learner, carry: Carry, algorithm: brainscale.ETraceVjpAlgorithm) -> None:
@@ -129,7 +111,8 @@ class _Native(NamedTuple):
         _check_kind(learner, algorithm)
         _check_decay(learner, algorithm)
         states = {state_name(path, state): state for path, state in algorithm.path_to_states.items()}
-        order = order_of(algorithm.graph.module_info.jaxpr)
+        eqns = algorithm.graph.module_info.jaxpr.eqns
+        order = {var: place for place, eqn in enumerate(eqns) for var in eqn.outvars}
         relations = tuple(sorted(algorithm.graph.hidden_param_op_relations, key=lambda relation: order[relation.y]))
         _check_module(learner, states, [path_name(relation.path) for relation in relations])
         native = cls(learner, algorithm, states, relations)
@@ -142,13 +125,13 @@ class _Native(NamedTuple):
 
     def to_front(self, values: dict[str, Tree]) -> dict[str, Tree]:
         """The states of samples, the batch axis in front."""
-        axes = self.learner.program.batch_axes()
+        axes = self.learner.source.batch_axes()
         own = {path: values[path] for path in axes}
         return moved(own, axes, to_module=False) if self.is_manual else own
 
     def from_front(self, values: dict[str, Tree]) -> dict[str, Tree]:
         """The inverse of `to_front`."""
-        return moved(values, self.learner.program.batch_axes(), to_module=True) if self.is_manual else values
+        return moved(values, self.learner.source.batch_axes(), to_module=True) if self.is_manual else values
 
     def read_trace(self, fresh: Trace) -> Trace:
         """The algorithm's traces under the learner's names."""
@@ -200,11 +183,16 @@ class _Native(NamedTuple):
         state_of = dict(zip(order, getattr(self.algorithm, traces).values(), strict=True))
         found = []
         for ours, theirs in zip(self.learner.program.relations, self.relations, strict=True):
-            groups = {found_group(group).name: group for group in theirs.hidden_groups}
+            groups = {_name_of(group): group for group in theirs.hidden_groups}
             for link in ours.links:
                 group = groups[link.group.name]
                 found.append((link.name, state_of[id(theirs), id(group)], _columns(group)))
         return found
+
+
+def _name_of(group: Any) -> str:
+    """The name that a learner gives to a hidden group."""
+    return ", ".join(sorted(map(path_name, group.hidden_paths)))
 
 
 def _columns_of(tree: Tree, columns: Any) -> list[jax.Array]:
@@ -269,11 +257,11 @@ def _check_samples(native: _Native) -> None:
     for path, spec in specs.items():
         own, leaf = (jax.tree.leaves(tree)[0] for tree in (spec, states[path]))
         lead = jnp.shape(leaf)[: max(0, jnp.ndim(leaf) - len(own.shape))]
-        if lead != native.learner.execution.lead:
+        if lead != native.learner.lead:
             raise NativeError(
                 "algorithm",
                 got=f"{_samples(lead)}, by its state {path!r}",
-                expected=f"{_samples(native.learner.execution.lead)}, as the learner",
+                expected=f"{_samples(native.learner.lead)}, as the learner",
                 repair="Compile the algorithm for the learner's samples, or take a learner of the algorithm's.",
             )
 

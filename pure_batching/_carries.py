@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from ._learning.execution import Carry, check_whole
+from ._learning.carry import Carry, check_whole
 from ._tree import Tree, described, named_leaves, spec_text
 from ._wording import count, listed
 from .errors import BatchSizeError, OptionError, StructureError

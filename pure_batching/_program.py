@@ -213,7 +213,8 @@ class Program:
       direct: the weights trained by the ordinary gradient of the step, because some use of them has no trace.
       groups, relations: what eligibility traces are made of.
       uses: how each weight learns, in the order of paths and, for one weight, of the step's equations.
-      axis_name: the named axis along which the step's own code reaches other samples; None where there is none.
+      axis_name: the named axis along which the step reaches other samples, along which `execute` has to be mapped;
+        None where there is no such axis.
       execute: `(params, states, inputs, perturbation) -> Step`. The perturbation is added to each new hidden state,
         mantissas by path, so that its gradient is the learning signal. No gradient flows through the Jacobians.
     """

@@ -53,7 +53,7 @@ RULES: Mapping[str, pb.Algorithm] = {
 }
 
 # Those whose gradient does not depend on the window, and those that propagate back through it with a trace behind it.
-ONLINE_RULES = {name: rule for name, rule in RULES.items() if rule.backpropagation is None}
+ONLINE_RULES = {name: rule for name, rule in RULES.items() if rule.credit == "trace"}
 MULTI_STEP_RULES = {name: rule for name, rule in RULES.items() if name.endswith("multi-step")}
 
 

@@ -104,12 +104,12 @@ class TestGradients:
     def test_is_the_derivative(self) -> None:
         """BPTT's, by `jax.grad` through a loop of the module's own batched arithmetic."""
         learner, params = captured("ES_D_RTRL", None)
-        execute = pb.manual(learner, SAMPLES, allow_coupling=True).execution.execute
+        execute = pb.manual(learner, SAMPLES, allow_coupling=True).execute
         (inputs,), targets = data()
 
         def total(weights: Any) -> Any:
             batched = pb.manual(learner, SAMPLES, allow_coupling=True)
-            states, zero, losses = batched.init().states, batched.execution.zero_perturbation(), []
+            states, zero, losses = batched.init().states, batched.zero_perturbation(), []
             for t in range(STEPS):
                 done = execute(weights, states, (inputs[t],), zero)
                 states = done.states

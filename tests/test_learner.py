@@ -94,7 +94,7 @@ class TestGradient:
         strategy = KINDS[kind]
         made = bench("counting", seed)
         learner, start = made.batched(strategy), made.start(strategy)
-        inputs, _ = made.data(*learner.execution.lead)
+        inputs, _ = made.data(*learner.lead)
 
         def loss(floating: Tree, fixed: Tree) -> jax.Array:
             carry, out = learner.step(made.params, eqx.combine(floating, fixed), *inputs)
@@ -325,7 +325,7 @@ class TestTraces:
     def test_step_and_init(self, kind: str, seed: int) -> None:
         module, runs = Counter(), Counter()
         learner, params, (xs, _) = watched(module, KINDS[kind], seed)
-        learner, built = counted(learner, runs), module.count
+        learner, built = learner.run_by(Counted(learner.strategy, runs)), module.count
         carry, _ = learner.step(params, learner.init(), xs[0])
         traced = runs.count
         assert traced > 0
@@ -357,11 +357,29 @@ def watched(counter: Counter, strategy: str | None, seed: int) -> tuple[pb.Learn
     return batched, params, (model.inputs(seed, *lead)[0], model.targets(seed, *lead))
 
 
-def counted(learner: pb.Learner, counter: Counter) -> pb.Learner:
-    """The learner, with each trace of its step counted."""
+@dataclasses.dataclass(frozen=True)
+class Counted(Strategy):
+    """Another strategy, with each trace of its step counted."""
 
-    def execute(*args: Any) -> Any:
-        counter()
-        return learner.execution.execute(*args)
+    inner: Strategy
+    runs: Counter
 
-    return pb.Learner(learner.execution._replace(execute=execute))
+    name = "counted"
+    runs_own_batch = False
+
+    @property
+    def batch_size(self) -> int | None:
+        return self.inner.batch_size
+
+    def program(self, source: Source) -> Program:
+        return self.inner.program(source)
+
+    def execute(self, source: Source, *args: Any) -> Step:
+        self.runs()
+        return self.inner.execute(source, *args)
+
+    def each(self, source: Source) -> MapSamples:
+        return self.inner.each(source)
+
+    def kept_once(self, source: Source) -> frozenset[str]:
+        return self.inner.kept_once(source)

@@ -204,19 +204,19 @@ class TestWindowOfNone:
 
     @pytest.mark.parametrize(("steps_in_budget", "window"), [(0, 1), (1, 1), (4, 4), (STEPS, STEPS), (1000, STEPS)])
     def test_rule(self, monkeypatch: pytest.MonkeyPatch, seed: int, steps_in_budget: int, window: int) -> None:
-        execution = bench("tutorial", seed).batched("vmap").execution
+        learner = bench("tutorial", seed).batched("vmap")
         monkeypatch.setattr(_sequence, "STACK_BUDGET", steps_in_budget * self.BYTES_OF_A_STEP)
-        assert _sequence.window_length(execution, STEPS, None) == window
+        assert _sequence.window_length(learner, STEPS, None) == window
 
     def test_a_byte_less_is_a_step_less(self, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-        execution = bench("tutorial", seed).batched("vmap").execution
+        learner = bench("tutorial", seed).batched("vmap")
         monkeypatch.setattr(_sequence, "STACK_BUDGET", 4 * self.BYTES_OF_A_STEP - 1)
-        assert _sequence.window_length(execution, STEPS, None) == 4 - 1
+        assert _sequence.window_length(learner, STEPS, None) == 4 - 1
 
     def test_what_was_asked_for_stands(self, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-        execution = bench("tutorial", seed).batched("vmap").execution
+        learner = bench("tutorial", seed).batched("vmap")
         monkeypatch.setattr(_sequence, "STACK_BUDGET", 0)
-        assert [_sequence.window_length(execution, STEPS, window) for window in (1, 4, STEPS + 3)] == [1, 4, STEPS]
+        assert [_sequence.window_length(learner, STEPS, window) for window in (1, 4, STEPS + 3)] == [1, 4, STEPS]
 
     def test_a_small_budget_gives_the_same_gradient(self, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
         made = bench("tutorial", seed)

@@ -1,8 +1,8 @@
-"""What every algorithm has in common: hyperparameters only, and pure functions of one sample."""
+"""Algorithm: a learning rule as hyperparameters and pure functions of one sample, and helpers for all rules."""
 
 import abc
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import chex
 import equinox as eqx
@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from .._program import Group, Jacobians, Params, Program, Relation
+from .._reader.operations import call
 
 Trace = Any
 Record = Any
 Signal = dict[str, jax.Array]
-StepTransform = Callable[[Any], Any]
+Credit = Literal["trace", "window"]
 
 RULES = ("brainscale", "published")
 VJPS = ("single-step", "multi-step")
@@ -32,13 +33,13 @@ class Factors(NamedTuple):
     dys: dict[str, tuple[jax.Array, ...]]
 
 
-class Closed(NamedTuple):
-    """A window at its end.
+class WindowEnd(NamedTuple):
+    """The result of a window of `K` steps.
 
     Attributes:
       trace: the trace after the window.
-      factors: `[K, ...]`, contracted for all steps and samples at once.
-      dense: a part of the gradient that is no outer product, by path of the weight; empty where there is none.
+      factors: the gradient as outer products, `[K, ...]`, to be contracted for all steps and samples at once.
+      dense: the part of the gradient that is no outer product, by path of the weight; empty where there is none.
     """
 
     trace: Trace
@@ -49,9 +50,23 @@ class Closed(NamedTuple):
 class Algorithm(eqx.Module):
     """An online-learning rule.
 
-    A window of `K` steps goes: `step` at each of them, inside the scan; `close` once, after it. All methods work on one
-    sample and are mapped over a batch.
+    In a window of `K` steps, `step` is called at each step, inside a scan, and `finish_window` once after it. All
+    methods work on one sample; a strategy maps them over a batch.
     """
+
+    @property
+    @abc.abstractmethod
+    def credit(self) -> Credit:
+        """How credit goes back through time.
+
+        "trace": by the eligibility trace alone. "window": by backpropagation inside each window, and by the trace for
+        the steps before the window.
+        """
+
+    @property
+    @abc.abstractmethod
+    def recomputes(self) -> bool:
+        """With credit "window", whether a step is computed again on the way back instead of kept (`jax.checkpoint`)."""
 
     @abc.abstractmethod
     def init(self, program: Program) -> Trace:
@@ -61,51 +76,57 @@ class Algorithm(eqx.Module):
     def step(
         self, program: Program, params: Params, trace: Trace, jacobians: Jacobians, signal: Signal, count: jax.Array
     ) -> tuple[Trace, Record]:
-        """What is carried inside a window after one more step, and what the step leaves to its window.
+        """Advance the trace one step; return it and the record that `finish_window` will need.
 
         Args:
           program: the program of one sample.
           params: trainable values by path.
-          trace: what is carried, before the step.
+          trace: the trace before the step.
           jacobians: the derivatives of the step.
-          signal: `dloss/dh` of each group, `[*varshape, ns]`; it reaches the record alone.
-          count: how many updates came before, `[]`.
+          signal: `dloss/dh` of each group, `[*varshape, ns]`. The record may depend on it, the trace must not.
+          count: the number of updates before this one, `[]`.
         """
 
     @abc.abstractmethod
-    def close(self, program: Program, params: Params, opened: Trace, carried: Trace, records: Record) -> Closed:
+    def finish_window(
+        self, program: Program, params: Params, trace_before: Trace, trace_after: Trace, records: Record
+    ) -> WindowEnd:
         """The trace and the gradient at the end of a window.
 
         Args:
           program: the program of one sample.
           params: trainable values by path.
-          opened: the trace before the window; None where the window is a fresh start.
-          carried: what the last `step` carried on.
-          records: what the steps left, `[K, ...]`.
+          trace_before: the trace before the window; None where the window is a fresh start.
+          trace_after: the trace that the last `step` returned.
+          records: the records of the steps, `[K, ...]`.
         """
 
     @abc.abstractmethod
-    def apply(
+    def gradient_of_trace(
         self, program: Program, params: Params, trace: Trace, signal: Signal, count: jax.Array
     ) -> tuple[tuple[Factors, ...], Params]:
-        """The gradient of a trace under a signal `dloss/dh`: the factors of one step, and the dense part."""
+        """The gradient of a trace under a signal `dloss/dh`: the factors of one step, and the dense part.
 
-    @property
-    @abc.abstractmethod
-    def backpropagation(self) -> StepTransform | None:
-        """What is put around each step when the loss is propagated back through the window; None where it is not."""
+        Args:
+          program: the program of one sample.
+          params: trainable values by path.
+          trace: the trace of the hidden states that the signal belongs to.
+          signal: `dloss/dh` of each group, `[*varshape, ns]`.
+          count: the number of updates that made the trace, `[]`.
+        """
 
 
-def identity(step: Any) -> Any:
-    """A step as it is."""
-    return step
+def credit_of(vjp: str) -> Credit:
+    """The credit mode of a rule with this `vjp`."""
+    return "window" if vjp == "multi-step" else "trace"
 
 
 def own_signal(group: Group, jacobians: Jacobians, signal: jax.Array) -> jax.Array:
-    """The signal of each state with the paths through the group's other states taken out: `M^T L' = L`.
+    """The signal of each state without the paths through the other states of its group: `L'` with `M^T L' = L`.
 
-    `M` is the identity plus what the states feed each other within the step, which is nilpotent, so that `ns - 1`
-    substitutions solve the system exactly.
+    `M = dh/dperturbation` of the group (`Jacobians.within`). A state that feeds another one within the step would
+    count twice in a trace, once by itself and once through the other. `M` minus the identity is nilpotent, since a step
+    has an order, so that `ns - 1` substitutions solve the system exactly.
     """
     if group.name not in jacobians.within:
         return signal
@@ -170,4 +191,4 @@ def _weight_gradient(relation: Relation, weight: Any, x: jax.Array | None, dys: 
 def map_operation(relation: Relation, x: jax.Array | None, leaves: Any, size: int) -> jax.Array:
     """The operation on `size` inputs `[size, *x.shape]` with the same weight."""
     axes = (None if x is None else 0, *(None for _ in leaves))
-    return jax.vmap(relation.op, in_axes=axes, axis_size=size)(x, *leaves)
+    return jax.vmap(partial(call, relation.op), in_axes=axes, axis_size=size)(x, *leaves)

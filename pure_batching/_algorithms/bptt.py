@@ -1,4 +1,4 @@
-"""BPTT: the exact gradient, behind the interface of the online rules."""
+"""BPTT: backpropagation through time, with the interface of the online rules."""
 
 import equinox as eqx
 import jax
@@ -6,7 +6,7 @@ import jax
 from .._options import check_choice
 from .._program import Jacobians, Params, Program
 from ..errors import AlgorithmError
-from .base import Algorithm, Closed, Factors, Signal, StepTransform, identity
+from .base import Algorithm, Credit, Factors, Signal, WindowEnd
 
 
 class BPTT(Algorithm):
@@ -29,32 +29,42 @@ class BPTT(Algorithm):
         check_choice("checkpoint", self.checkpoint, (False, True), AlgorithmError)
 
     @property
-    def backpropagation(self) -> StepTransform:
-        """Always, with `jax.checkpoint` around each step where asked for."""
-        return jax.checkpoint if self.checkpoint else identity
+    def credit(self) -> Credit:
+        """Always by backpropagation."""
+        return "window"
+
+    @property
+    def recomputes(self) -> bool:
+        """See `checkpoint`."""
+        return self.checkpoint
 
     def init(self, program: Program) -> tuple[()]:
-        """Nothing."""
+        """The empty trace: backpropagation gives the whole gradient, and the trace adds nothing to it."""
         del program
         return ()
 
     def step(
         self, program: Program, params: Params, trace: tuple[()], jacobians: Jacobians, signal: Signal, count: jax.Array
     ) -> tuple[tuple[()], tuple[()]]:
-        """Nothing."""
+        """The empty trace again."""
         del program, params, jacobians, signal, count
         return trace, ()
 
-    def close(
-        self, program: Program, params: Params, opened: tuple[()] | None, carried: tuple[()], records: tuple[()]
-    ) -> Closed:
-        """Nothing."""
-        del program, params, opened, records
-        return Closed(carried, (), {})
+    def finish_window(
+        self,
+        program: Program,
+        params: Params,
+        trace_before: tuple[()] | None,
+        trace_after: tuple[()],
+        records: tuple[()],
+    ) -> WindowEnd:
+        """The empty trace, and no part of the gradient."""
+        del program, params, trace_before, records
+        return WindowEnd(trace_after, (), {})
 
-    def apply(
+    def gradient_of_trace(
         self, program: Program, params: Params, trace: tuple[()], signal: Signal, count: jax.Array
     ) -> tuple[tuple[Factors, ...], Params]:
-        """Nothing lies before the window."""
+        """No part of the gradient: credit ends at the start of the window."""
         del program, params, trace, signal, count
         return (), {}

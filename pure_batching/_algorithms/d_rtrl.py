@@ -25,14 +25,14 @@ from .base import (
     RULES,
     VJPS,
     Algorithm,
-    Closed,
+    Credit,
     Factors,
     Signal,
-    StepTransform,
+    WindowEnd,
     add_gradients,
     apply_matrix,
     apply_transposed,
-    identity,
+    credit_of,
     own_signal,
 )
 
@@ -92,9 +92,14 @@ class D_RTRL(Algorithm):
         return self.rule == "brainscale"
 
     @property
-    def backpropagation(self) -> StepTransform | None:
-        """Through the window with `vjp="multi-step"`, each step as it is."""
-        return identity if self.vjp == "multi-step" else None
+    def credit(self) -> Credit:
+        """By backpropagation inside the window with `vjp="multi-step"`, else by the trace."""
+        return credit_of(self.vjp)
+
+    @property
+    def recomputes(self) -> bool:
+        """No: the steps of a window are kept."""
+        return False
 
     def init(self, program: Program) -> ParameterTrace:
         """Zeros, to be divided by 1."""
@@ -120,21 +125,21 @@ class D_RTRL(Algorithm):
         own = {group.name: own_signal(group, jacobians, signal[group.name]) for group in program.groups}
         return trace, record._replace(signal=own)
 
-    def close(
+    def finish_window(
         self,
         program: Program,
         params: Params,
-        opened: ParameterTrace | None,
-        carried: ParameterTrace,
+        trace_before: ParameterTrace | None,
+        trace_after: ParameterTrace,
         records: DiagonalRecord,
-    ) -> Closed:
+    ) -> WindowEnd:
         """The reverse scan of the class's docstring, for each group or, with normalisation, for each leaf."""
         factors, back = _factors_and_adjoint(program, records)
-        dense = {} if opened is None else _dense(program, params, opened, back)
-        trace = carried if self.normalises else _linear_trace(program, params, opened, records)
-        return Closed(trace, (factors,), dense)
+        dense = {} if trace_before is None else _dense(program, params, trace_before, back)
+        trace = trace_after if self.normalises else _linear_trace(program, params, trace_before, records)
+        return WindowEnd(trace, (factors,), dense)
 
-    def apply(
+    def gradient_of_trace(
         self, program: Program, params: Params, trace: ParameterTrace, signal: Signal, count: jax.Array
     ) -> tuple[tuple[Factors, ...], Params]:
         """The contraction of the trace with the signal."""
@@ -244,7 +249,7 @@ def _dense(program: Program, params: Params, trace: ParameterTrace, back: dict[s
 
 
 def _linear_trace(
-    program: Program, params: Params, opened: ParameterTrace | None, records: DiagonalRecord
+    program: Program, params: Params, trace_before: ParameterTrace | None, records: DiagonalRecord
 ) -> ParameterTrace:
     """`eps[K] = P[0] eps[0] + sum_t x[t] (x) P[t] df[t]` with `P[t] = D[K] ... D[t+1]`, in one contraction."""
     products = {name: _products(diagonals) for name, diagonals in records.diagonals.items()}
@@ -253,8 +258,8 @@ def _linear_trace(
         whole, later = products[link.group.name]
         x = None if relation.x is None else records.xs[relation.x.name]
         new = outer(relation, params[relation.weight], x, apply_matrix(later, records.dfs[link.name]))
-        if opened is not None:
-            old = opened.weights[link.name]
+        if trace_before is not None:
+            old = trace_before.weights[link.name]
             new = {k.name: new[k.name] + propagated(relation, k, whole, old[k.name]) for k in relation.leaves}
         weights[link.name] = new
     return ParameterTrace(weights, {})

@@ -14,12 +14,12 @@ from .base import (
     RULES,
     VJPS,
     Algorithm,
-    Closed,
+    Credit,
     Factors,
     Signal,
-    StepTransform,
+    WindowEnd,
     apply_matrix,
-    identity,
+    credit_of,
     own_signal,
 )
 
@@ -92,9 +92,14 @@ class ES_D_RTRL(Algorithm):
         )
 
     @property
-    def backpropagation(self) -> StepTransform | None:
-        """Through the window with `vjp="multi-step"`, each step as it is."""
-        return identity if self.vjp == "multi-step" else None
+    def credit(self) -> Credit:
+        """By backpropagation inside the window with `vjp="multi-step"`, else by the trace."""
+        return credit_of(self.vjp)
+
+    @property
+    def recomputes(self) -> bool:
+        """No: the steps of a window are kept."""
+        return False
 
     def step(
         self,
@@ -116,19 +121,19 @@ class ES_D_RTRL(Algorithm):
             signal = {group.name: own_signal(group, jacobians, signal[group.name]) for group in program.groups}
         return new, self._factors(program, new, signal, count)
 
-    def close(
+    def finish_window(
         self,
         program: Program,
         params: Params,
-        opened: InputOutputTrace | None,
-        carried: InputOutputTrace,
+        trace_before: InputOutputTrace | None,
+        trace_after: InputOutputTrace,
         records: Factors,
-    ) -> Closed:
+    ) -> WindowEnd:
         """The factors as they are."""
-        del program, params, opened
-        return Closed(carried, (records,), {})
+        del program, params, trace_before
+        return WindowEnd(trace_after, (records,), {})
 
-    def apply(
+    def gradient_of_trace(
         self, program: Program, params: Params, trace: InputOutputTrace, signal: Signal, count: jax.Array
     ) -> tuple[tuple[Factors, ...], Params]:
         """The factors of a trace that stands alone."""

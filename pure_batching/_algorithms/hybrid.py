@@ -9,7 +9,7 @@ import jax
 
 from .._program import Jacobians, Params, Program, Relation
 from ._parameter_trace import ParameterTrace
-from .base import Algorithm, Closed, Factors, Signal, StepTransform, add_gradients, identity
+from .base import Algorithm, Credit, Factors, Signal, WindowEnd, add_gradients, credit_of
 from .d_rtrl import D_RTRL, DiagonalRecord
 from .es_d_rtrl import ES_D_RTRL, InputOutputTrace
 
@@ -50,9 +50,14 @@ class Hybrid(Algorithm):
         ES_D_RTRL(self.decay_or_rank, self.rule, self.vjp)
 
     @property
-    def backpropagation(self) -> StepTransform | None:
-        """Through the window with `vjp="multi-step"`, each step as it is."""
-        return identity if self.vjp == "multi-step" else None
+    def credit(self) -> Credit:
+        """By backpropagation inside the window with `vjp="multi-step"`, else by the trace."""
+        return credit_of(self.vjp)
+
+    @property
+    def recomputes(self) -> bool:
+        """No: the steps of a window are kept."""
+        return False
 
     def choice(self, program: Program) -> dict[str, str]:
         """Which algorithm follows each use of a weight: `{relation: "D_RTRL" or "ES_D_RTRL"}`."""
@@ -78,28 +83,28 @@ class Hybrid(Algorithm):
         weights, record = d.step(full, params, trace.by_parameter, _seen_by(full, jacobians), signal, count)
         return HybridTrace(inputs, weights), (factors, record)
 
-    def close(
+    def finish_window(
         self,
         program: Program,
         params: Params,
-        opened: HybridTrace | None,
-        carried: HybridTrace,
+        trace_before: HybridTrace | None,
+        trace_after: HybridTrace,
         records: tuple[Factors, DiagonalRecord],
-    ) -> Closed:
+    ) -> WindowEnd:
         """The end of both."""
         (es, io), (d, full) = self._parts(program)
-        before = (None, None) if opened is None else opened
-        inputs = es.close(io, params, before[0], carried.by_input_output, records[0])
-        weights = d.close(full, params, before[1], carried.by_parameter, records[1])
-        return Closed(HybridTrace(inputs.trace, weights.trace), inputs.factors + weights.factors, weights.dense)
+        before = (None, None) if trace_before is None else trace_before
+        inputs = es.finish_window(io, params, before[0], trace_after.by_input_output, records[0])
+        weights = d.finish_window(full, params, before[1], trace_after.by_parameter, records[1])
+        return WindowEnd(HybridTrace(inputs.trace, weights.trace), inputs.factors + weights.factors, weights.dense)
 
-    def apply(
+    def gradient_of_trace(
         self, program: Program, params: Params, trace: HybridTrace, signal: Signal, count: jax.Array
     ) -> tuple[tuple[Factors, ...], Params]:
         """The gradients of both."""
         (es, io), (d, full) = self._parts(program)
-        factors, none = es.apply(io, params, trace.by_input_output, signal, count)
-        more, dense = d.apply(full, params, trace.by_parameter, signal, count)
+        factors, none = es.gradient_of_trace(io, params, trace.by_input_output, signal, count)
+        more, dense = d.gradient_of_trace(full, params, trace.by_parameter, signal, count)
         return factors + more, add_gradients(none, dense)
 
     def _parts(self, program: Program) -> tuple[tuple[ES_D_RTRL, Program], tuple[D_RTRL, Program]]:

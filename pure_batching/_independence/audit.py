@@ -6,22 +6,21 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .._algorithms.bptt import BPTT
-from .._learning.execution import Execution
-from .._learning.learner import Learner, capture
+from .._capture import capture
+from .._learning.learner import Learner
 from .._options import check_flag
 from .._program import Params
-from .._strategies.manual import kept_once_by, leaf_verdicts, manual, precision_of
+from .._strategies.manual import Manual
 from .._tree import Tree
 from .._wording import count
 from ..errors import BatchSizeError, StructureError
+from .leaves import leaf_verdicts, precision_of
 from .probe import moved_leaves, traced_step
 from .verdicts import Verdict
 
 _ORDER = ("coupled", "undecided", "independent")
-_REPAIRS = {
-    "pb.manual": "Use pb.vmap, which runs the step of one sample; or accept it: pb.manual(..., allow_coupling=True).",
-    "": "Change the lines that the table names.",
-}
+_IN_OWN_BATCH = "Use pb.vmap, which runs the step of one sample; or accept it: pb.manual(..., allow_coupling=True)."
+_IN_ONE_SAMPLE = "Change the lines that the table names."
 _ALONG = (
     "The learner was captured with axis_name={0!r}: its samples are meant to reach each other along this axis. "
     "Change the lines that the table names only where they should not reduce it."
@@ -31,21 +30,23 @@ _UNDECIDED = "What is undecided is tried with numbers by pb.audit(..., probe=Tru
 
 @dataclasses.dataclass(frozen=True)
 class Audit:
-    """What was found out about the samples of a batched step; `print` it to read it.
+    """The report about the samples of a batched step; `print` it to read it.
 
     Attributes:
       strategy: the name of the strategy that runs the step.
       leaves: a verdict for each leaf that the step computes: `"output"`, `"hidden['neu.V']"`,
         `"other['norm.running_mean']"`, `"jacobians.diagonals['neu.V']"`, and for a learner the algorithm's own, such as
-        `"trace.xs['syn.comm.weight_op']"`. A verdict's `kind` is "independent", "coupled" or "undecided"; `how` is
+        `"trace.xs['syn.comm.weight_op']"`. The `kind` of a verdict is "independent", "coupled" or "undecided"; `how` is
         "proved", "probed" or ""; `primitive` and `where` are the operation and the source line that couple the samples,
         or that cannot be followed.
-      axis_name: of the axis along which the learner's samples are meant to reach each other, None where they are not.
+      axis_name: the name of the axis along which the learner's samples are meant to reach each other, or None.
+      runs_own_batch: whether the module's own code sees the batch axis, as in `pb.manual`.
     """
 
     strategy: str
     leaves: Mapping[str, Verdict]
     axis_name: str | None = None
+    runs_own_batch: bool = False
 
     @property
     def is_independent(self) -> bool:
@@ -64,7 +65,7 @@ class Audit:
 
     def _repair(self, kinds: list[str]) -> Iterator[str]:
         if "coupled" in kinds:
-            own = _REPAIRS.get(self.strategy, _REPAIRS[""])
+            own = _IN_OWN_BATCH if self.runs_own_batch else _IN_ONE_SAMPLE
             yield own if self.axis_name is None else _ALONG.format(self.axis_name)
         if "undecided" in kinds:
             yield _UNDECIDED
@@ -118,21 +119,22 @@ def audit(
     check_flag("probe", probe)
     learner, own = _learner(net_or_learner, example_inputs, environ)
     weights = own if params is None else learner.check_params(params)
-    batched = learner if learner.batch_size is not None else manual(learner, batch_size, allow_coupling=True)
-    _check_size(batched.batch_size)
-    leaves = _verdicts(batched.execution)
+    size = _check_size(batch_size if learner.batch_size is None else learner.batch_size)
+    batched = learner if learner.batch_size is not None else learner.run_by(Manual(size))
+    leaves = _verdicts(batched)
     undecided = [name for name, verdict in leaves.items() if verdict.kind == "undecided"]
     if undecided and probe:
         moved = moved_leaves(batched, weights)
         leaves = {name: _probed(leaves[name], name in moved) if name in undecided else leaves[name] for name in leaves}
-    return Audit(batched.execution.name, leaves, batched.program.axis_name)
+    strategy = batched.strategy
+    return Audit(strategy.name, leaves, batched.source.axis_name, strategy.runs_own_batch)
 
 
-def _verdicts(execution: Execution) -> dict[str, Verdict]:
-    """Of the step with the algorithm's trace, which the learner carries along."""
-    with precision_of(execution.program):
-        carry = execution.carry_spec()
-    return leaf_verdicts(execution, kept_once_by(execution), traced_step(execution), carry.trace, carry.update_count)
+def _verdicts(learner: Learner) -> dict[str, Verdict]:
+    """The verdicts of the step together with the algorithm's trace."""
+    with precision_of(learner.program):
+        carry = learner.carry_spec()
+    return leaf_verdicts(learner, traced_step(learner), carry.trace, carry.update_count)
 
 
 def _learner(given: Any, examples: tuple[Tree, ...], environ: dict[str, Any] | None) -> tuple[Learner, Params | None]:
@@ -148,7 +150,7 @@ def _learner(given: Any, examples: tuple[Tree, ...], environ: dict[str, Any] | N
     return given, None
 
 
-def _check_size(size: Any) -> None:
+def _check_size(size: Any) -> int:
     if not isinstance(size, numbers.Integral) or size < 2:  # noqa: PLR2004 - one sample has no neighbour
         raise BatchSizeError(
             "pb.audit",
@@ -156,6 +158,7 @@ def _check_size(size: Any) -> None:
             expected="at least 2",
             repair="One sample has no other that it could reach; audit with two or more.",
         )
+    return int(size)
 
 
 def _probed(verdict: Verdict, is_moved: bool) -> Verdict:  # noqa: FBT001 - a fact, not a mode

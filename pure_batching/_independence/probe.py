@@ -9,19 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._algorithms.base import Trace
-from .._learning.execution import Execution
 from .._learning.learner import Learner
-from .._learning.window import step_trace
+from .._learning.traces import step_trace
 from .._program import Jacobians, Params, Perturbation, States
 from .._tree import Tree, is_key, spec_of, with_lead
 from .verdicts import is_shared, leaves_of
 
-# What the numbers are drawn from, one draw each: silence, activity, saturation.
+# The sizes of the drawn numbers, one draw each: neurons that are silent, active, saturated.
 _SCALES = (0.1, 1.0, 10.0)
 
 
 class Traced(NamedTuple):
-    """What a step of a batch computes, the algorithm's trace included."""
+    """The result of a batched step, with the algorithm's trace after it."""
 
     output: Tree
     states: States
@@ -29,24 +28,24 @@ class Traced(NamedTuple):
     trace: Trace
 
 
-def traced_step(execution: Execution) -> Callable[..., Traced]:
+def traced_step(learner: Learner) -> Callable[..., Traced]:
     """`(params, states, inputs, perturbation, trace, count) -> Traced`."""
 
     def run(
         params: Params, states: States, inputs: tuple[Tree, ...], perturbation: Perturbation, trace: Trace, count: Any
     ) -> Traced:
-        done = execution.execute(params, states, inputs, perturbation)
-        signal = execution.program.signal(perturbation)
-        after, _ = step_trace(execution, params, trace, done.jacobians, signal, count)
+        done = learner.execute(params, states, inputs, perturbation)
+        signal = learner.program.signal(perturbation)
+        after, _ = step_trace(learner, params, trace, done.jacobians, signal, count)
         return Traced(done.output, done.states, done.jacobians, after)
 
     return run
 
 
 def moved_leaves(learner: Learner, params: Params | None) -> set[str]:
-    """The leaves of which some row moved when another sample was changed, or poisoned."""
-    run, moved = jax.jit(traced_step(learner.execution)), set[str]()
-    shared = learner.execution.fresh(jax.random.key(0)).shared
+    """The leaves in which some row moved when another sample was changed, or poisoned with NaN."""
+    run, moved = jax.jit(traced_step(learner)), set[str]()
+    shared = learner.fresh(jax.random.key(0)).shared
 
     def whole(states: States, *others: Any) -> tuple[Any, ...]:
         return states._replace(shared=shared), *others
@@ -72,10 +71,10 @@ class _Draw:
 
     def sample_values(self, seed: int) -> tuple[Any, ...]:
         """States and a trace around those of a fresh start, inputs, and a perturbation; nothing that is shared."""
-        execution, carry = self.learner.execution, self.learner.init(jax.random.key(seed))
+        learner, carry = self.learner, self.learner.init(jax.random.key(seed))
         hidden, other, trace = (self.around(field) for field in (carry.hidden, carry.other, carry.trace))
-        inputs = self.like(with_lead(self.learner.program.inputs, execution.lead))
-        perturbation = self.around(execution.zero_perturbation())
+        inputs = self.like(with_lead(self.learner.program.inputs, learner.lead))
+        perturbation = self.around(learner.zero_perturbation())
         return States(hidden, other, carry.keys, {}), inputs, perturbation, trace, carry.update_count
 
     def around(self, tree: Tree) -> Tree:

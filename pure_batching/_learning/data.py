@@ -1,4 +1,4 @@
-"""Whether the data of a sequence fits a learner."""
+"""The check of a sequence's data against a learner."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,26 +9,60 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._bridge import unwrap_steps
 from .._program import Params
+from .._sources.step_data import unwrap_steps
 from .._tree import Axes, Tree, check_numbers, conform, like, named_leaves, spec_of
 from .._wording import count
 from ..errors import OptionError, ShapeError, StructureError
-from .execution import Carry
-from .learner import Learner
-from .timed import Steps, Timed
+from .carry import Carry
+from .learner import Learner, check_key
+from .steps import Steps, Timed
 
 # Stands for targets that were not given, which a forgotten carry looks like.
 ABSENT: Any = object()
 
 
 def check_call(
-    learner: Learner, params: Params, carry: Carry | None, inputs: Tree, targets: Tree, mask: Any, reset: Any
-) -> tuple[Params, Carry | None, Steps]:
-    """The arguments of a gradient in the captured units and dtypes; the errors of `check_steps`, and CarryError."""
+    learner: Learner,
+    params: Params,
+    carry: Carry | None,
+    inputs: Tree,
+    targets: Tree,
+    *,
+    mask: Any,
+    reset: Any,
+    key: Any,
+) -> tuple[Params, Carry | None, Steps, jax.Array | None]:
+    """The arguments of a gradient in the captured units and dtypes.
+
+    Raises:
+      the errors of `check_steps`.
+      CarryError: the carry belongs to another learner.
+      OptionError: no key where a fresh start draws random numbers.
+      DtypeError: a key that is no random key.
+    """
     params = learner.check_params(params)
     steps = check_steps(learner, inputs, targets, mask, reset)
-    return params, None if carry is None else learner.check_carry(carry), steps
+    start = None if carry is None else learner.check_carry(carry)
+    return params, start, steps, _check_key(learner, start, steps, key)
+
+
+def _check_key(learner: Learner, carry: Carry | None, steps: Steps, key: Any) -> jax.Array | None:
+    """The random key of a fresh start; None only where nothing is drawn from it."""
+    if key is not None:
+        return check_key(key)
+    begins = carry is None and (learner.program.states.keys or learner.source.draws_at_start)
+    starts_anew = steps.reset is not None and learner.source.draws_at_start
+    if not begins and not starts_anew:
+        return None
+    raise OptionError(
+        "key",
+        got=None,
+        expected=f"a random key, since {learner.source.name} draws random numbers"
+        + ("" if begins else " in its initial state, and a reset starts samples anew"),
+        repair="Pass key=jax.random.key(seed), another one at each call: a fresh start with the same key draws the "
+        "same numbers again.",
+    )
 
 
 def check_steps(learner: Learner, inputs: Tree, targets: Tree, mask: Any, reset: Any) -> Steps:
@@ -78,10 +112,10 @@ def _timed(tree: Tree, changing: Tree) -> Timed:
 
 
 def _check_unmasked(learner: Learner, mask: Any) -> None:
-    if mask is not None and learner.program.axis is not None:
+    if mask is not None and learner.source.axis_name is not None:
         raise OptionError(
             "mask",
-            got=f"a module whose samples reach each other along the axis {learner.program.axis.name!r}",
+            got=f"a module whose samples reach each other along the axis {learner.source.axis_name!r}",
             expected="independent samples",
             repair="The others would see a masked step; run samples of equal length.",
         )

@@ -1,4 +1,4 @@
-"""Learner: a program and an algorithm, and the differentiable step."""
+"""Learner: a source with a learning rule and a strategy, and pure functions of explicit arrays."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -10,50 +10,75 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._algorithms.base import Algorithm
-from .._program import Params, Program
-from .._sources.capture import capture_program
-from .._tree import Tree, check_numbers, conform, is_key, spec_text
+from .._program import Params, Perturbation, Program, States, Step
+from .._sources.base import Source
+from .._strategies.alone import OneOf
+from .._strategies.base import MapSamples, Strategy
+from .._tree import Tree, conform, is_key, spec_text, with_lead
 from .._wording import count
-from ..errors import (
-    CarryError,
-    DtypeError,
-    OptionError,
-    PureBatchingError,
-    ShapeError,
-    StructureError,
-)
-from .execution import Carry, Execution
+from ..errors import CarryError, DtypeError, PureBatchingError, ShapeError, StructureError
+from .carry import Carry, apart
 from .step import differentiable_step
 
 
 class Learner(eqx.Module):
-    """A program with an algorithm: pure functions that own no arrays and no State.
+    """A captured step with a learning rule and a strategy; it owns no arrays and no State.
+
+    All fields are static: a learner passes through `jax.jit` as a constant, and equal learners share what was compiled.
 
     Attributes:
-      execution: the program, the algorithm, and how they are run for one sample or a batch.
+      source: the captured thing, from which programs are traced.
+      program: the step of one sample among those of the strategy.
+      algorithm: the learning rule.
+      strategy: how functions of one sample are run for one sample or for a batch.
     """
 
-    execution: Execution = eqx.field(static=True)
+    source: Source = eqx.field(static=True)
+    program: Program = eqx.field(static=True)
+    algorithm: Algorithm = eqx.field(static=True)
+    strategy: Strategy = eqx.field(static=True)
+
+    @classmethod
+    def of(cls, source: Source, algorithm: Algorithm, strategy: Strategy) -> "Learner":
+        """A learner whose program is traced now, so that a source that the strategy cannot run is refused now.
+
+        Raises:
+          StrategyError: the strategy cannot run the source.
+        """
+        return cls(source, strategy.program(source), algorithm, strategy)
+
+    def run_by(self, strategy: Strategy) -> "Learner":
+        """The same source and algorithm under another strategy.
+
+        Nothing is asked about the samples: `pb.manual` does that before it calls this.
+
+        Raises:
+          StrategyError: the strategy cannot run the source.
+        """
+        return Learner.of(self.source, self.algorithm, strategy)
+
+    def one_of_its_samples(self) -> "Learner":
+        """The learner of one sample for a function that `each`, or another mapping, runs for all samples."""
+        return self.run_by(OneOf(self.batch_size or 1))
 
     def __repr__(self) -> str:
         inputs = ", ".join(spec_text(spec) for spec in self.program.inputs)
-        batch = "one sample" if self.batch_size is None else f"{self.execution.name} of {self.batch_size} samples"
+        batch = "one sample" if self.batch_size is None else f"{self.strategy.name} of {self.batch_size} samples"
         return f"Learner({self.algorithm}, {batch}, inputs=({inputs}), output={spec_text(self.program.output)})"
-
-    @property
-    def program(self) -> Program:
-        """The step of one sample."""
-        return self.execution.program
-
-    @property
-    def algorithm(self) -> Algorithm:
-        """The learning rule."""
-        return self.execution.algorithm
 
     @property
     def batch_size(self) -> int | None:
         """`B`, None for one sample."""
-        return self.execution.batch_size
+        return self.strategy.batch_size
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """The sizes of the leading axes of every leaf that belongs to a sample: `(B,)`, or `()` for one sample."""
+        return () if self.batch_size is None else (self.batch_size,)
+
+    def axes(self, *before: tuple[str, int | None]) -> tuple[tuple[str, int | None], ...]:
+        """The names and sizes of the leading axes of such a leaf, after the axes `before`."""
+        return before if self.batch_size is None else (*before, ("B", self.batch_size))
 
     def init(self, key: jax.Array | None = None) -> Carry:
         """A fresh carry.
@@ -68,7 +93,7 @@ class Learner(eqx.Module):
         Raises:
           DtypeError: no random key.
         """
-        return _init(self.execution, jax.random.key(0) if key is None else check_key(key))
+        return _init(self, jax.random.key(0) if key is None else check_key(key))
 
     def step(self, params: Params, carry: Carry, *inputs: Tree) -> tuple[Carry, Tree]:
         """One step.
@@ -78,7 +103,7 @@ class Learner(eqx.Module):
 
         Args:
           params: trainable values by path.
-          carry: what the last step returned, or `init()`.
+          carry: the carry that the last step returned, or `init()`.
           inputs: the module's arguments, `[...]` or `[B, ...]`.
 
         Returns:
@@ -88,7 +113,51 @@ class Learner(eqx.Module):
           StructureError, ShapeError, BatchSizeError, DtypeError, UnitError: an argument does not fit.
           CarryError: the carry belongs to another learner.
         """
-        return _step(self.execution, self.check_params(params), self.check_carry(carry), self.check_inputs(inputs))
+        return _step(self, self.check_params(params), self.check_carry(carry), self.check_inputs(inputs))
+
+    def execute(self, params: Params, states: States, inputs: tuple[Tree, ...], perturbation: Perturbation) -> Step:
+        """`Program.execute` for all samples."""
+        return self.strategy.execute(self.source, params, states, inputs, perturbation)
+
+    @property
+    def each(self) -> MapSamples:
+        """The mapping of a function of one sample over all samples."""
+        return self.strategy.each(self.source)
+
+    def fresh(self, key: jax.Array) -> Carry:
+        """The carry before the first step; the states that samples share are the same whatever the key."""
+        return self.fresh_samples(self.sample_keys(key))._replace(shared=self._fresh_sample(key).shared)
+
+    def sample_keys(self, key: jax.Array) -> jax.Array:
+        """The random key of each sample, `[B]`: `jax.random.fold_in(key, i)`; for one sample the key itself."""
+        if self.batch_size is None:
+            return key
+        return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(self.batch_size))
+
+    def fresh_samples(self, keys: jax.Array) -> Carry:
+        """The carry of samples that start with these keys, `[B]`; every leaf leads with the samples."""
+        return self._fresh_sample(keys) if self.batch_size is None else jax.vmap(self._fresh_sample)(keys)
+
+    def _fresh_sample(self, key: jax.Array) -> Carry:
+        states = self.source.fresh(key)
+        return Carry(*states, trace=self.algorithm.init(self.program), update_count=jnp.zeros((), jnp.int32))
+
+    def carry_spec(self, *, is_apart: bool = False) -> Carry:
+        """Shapes and dtypes of a carry.
+
+        Args:
+          is_apart: whether each sample has its own of the states that the source shares.
+        """
+        trace = jax.eval_shape(lambda: self.algorithm.init(self.program))
+        update_count: Any = jax.ShapeDtypeStruct((), jnp.int32)
+        own = Carry(*self.program.states, trace=trace, update_count=update_count)
+        together = with_lead(own, self.lead)._replace(shared=self.program.states.shared)
+        return jax.eval_shape(apart, together) if is_apart else together
+
+    def zero_perturbation(self) -> Perturbation:
+        """A perturbation of zeros for all samples."""
+        zeros = self.program.zero_perturbation()
+        return {path: jnp.zeros((*self.lead, *zero.shape), zero.dtype) for path, zero in zeros.items()}
 
     def check_params(self, params: Params) -> Params:
         """`params` in the captured units and dtypes."""
@@ -111,8 +180,9 @@ class Learner(eqx.Module):
             raise CarryError(
                 "carry", got=type(carry).__name__, expected="a Carry", repair="Pass learner.init() or aux.carry."
             )
+        is_apart = bool(self.program.states.shared) and not carry.shared
         try:
-            return conform(carry, self.execution.carry_spec(is_apart=self._is_apart(carry)), "carry")
+            return conform(carry, self.carry_spec(is_apart=is_apart), "carry")
         except PureBatchingError as error:
             raise CarryError(
                 error.where,
@@ -120,14 +190,6 @@ class Learner(eqx.Module):
                 expected=error.expected,
                 repair="The carry belongs to another learner or another batch size; start from init().",
             ) from error
-
-    def _is_apart(self, carry: Carry) -> bool:
-        """Whether each sample has its own of what the module shares."""
-        return bool(self.program.states.shared) and not carry.shared
-
-    def axes(self, *lead: tuple[str, int | None]) -> tuple[tuple[str, int | None], ...]:
-        """The axes in front of every leaf that belongs to a sample, after those of `lead`."""
-        return lead if self.batch_size is None else (*lead, ("B", self.batch_size))
 
     def check_inputs(self, inputs: tuple[Tree, ...]) -> tuple[Tree, ...]:
         """`inputs` in the captured units and dtypes."""
@@ -142,7 +204,7 @@ class Learner(eqx.Module):
 
 
 def check_key(key: Any) -> jax.Array:
-    """One random key, typed or raw."""
+    """The value as one random key, typed or raw, or DtypeError."""
     is_array = isinstance(key, (jax.Array, np.ndarray))
     is_typed = is_array and is_key(key.dtype) and key.shape == ()
     is_raw = is_array and key.dtype == "uint32" and key.shape == jax.random.key_data(jax.random.key(0)).shape
@@ -157,7 +219,7 @@ def check_key(key: Any) -> jax.Array:
 
 
 def check_learner(learner: object, name: str) -> None:
-    """Raise StructureError for what is no learner."""
+    """Raise StructureError for a value that is no learner."""
     if not isinstance(learner, Learner):
         raise StructureError(
             f"pb.{name}",
@@ -167,58 +229,11 @@ def check_learner(learner: object, name: str) -> None:
         )
 
 
-def capture(
-    net: Any,
-    *example_inputs: Tree,
-    algorithm: Algorithm,
-    environ: dict[str, Any] | None = None,
-    axis_name: str | None = None,
-) -> tuple[Learner, Params]:
-    """A BrainScale module as a learner of one sample, and its trainable values.
-
-    The module is read and left as it was. Its hidden states must be `HiddenState`s and its traced weights
-    `ETraceParam`s; `NonTempParam` and plain `ParamState` weights get the ordinary gradient of each step.
-
-    Args:
-      net: a `brainstate.nn.Module` whose `update(*inputs)` is one step.
-      example_inputs: the arguments of one step of one sample, without a batch axis; only their shapes, dtypes and units
-        are used.
-      algorithm: the learning rule, such as `pb.ES_D_RTRL(0.9)`.
-      environ: settings (`dt`, `fit`) on top of those in force; the learner keeps them.
-      axis_name: the name of the axis along which the module's own code reaches the other samples of a batch
-        (`BatchNorm1d(..., axis_name="batch")`, `jax.lax.pmean`). The samples are coupled then, alike in `pb.vmap` and
-        `pb.manual`; a learner of one sample is a batch of one. The gradient of a sample is its share of the batch's.
-
-    Returns:
-      the learner, and `{path: value}` of every trainable value.
-
-    Raises:
-      CaptureError: the module cannot be traced or compiled; the text quotes the reason.
-      StructureError: no algorithm.
-      DtypeError: an example that is no array of numbers.
-      OptionError: an `environ` that is no mapping from names, or an axis name that is none.
-    """
-    if not isinstance(algorithm, Algorithm):
-        raise StructureError(
-            "algorithm",
-            got=f"the class {algorithm.__name__}" if isinstance(algorithm, type) else type(algorithm).__name__,
-            expected="an algorithm",
-            repair="Pass an instance: pb.ES_D_RTRL(0.9), say.",
-        )
-    if axis_name is not None and not (isinstance(axis_name, str) and axis_name):
-        raise OptionError(
-            "axis_name", got=repr(axis_name), expected="a name", repair="Pass the one that the module's code uses."
-        )
-    check_numbers(example_inputs, "example_inputs")
-    program, params = capture_program(net, example_inputs, environ, axis_name)
-    return Learner(Execution.of_one_sample(program, algorithm)), params
+@partial(jax.jit, static_argnums=0)
+def _init(learner: Learner, key: jax.Array) -> Carry:
+    return learner.fresh(key)
 
 
 @partial(jax.jit, static_argnums=0)
-def _init(execution: Execution, key: jax.Array) -> Carry:
-    return execution.fresh(key)
-
-
-@partial(jax.jit, static_argnums=0)
-def _step(execution: Execution, params: Params, carry: Carry, inputs: tuple[Tree, ...]) -> tuple[Carry, Tree]:
-    return differentiable_step(execution, params, carry, inputs)
+def _step(learner: Learner, params: Params, carry: Carry, inputs: tuple[Tree, ...]) -> tuple[Carry, Tree]:
+    return differentiable_step(learner, params, carry, inputs)

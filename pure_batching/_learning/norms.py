@@ -9,18 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from .._algorithms.base import Closed, Factors, contract
+from .._algorithms.base import Factors, WindowEnd, contract
 from .._options import check_choice
 from .._program import Loss, Params, Relation
 from .._strategies.loop import each_in_turn
 from .._tree import Tree, nbytes
 from ..errors import OptionError, StrategyError
-from .execution import Carry, Execution
+from .carry import Carry
 from .learner import Learner, check_learner
+from .online import collect
 from .sequence import Aux, check_loss, sequence_grad
-from .sequence_fn import SequenceFn
-from .timed import Steps
-from .window import Task, collect, run_window
+from .sequence_fn import SequenceFn, begin
+from .steps import Steps
+from .task import Task
+from .window import run_window
 
 # As many samples' gradients are held at once as fit into this many bytes.
 TILE_BUDGET = 32 * 2**20
@@ -28,18 +30,18 @@ TILE_BUDGET = 32 * 2**20
 
 @dataclasses.dataclass(frozen=True)
 class NormFn(SequenceFn[tuple[jax.Array, Aux]]):
-    """`(params, carry, inputs, targets, *, mask=None, reset=None) -> (norms, Aux)`; made by `sample_norms`.
+    """`(params, carry, inputs, targets, *, mask=None, reset=None, key=None) -> (norms, Aux)`; made by `sample_norms`.
 
     The norms `[B]` are those of every sample's gradient over the whole sequence.
     """
 
-    def run(self, params: Params, carry: Carry | None, steps: Steps) -> tuple[jax.Array, Aux]:
-        """The norms for data that was checked."""
-        return _sample_norms(self, params, carry, steps)
+    def run(self, params: Params, carry: Carry | None, steps: Steps, key: jax.Array | None) -> tuple[jax.Array, Aux]:
+        """The norms for arguments that were checked."""
+        return _sample_norms(self, params, carry, steps, key)
 
 
 class ClippedAux(NamedTuple):
-    """What a clipped gradient comes with.
+    """The results beside a clipped gradient.
 
     Attributes:
       carry: the carry after the last step.
@@ -56,21 +58,25 @@ class ClippedAux(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ClippedGradFn(SequenceFn[tuple[Params, ClippedAux]]):
-    """`(params, carry, inputs, targets, *, mask=None, reset=None) -> (gradients, ClippedAux)`; made by `clipped_grad`.
+    """The function that `clipped_grad` makes.
 
-    The gradients are the sum or mean over samples of what is left of each.
+    `(params, carry, inputs, targets, *, mask=None, reset=None, key=None) -> (gradients, ClippedAux)`
+
+    The gradients are the sum or mean over samples of the clipped gradient of each.
     """
 
     bound: float | jax.Array
     reduction: str
 
-    def run(self, params: Params, carry: Carry | None, steps: Steps) -> tuple[Params, ClippedAux]:
-        """The gradient of data that was checked."""
-        norms, aux = NormFn(self.learner, self.loss).run(params, carry, steps)
+    def run(
+        self, params: Params, carry: Carry | None, steps: Steps, key: jax.Array | None
+    ) -> tuple[Params, ClippedAux]:
+        """The gradient for arguments that were checked; both passes draw the same random numbers."""
+        norms, aux = NormFn(self.learner, self.loss).run(params, carry, steps, key)
         bound = jnp.asarray(self.bound, norms.dtype)
         scales = jnp.minimum(1, bound / jnp.maximum(norms, jnp.finfo(norms.dtype).tiny))
         weighted = sequence_grad(self.learner, _Weighted(self.loss), reduction=self.reduction)
-        gradients, _ = weighted.run(params, carry, steps.with_weights(scales))
+        gradients, _ = weighted.run(params, carry, steps.with_weights(scales), key)
         return gradients, ClippedAux(aux.carry, aux.losses, norms, (scales < 1).sum())
 
 
@@ -101,7 +107,7 @@ def sample_norms(learner: Learner, loss: Loss) -> NormFn:
       loss: as in `sequence_grad`.
 
     Returns:
-      `(params, carry, inputs, targets, *, mask=None, reset=None) -> (norms [B], Aux)`.
+      `(params, carry, inputs, targets, *, mask=None, reset=None, key=None) -> (norms [B], Aux)`.
 
     Raises:
       StrategyError: the learner is of one sample.
@@ -123,8 +129,8 @@ def clipped_grad(learner: Learner, loss: Loss, bound: float | jax.Array, *, redu
       reduction: `"mean"` or `"sum"` over samples.
 
     Returns:
-      `(params, carry, inputs, targets, *, mask=None, reset=None) -> (gradients, ClippedAux)`, whose `clipped` counts
-      the samples that were scaled down, and whose `norms` are those before.
+      `(params, carry, inputs, targets, *, mask=None, reset=None, key=None) -> (gradients, ClippedAux)`, whose
+      `clipped` counts the samples that were scaled down, and whose `norms` are those before.
 
     Raises:
       StrategyError: the learner is of one sample.
@@ -158,56 +164,58 @@ def _check_batched(learner: Learner, name: str) -> None:
 
 
 @partial(jax.jit, static_argnums=0)
-def _sample_norms(norm_fn: NormFn, params: Params, carry: Carry | None, steps: Steps) -> tuple[jax.Array, Aux]:
-    execution = norm_fn.learner.execution
-    check_loss(execution, norm_fn.loss, steps.targets)
-    start, fresh = execution.begin(carry, are_apart=steps.have_flags)
-    task = Task(execution, norm_fn.loss, per_sample=False, outputs=False)
-    is_online = execution.algorithm.backpropagation is None and not execution.program.direct
+def _sample_norms(
+    norm_fn: NormFn, params: Params, carry: Carry | None, steps: Steps, key: jax.Array | None
+) -> tuple[jax.Array, Aux]:
+    learner = norm_fn.learner
+    check_loss(learner, norm_fn.loss, steps.targets)
+    start, fresh, steps = begin(learner, carry, steps, key)
+    task = Task(learner, norm_fn.loss, per_sample=False, outputs=False)
+    is_online = learner.algorithm.credit == "trace" and not learner.program.direct
     if is_online and carry is None:
-        return _from_factors(task, params, start, steps)
+        return _from_factors(task, params, start, steps, fresh)
     return _sample_by_sample(task, params, start, steps, fresh)
 
 
 def _sample_by_sample(task: Task, params: Params, carry: Carry, steps: Steps, fresh: Carry) -> tuple[jax.Array, Aux]:
     """The whole sequence for as many samples at once as `TILE_BUDGET` allows."""
-    execution = task.execution
-    one = task._replace(execution=Execution.of_one_sample(execution.program, execution.algorithm))
+    learner = task.learner
+    one = task._replace(learner=learner.one_of_its_samples())
 
     def own(common: tuple[Params, Any], carry: Carry, steps: Steps, fresh: Carry) -> Any:
         whole = carry._replace(shared=common[1])
         window = run_window(one, common[0], whole, steps, whole.trace, fresh)
         return _square(window.gradients), window.carry, window.losses
 
-    in_tiles = each_in_turn(execution.lead[0], tile=_tile(execution, nbytes(params)))
-    each = in_tiles if execution.program.axis is None else execution.each
+    in_tiles = each_in_turn(learner.lead[0], tile=_tile(learner, nbytes(params)))
+    each = in_tiles if learner.source.axis_name is None else learner.each
     mapped = each(own, (0, Steps.sample_axes(), 0), (0, 0, 1))
     squares, after, losses = mapped((params, carry.shared), carry._replace(shared={}), steps, fresh._replace(shared={}))
     shared = jax.tree.map(lambda leaf: leaf[0], after.shared)  # the same for every sample
     return jnp.sqrt(squares), Aux(after._replace(shared=shared), losses, None)
 
 
-def _from_factors(task: Task, params: Params, carry: Carry, steps: Steps) -> tuple[jax.Array, Aux]:
-    """From the outer products of one window over the whole sequence."""
-    execution, done = task.execution, collect(task, params, carry, steps, carry)
+def _from_factors(task: Task, params: Params, carry: Carry, steps: Steps, fresh: Carry) -> tuple[jax.Array, Aux]:
+    """The norms from the outer products of one window over the whole sequence, which begins afresh."""
+    learner, done = task.learner, collect(task, params, carry, steps, fresh)
 
-    def close(params: Params, *own: Any) -> Closed:
-        return execution.algorithm.close(execution.program, params, None, *own)
+    def finish(params: Params, *own: Any) -> WindowEnd:
+        return learner.algorithm.finish_window(learner.program, params, None, *own)
 
     axes: Any = (0, 1, 0)
-    closed = execution.each(close, (0, 1), Closed(*axes))(params, done.carry.trace, done.records)
-    squares = sum(_squares(execution, params, closed.factors, path) for path in _weights(execution))
-    after = done.carry._replace(trace=closed.trace)
+    end = learner.each(finish, (0, 1), WindowEnd(*axes))(params, done.carry.trace, done.records)
+    squares = sum(_squares(learner, params, end.factors, path) for path in _weights(learner))
+    after = done.carry._replace(trace=end.trace)
     return jnp.sqrt(jnp.asarray(squares)), Aux(after, done.losses, None)
 
 
-def _weights(execution: Execution) -> list[str]:
-    return sorted({relation.weight for relation in execution.program.relations})
+def _weights(learner: Learner) -> list[str]:
+    return sorted({relation.weight for relation in learner.program.relations})
 
 
-def _squares(execution: Execution, params: Params, parts: tuple[Factors, ...], path: str) -> jax.Array:
+def _squares(learner: Learner, params: Params, parts: tuple[Factors, ...], path: str) -> jax.Array:
     """The squared norm `[B]` of one weight's gradient: each leaf by its cheaper form."""
-    uses = [(r, part) for part in parts for r in execution.program.relations if r.weight == path and r.name in part.dys]
+    uses = [(r, part) for part in parts for r in learner.program.relations if r.weight == path and r.name in part.dys]
     relation, factors = uses[0]
     products = _gram_leaves(relation, factors) if len(uses) == 1 else []
     gram = sum(_gram(relation, factors, i) for i in products)
@@ -215,12 +223,12 @@ def _squares(execution: Execution, params: Params, parts: tuple[Factors, ...], p
     kept = tuple(part._replace(dys={k: dy for k, dy in part.dys.items() if k in names}) for part in parts)
 
     def own(params: Params, factors: tuple[Factors, ...]) -> jax.Array:
-        leaves = jax.tree.leaves(contract(execution.program, params, factors)[path])
+        leaves = jax.tree.leaves(contract(learner.program, params, factors)[path])
         return _square([leaf for i, leaf in enumerate(leaves) if i not in products])
 
     if len(products) == len(jax.tree.leaves(params[path])):
         return jnp.asarray(gram)
-    each = each_in_turn(execution.lead[0], tile=_tile(execution, nbytes(params[path])))
+    each = each_in_turn(learner.lead[0], tile=_tile(learner, nbytes(params[path])))
     return gram + each(own, (1,))(params, kept)
 
 
@@ -246,6 +254,6 @@ def _square(tree: Tree) -> jax.Array:
     return jnp.asarray(sum(jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(tree)))
 
 
-def _tile(execution: Execution, size: int) -> int:
+def _tile(learner: Learner, size: int) -> int:
     """As many samples as `TILE_BUDGET` allows for, and half of the batch at most: no leaf leads with all of it."""
-    return max(1, min(execution.lead[0] // 2, TILE_BUDGET // max(size, 1)))
+    return max(1, min(learner.lead[0] // 2, TILE_BUDGET // max(size, 1)))

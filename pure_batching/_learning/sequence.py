@@ -1,6 +1,6 @@
 """sequence_grad: the online gradient of a sequence, scheduled in windows.
 
-What is stacked is what a window costs; the sequence's length never enters.
+Memory grows with the window, not with `T`.
 """
 
 import dataclasses
@@ -16,20 +16,22 @@ from .._options import check_choice, check_flag, is_count
 from .._program import Loss, Params
 from .._tree import Tree, nbytes, spec_text, with_lead
 from ..errors import LossError, OptionError
-from .execution import Carry, Execution
+from .carry import Carry
 from .learner import Learner, check_learner
-from .sequence_fn import SequenceFn
-from .timed import Steps, Timed
-from .window import Task, run_window, step_trace
+from .sequence_fn import SequenceFn, begin
+from .steps import Steps, Timed
+from .task import Task
+from .traces import step_trace
+from .window import run_window
 
 REDUCTIONS = ("mean", "sum", "none")
 
-# With `window=None`, what is stacked stays below this many bytes.
+# With `window=None`, the records of a window stay below this many bytes.
 STACK_BUDGET = 256 * 2**20
 
 
 class Aux(NamedTuple):
-    """What a gradient comes with.
+    """The results beside a gradient.
 
     Attributes:
       carry: the carry after the last step.
@@ -44,7 +46,9 @@ class Aux(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class GradFn(SequenceFn[tuple[Params, Aux]]):
-    """`(params, carry, inputs, targets, *, mask=None, reset=None) -> (gradients, Aux)`; made by `sequence_grad`.
+    """The function that `sequence_grad` makes.
+
+    `(params, carry, inputs, targets, *, mask=None, reset=None, key=None) -> (gradients, Aux)`
 
     The gradients are by path, summed over time and reduced over samples, in the params' units, with `"none"`
     `[B, *param.shape]`; `"mean"` divides by `B` whatever the mask. `Aux` holds the carry after the last step, losses
@@ -55,9 +59,9 @@ class GradFn(SequenceFn[tuple[Params, Aux]]):
     window: int | None
     outputs: bool
 
-    def run(self, params: Params, carry: Carry | None, steps: Steps) -> tuple[Params, Aux]:
-        """The gradient of data that was checked."""
-        return run_sequence(self, params, carry, steps)
+    def run(self, params: Params, carry: Carry | None, steps: Steps, key: jax.Array | None) -> tuple[Params, Aux]:
+        """The gradient for arguments that were checked."""
+        return run_sequence(self, params, carry, steps, key)
 
 
 def sequence_grad(
@@ -74,18 +78,18 @@ def sequence_grad(
       loss: `(output, target) -> []`, a real number for one sample at one step.
       reduction: over samples: `"mean"`, `"sum"`, or `"none"` for per-sample gradients.
       window: how many steps are stacked and contracted at once; 1 is online and needs no memory that grows with `T`.
-        None takes the whole sequence while what is stacked stays below 256 MiB, else the largest window that does;
-        the whole sequence in any case where the gradient depends on the window.
+        None takes the whole sequence while its records stay below 256 MiB, else the largest window whose records do;
+        where the gradient depends on the window, it takes the whole sequence in any case.
       outputs: whether `Aux.outputs` holds the module's outputs.
 
     Returns:
-      `(params, carry, inputs, targets, *, mask=None, reset=None) -> (gradients, Aux)`; see `GradFn` and its `__call__`.
-      It is compiled once for each learner, loss and shape: make it once, outside the training loop. It is no function
-      to differentiate: `jax.grad` through its losses is backpropagation through time.
+      `(params, carry, inputs, targets, *, mask=None, reset=None, key=None) -> (gradients, Aux)`; see `GradFn`
+      and its `__call__`. It is compiled once for each learner, loss and shape: define the loss once, outside the
+      training loop. It is no function to differentiate: `jax.grad` through its losses is backpropagation through time.
 
-      Dtypes: what JAX promotes to the captured dtype is converted (bool and integers to any float, float32 to float64),
-      and what would lose digits or its kind is a DtypeError; with x64 off, a float64 array of numpy is a float32 one,
-      as everywhere in JAX.
+      Dtypes: an array is converted where JAX would promote it to the captured dtype (bool and integers to any float,
+      float32 to float64); a conversion that would lose digits or the kind is a DtypeError. With x64 off, a float64
+      array of numpy is a float32 one, as everywhere in JAX.
 
     Raises:
       OptionError: an unknown reduction, a window that is not a positive integer, or an `outputs` that is no flag.
@@ -103,37 +107,39 @@ def sequence_grad(
     return GradFn(learner, loss, reduction, None if window is None else int(window), outputs)
 
 
-def window_length(execution: Execution, time: int, window: int | None) -> int:
-    """How many steps a window holds: what was asked for, or by the rule of `sequence_grad`."""
+def window_length(learner: Learner, time: int, window: int | None) -> int:
+    """The number of steps of a window: the one asked for, or the one by the rule of `sequence_grad`."""
     if window is not None:
         return min(window, time)
-    if execution.algorithm.backpropagation is not None:
+    if learner.algorithm.credit == "window":
         return time
-    stacked = nbytes(_record_spec(execution))
+    stacked = nbytes(_record_spec(learner))
     return max(1, min(time, STACK_BUDGET // max(stacked, 1)))
 
 
-def _record_spec(execution: Execution) -> Tree:
-    """What one step leaves to its window."""
-    program = execution.program
+def _record_spec(learner: Learner) -> Tree:
+    """The specification of the record that one step leaves for the end of its window."""
+    program = learner.program
 
     def record(params: Params, carry: Carry, inputs: tuple[Tree, ...]) -> Any:
-        zero = execution.zero_perturbation()
-        done = execution.execute(params, carry.states, inputs, zero)
-        return step_trace(execution, params, carry.trace, done.jacobians, program.signal(zero), carry.update_count)[1]
+        zero = learner.zero_perturbation()
+        done = learner.execute(params, carry.states, inputs, zero)
+        return step_trace(learner, params, carry.trace, done.jacobians, program.signal(zero), carry.update_count)[1]
 
-    inputs = with_lead(program.inputs, execution.lead)
-    return jax.eval_shape(record, program.params, execution.carry_spec(), inputs)
+    inputs = with_lead(program.inputs, learner.lead)
+    return jax.eval_shape(record, program.params, learner.carry_spec(), inputs)
 
 
 @partial(jax.jit, static_argnums=0)
-def run_sequence(grad_fn: GradFn, params: Params, carry: Carry | None, steps: Steps) -> tuple[Params, Aux]:
-    """`grad_fn` on data that was checked."""
-    execution, time = grad_fn.learner.execution, steps.length
-    check_loss(execution, grad_fn.loss, steps.targets)
-    task = Task(execution, grad_fn.loss, grad_fn.reduction == "none", grad_fn.outputs)
-    start, fresh = execution.begin(carry, are_apart=steps.have_flags)
-    length = window_length(execution, time, grad_fn.window)
+def run_sequence(
+    grad_fn: GradFn, params: Params, carry: Carry | None, steps: Steps, key: jax.Array | None
+) -> tuple[Params, Aux]:
+    """`grad_fn` on arguments that were checked."""
+    learner, time = grad_fn.learner, steps.length
+    check_loss(learner, grad_fn.loss, steps.targets)
+    task = Task(learner, grad_fn.loss, grad_fn.reduction == "none", grad_fn.outputs)
+    start, fresh, steps = begin(learner, carry, steps, key)
+    length = window_length(learner, time, grad_fn.window)
     if length == time:
         window = run_window(task, params, start, steps, None if carry is None else start.trace, fresh)
         gradients, aux = window.gradients, Aux(window.carry, window.losses, window.outputs)
@@ -165,8 +171,8 @@ def _windows(task: Task, params: Params, carry: Carry, steps: Steps, length: int
 
 def _complete(task: Task, params: Params, gradients: Params, *, mean: bool = False) -> Params:
     """Gradients of all weights, zeros where there is none, reduced over samples."""
-    size = task.execution.batch_size
-    lead = task.execution.lead if task.per_sample else ()
+    size = task.learner.batch_size
+    lead = task.learner.lead if task.per_sample else ()
     zeros = jax.tree.map(lambda x: jnp.zeros((*lead, *x.shape), x.dtype), params)
     whole = add_gradients(zeros, gradients)
     return jax.tree.map(lambda x: x / size, whole) if mean and size else whole
@@ -183,20 +189,20 @@ def _check_loss_function(loss: object) -> None:
         )
 
 
-def check_loss(execution: Execution, loss: Loss, targets: Timed) -> None:
+def check_loss(learner: Learner, loss: Loss, targets: Timed) -> None:
     """Raise LossError unless the loss of one sample at one step is a real number."""
 
     def value(output: Tree, target: Tree) -> Any:
         return loss(output, target)
 
-    target = targets.spec(len(execution.lead))
+    target = targets.spec(len(learner.lead))
     try:
-        result = jax.eval_shape(value, execution.program.output, target)
+        result = jax.eval_shape(value, learner.program.output, target)
     except Exception as reason:
         raise LossError(
             "loss",
             got=f"{type(reason).__name__}: {str(reason).splitlines()[0] if str(reason) else ''}",
-            expected=f"a function of an output {spec_text(execution.program.output)} and a target {spec_text(target)}",
+            expected=f"a function of an output {spec_text(learner.program.output)} and a target {spec_text(target)}",
             repair="It gets those of one sample at one step.",
         ) from reason
     leaves = jax.tree.leaves(result)

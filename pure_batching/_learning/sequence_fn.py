@@ -1,22 +1,24 @@
-"""What every function of a sequence's data has in common: its arguments, and that they are checked first."""
+"""SequenceFn: the arguments that every function of a sequence's data takes, and their check."""
 
 import abc
 import dataclasses
 from typing import Any, Generic, TypeVar
 
+import jax
+
 from .._program import Loss, Params
 from .._tree import Tree
+from .carry import Carry, apart
 from .data import ABSENT, check_call
-from .execution import Carry
 from .learner import Learner
-from .timed import Steps
+from .steps import Steps
 
 Found = TypeVar("Found")
 
 
 @dataclasses.dataclass(frozen=True)
 class SequenceFn(abc.ABC, Generic[Found]):
-    """`(params, carry, inputs, targets, *, mask=None, reset=None) -> Found`, for a learner and a loss."""
+    """`(params, carry, inputs, targets, *, mask=None, reset=None, key=None) -> Found`, for a learner and a loss."""
 
     learner: Learner
     loss: Loss
@@ -30,26 +32,45 @@ class SequenceFn(abc.ABC, Generic[Found]):
         *,
         mask: Any = None,
         reset: Any = None,
+        key: jax.Array | None = None,
     ) -> Found:
-        """What the class says, of one sequence.
+        """Compute the gradient (or the norms) of one sequence.
 
         Args:
           params: trainable values by path.
-          carry: where the sequence begins; None for a fresh start inside the function.
+          carry: the carry before the first step; None for a fresh start, which is `learner.init(key)`.
           inputs: `[T, B, ...]` each, `[T, ...]` for one sample; a tuple for modules with several arguments. A leaf in
             `brainscale.SingleStepData` has no time axis and is the same at every step.
-          targets: what the loss gets, with the same leading axes.
+          targets: the second argument of the loss, with the same leading axes.
           mask: `[T, B]`, whether a step counts; a masked step leaves hidden states, traces, count and random key of its
             sample as they were and adds no gradient; its loss is 0.
-          reset: `[T, B]`, whether a sample starts anew before the step; its random key goes on.
+          reset: `[T, B]`, whether a sample starts anew before the step; its random key goes on. A random initial state
+            is drawn from `fold_in` of the sample's key and the step, so that no two lives of a sample start alike.
+          key: a random key, typed or raw; sample `i` of a batch gets `fold_in(key, i)`. It is needed where the module
+            draws random numbers in a fresh start: with `carry=None`, and with `reset` if the initial state is random.
+            Pass another key at each call, or the same noise comes again.
 
         Raises:
           ShapeError, BatchSizeError, DtypeError, UnitError, StructureError, CarryError, LossError: what does not fit,
             before anything runs.
-          OptionError: a mask where samples reach each other along an axis.
+          OptionError: a mask where samples reach each other along an axis; no key where it is needed.
         """
-        return self.run(*check_call(self.learner, params, carry, inputs, targets, mask, reset))
+        return self.run(*check_call(self.learner, params, carry, inputs, targets, mask=mask, reset=reset, key=key))
 
     @abc.abstractmethod
-    def run(self, params: Params, carry: Carry | None, steps: Steps) -> Found:
-        """The same of data that was checked."""
+    def run(self, params: Params, carry: Carry | None, steps: Steps, key: jax.Array | None) -> Found:
+        """The same for arguments that were checked; the key is None only where nothing is drawn from it."""
+
+
+def begin(learner: Learner, carry: Carry | None, steps: Steps, key: jax.Array | None) -> tuple[Carry, Carry, Steps]:
+    """The carry before the first step, the carry of a sample that starts anew, and the steps with keys for restarts.
+
+    Where a mask or a reset is given, each sample has its own of the states that samples share, since the samples need
+    not make the same steps.
+    """
+    key = jax.random.key(0) if key is None else key  # nothing is drawn from it then
+    fresh = learner.fresh(key)
+    start = fresh if carry is None else carry
+    if steps.reset is not None and learner.source.draws_at_start:
+        steps = steps.with_restart_keys(learner.sample_keys(key))
+    return (apart(start), apart(fresh), steps) if steps.have_flags else (start, fresh, steps)

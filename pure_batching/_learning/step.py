@@ -1,6 +1,6 @@
-"""One step that `jax.grad` can go through: forward as the module runs, back as the algorithm says."""
+"""The differentiable step: forward the module runs, backward the algorithm gives the gradient."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -8,16 +8,19 @@ import jax.numpy as jnp
 from .._algorithms.base import add_gradients
 from .._program import Params, Perturbation
 from .._tree import Tree
-from .execution import Carry, Execution
-from .window import end_window, step_trace, trace_gradient
+from .carry import Carry
+from .traces import end_window, step_trace, trace_gradient
+
+if TYPE_CHECKING:
+    from .learner import Learner
 
 Inputs = tuple[Tree, ...]
 
 
-def differentiable_step(execution: Execution, params: Params, carry: Carry, inputs: Inputs) -> tuple[Carry, Tree]:
-    """The next carry and the output; the pullback gives the online gradient of the step, and none to the carry."""
-    pair = _through_window if execution.algorithm.backpropagation is not None else _through_trace
-    forward, backward = pair(execution)
+def differentiable_step(learner: "Learner", params: Params, carry: Carry, inputs: Inputs) -> tuple[Carry, Tree]:
+    """The next carry and the output. The pullback gives the online gradient of the step; the carry gets zeros."""
+    pair = _through_window if learner.algorithm.credit == "window" else _through_trace
+    forward, backward = pair(learner)
 
     @jax.custom_vjp
     def step(params: Params, carry: Carry, inputs: Inputs) -> tuple[Carry, Tree]:
@@ -27,17 +30,17 @@ def differentiable_step(execution: Execution, params: Params, carry: Carry, inpu
     return step(params, carry, inputs)
 
 
-def _through_trace(execution: Execution) -> tuple[Any, Any]:
-    """A window of one step: the learning signal meets the trace after the step."""
-    program = execution.program
+def _through_trace(learner: "Learner") -> tuple[Any, Any]:
+    """Credit by the trace: a window of one step, whose learning signal is multiplied with the trace after the step."""
+    program = learner.program
 
     def forward(params: Params, carry: Carry, inputs: Inputs) -> Any:
         def run(direct: Params, inputs: Inputs, perturbation: Perturbation) -> Any:
-            done = execution.execute(params | direct, carry.states, inputs, perturbation)
+            done = learner.execute(params | direct, carry.states, inputs, perturbation)
             return done.output, (done.states, done.jacobians)
 
         direct = {path: params[path] for path in program.direct}
-        zero = execution.zero_perturbation()
+        zero = learner.zero_perturbation()
         output, pullback, (states, jacobians) = jax.vjp(run, direct, inputs, zero, has_aux=True)
         trace, _ = window(params, carry, jacobians, zero)
         new = Carry(*states, trace=trace, update_count=carry.update_count + 1)
@@ -45,9 +48,9 @@ def _through_trace(execution: Execution) -> tuple[Any, Any]:
 
     def window(params: Params, carry: Carry, jacobians: Any, of_hidden: Perturbation) -> Any:
         signal = program.signal(of_hidden)
-        carried, record = step_trace(execution, params, carry.trace, jacobians, signal, carry.update_count)
+        carried, record = step_trace(learner, params, carry.trace, jacobians, signal, carry.update_count)
         records = jax.tree.map(lambda x: x[None], record)
-        return end_window(execution, params, carry.trace, carried, records, per_sample=False)
+        return end_window(learner, params, carry.trace, carried, records, per_sample=False)
 
     def backward(residuals: Any, cotangent: tuple[Carry, Tree]) -> Any:
         pullback, params, carry, jacobians = residuals
@@ -58,33 +61,33 @@ def _through_trace(execution: Execution) -> tuple[Any, Any]:
     return forward, backward
 
 
-def _through_window(execution: Execution) -> tuple[Any, Any]:
-    """Backpropagation through the step, and the trace before it for what lies behind."""
-    program = execution.program
+def _through_window(learner: "Learner") -> tuple[Any, Any]:
+    """Credit by backpropagation through the step, and by the trace for all steps before it."""
+    program = learner.program
 
     def forward(params: Params, carry: Carry, inputs: Inputs) -> Any:
         def run(params: Params, inputs: Inputs, hidden: Any) -> Any:
             states = carry.states._replace(hidden=hidden)
-            done = execution.execute(params, states, inputs, execution.zero_perturbation())
+            done = learner.execute(params, states, inputs, learner.zero_perturbation())
             return done.output, (done.states, done.jacobians)
 
         output, pullback, (states, jacobians) = jax.vjp(run, params, inputs, carry.hidden, has_aux=True)
-        signal = program.signal(execution.zero_perturbation())
-        carried, record = step_trace(execution, params, carry.trace, jacobians, signal, carry.update_count)
+        signal = program.signal(learner.zero_perturbation())
+        carried, record = step_trace(learner, params, carry.trace, jacobians, signal, carry.update_count)
         records = jax.tree.map(lambda x: x[None], record)
-        trace, _ = end_window(execution, params, carry.trace, carried, records, per_sample=False)
+        trace, _ = end_window(learner, params, carry.trace, carried, records, per_sample=False)
         new = Carry(*states, trace=trace, update_count=carry.update_count + 1)
         return (new, output), (pullback, params, carry.trace, carry.update_count)
 
     def backward(residuals: Any, cotangent: tuple[Carry, Tree]) -> Any:
         pullback, params, trace, count = residuals
         within, inputs, of_hidden = pullback(cotangent[1])
-        behind = trace_gradient(execution, params, trace, of_hidden, count)
+        behind = trace_gradient(learner, params, trace, of_hidden, count)
         return _complete(params, within, behind), None, inputs
 
     return forward, backward
 
 
 def _complete(params: Params, *parts: Params) -> Params:
-    """Gradients of all weights; those that no part names get zeros."""
+    """Gradients of all weights; a weight that no part names gets zeros."""
     return add_gradients(jax.tree.map(jnp.zeros_like, params), *parts)

@@ -17,17 +17,18 @@ from .jaxprs import Var
 from .lines import place
 from .operations import leaves_of, operation_of
 from .pieces import Piece, cut_piece, order_of, reachable, spec_of_var
-from .states import split_states
+from .states import split_states, with_duties_of
 from .step import FlatStep, TracedStep
 from .uses import FoundRelation, FoundUse, found_uses
 
 
-def read(traced: TracedStep, params: Params) -> Program:
+def read(traced: TracedStep, params: Params, single: Program | None = None) -> Program:
     """A traced step as a program.
 
     Args:
       traced: the step.
       params: the specifications of all trainable values, of which the step may read some only.
+      single: the program of one sample where the step is that of a batch; its states keep their duties.
 
     Raises:
       CaptureError: one use of a weight reaches hidden states of different shapes.
@@ -39,7 +40,7 @@ def read(traced: TracedStep, params: Params) -> Program:
     groups = {one.name: _group(one) for one in found}
     related = _related(uses, order)
     relations = _relations(step, related, groups)
-    states = split_states(step)
+    states = split_states(step) if single is None else with_duties_of(single.states, traced)
     temporaries, parts = _parts(step, found, groups, related, relations, order)
     return Program(
         inputs=traced.inputs,

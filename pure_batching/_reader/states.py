@@ -9,7 +9,7 @@ from .._program import States
 from .._tree import Tree
 from .jaxprs import Literal
 from .pieces import tainted_by
-from .step import FlatStep
+from .step import FlatStep, TracedStep
 
 
 def split_states(step: FlatStep) -> States:
@@ -30,6 +30,11 @@ def split_states(step: FlatStep) -> States:
 
     shared = [path for path in others if path not in own]
     return States(pick(traced.of_kind("hidden")), pick(sorted(own)), pick(traced.of_kind("key")), pick(shared))
+
+
+def with_duties_of(single: States, traced: TracedStep) -> States:
+    """The states of a batched step, each with the duty that it has for one sample."""
+    return States(*({path: traced.states[path] for path in field} for field in single))
 
 
 def _is_reached(results: Iterable[Any], tainted: set[Any]) -> bool:

@@ -171,10 +171,12 @@ class PureFunction(NamedTuple):
 
     Attributes:
       output: the specification of what it returns.
+      draws: whether it reads the random generator.
       run: `key -> (value, the key that is left)`, for keys in the form that BrainState keeps them in.
     """
 
     output: Tree
+    draws: bool
     run: Callable[[jax.Array], tuple[Tree, jax.Array]]
 
     @classmethod
@@ -197,4 +199,4 @@ class PureFunction(NamedTuple):
             left = [value for is_random, value in zip(random, after, strict=True) if is_random]
             return like(spec, leaves[:count]), left[0] if left else key
 
-        return cls(spec_of(spec), run)
+        return cls(spec_of(spec), any(random), run)

@@ -1,7 +1,6 @@
-"""BrainScale module -> Program, for one sample or with a batch axis."""
+"""ModuleSource: a BrainScale module that was captured, and the programs that are traced from it."""
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -10,123 +9,113 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._program import Axis, Params, Program, States
-from .._reader.assembly import Assembly, Compiled, split_states
-from .._reader.checks import check_batched, check_dtypes, check_reach, check_unchanged
+from .._program import Params, Program, States
+from .._reader.checks import check_batched, check_step
+from .._reader.reading import read
+from .._reader.step import TracedStep
 from .._tree import Tree, spec_of, spec_text, strong, with_lead
 from ..errors import CaptureError, PureBatchingError, StrategyError
+from .base import Source
 from .blueprint import Blueprint, states_of
-from .compilation import RANDOM, compile_module
-from .own_derivative import with_own_derivatives
 from .reasons import cause_of, first_lines, repair_of
+from .tracing import RANDOM, traced_step
 
 Result = TypeVar("Result")
 
 
-def capture_program(
-    net: Any, examples: tuple[Tree, ...], environ: dict[str, Any] | None, axis_name: str | None = None
-) -> tuple[Program, Params]:
-    """A module as a pure program of one sample, and its trainable values.
+class ModuleSource(Source):
+    """A private copy of a module, and the programs that were traced from it, each once."""
 
-    Args:
-      net: the module; it is read and left as it was.
-      examples: the arguments of one step of one sample.
-      environ: settings (`dt`, `fit`) on top of those that are in force.
-      axis_name: of the axis along which the module's own code reaches other samples.
+    def __init__(
+        self, net: Any, examples: tuple[Tree, ...], environ: dict[str, Any] | None, axis_name: str | None
+    ) -> None:
+        """Copy a module and trace its step of one sample.
 
-    Raises:
-      CaptureError: the module cannot be traced, or BrainScale's compiler refuses it.
-    """
-    blueprint = Blueprint(net, environ)
-    params = jax.tree.map(jnp.asarray, blueprint.params())
-    tracer = _Tracer(blueprint, spec_of(examples), spec_of(params), axis_name)
-    return tracer.single(), strong(params, tracer.params)
+        Args:
+          net: the module; it is read and left as it was.
+          examples: the arguments of one step of one sample.
+          environ: settings (`dt`, `fit`) on top of those in force.
+          axis_name: the name of the axis along which the module's own code reaches other samples, or None.
 
+        Raises:
+          CaptureError: the module cannot be traced, or its step cannot be carried on.
+        """
+        self._blueprint = Blueprint(net, environ)
+        self.name, self.axis_name = self._blueprint.name, axis_name
+        self._inputs = spec_of(examples)
+        self._param_specs = spec_of(jax.tree.map(jnp.asarray, self._blueprint.params()))
+        self._initial_values = self._explained(self._blueprint.initial_values)
+        self.draws_at_start = self._initial_values.draws
+        # A second strategy of the same size, and an audit, find what was traced for the first.
+        self._programs: dict[int, Program] = {}
+        self._batched_programs: dict[int, Program] = {}
+        self.one_of(1)
 
-class _Tracer:
-    """Traces a blueprint, for one sample or with a batch axis."""
+    def params(self) -> Params:
+        """The trainable values by path, as they were at capture."""
+        return strong(jax.tree.map(jnp.asarray, self._blueprint.params()), self._param_specs)
 
-    def __init__(self, blueprint: Blueprint, inputs: tuple[Tree, ...], params: Params, axis_name: str | None) -> None:
-        self.blueprint, self.inputs, self.params, self.axis_name = blueprint, inputs, params, axis_name
-        self.fresh = self._explained(blueprint.initial_values)
+    def one_of(self, size: int) -> Program:
+        """See `Source.one_of`."""
+        along = 1 if self.axis_name is None else size
+        if along not in self._programs:
+            self._programs[along] = self._trace_one_of(along)
+        return self._programs[along]
 
-    def single(self) -> Program:
-        """The program of one sample."""
-        return self._one_of(1)
+    def batched(self, size: int) -> Program:
+        """See `Source.batched`."""
+        if size not in self._batched_programs:
+            self._batched_programs[size] = self._trace_batched(size)
+        return self._batched_programs[size]
 
-    def _across(self, size: int) -> Program:
-        """The program of one of `size` samples along the axis."""
-        program = self._one_of(size)
-        return replace(program, axis=self._axis(is_alone=False))
-
-    def _axis(self, *, is_alone: bool) -> Axis | None:
-        return None if self.axis_name is None else Axis(self.axis_name, self._across, is_alone)
-
-    def _one_of(self, size: int) -> Program:
-        """The program of one of `size` samples along the axis, if there is one."""
-        with self.blueprint.environment():
-            module = self._explained(self.blueprint.build)
-            found = self._explained(lambda: self._compiled(module, self.inputs, size))
-            compiled = self._explained(lambda: with_own_derivatives(found, module))
-        check_unchanged(compiled, self.blueprint.name)
-        check_dtypes(compiled, self.blueprint.name)
-        check_reach(compiled, self.blueprint.name)
-        return self._program(compiled, split_states(compiled))
-
-    def _compiled(self, module: brainstate.nn.Module, inputs: tuple[Tree, ...], size: int = 1) -> Compiled:
-        """A compiled step of one of `size` samples along the axis, if there is one."""
-        if self.axis_name is None:
-            return compile_module(module, inputs)
-        found: list[Compiled] = []
-        jax.vmap(lambda _: found.append(compile_module(module, inputs)), axis_name=self.axis_name)(jnp.zeros(size))
-        return found[0]
-
-    def batched(self, batch_size: int, single: Program) -> Program:
-        """The module's own arithmetic on arrays with a batch axis."""
-        once = {path for path in single.states.other if self._is_kept_once(path)}
-        axes = {path: axis for path, axis in self.axes(single.states).items() if path not in once}
-        inputs = with_lead(self.inputs, (batch_size,))
-        with self.blueprint.environment():
-            module = self.blueprint.build()
-            _add_batch(module, axes, batch_size)
-            compiled = self._mapped(lambda: self._compiled(module, inputs))
-        check_batched(compiled, single, batch_size, self.blueprint.name)
-        states = States(*({path: compiled.specs[path] for path in field} for field in single.states))
-        return self._program(compiled, states)
-
-    def _program(self, compiled: Compiled, states: States) -> Program:
-        assembly = Assembly(compiled)
-        groups = assembly.program_groups()
-        return Program(
-            inputs=self.inputs,
-            output=compiled.output,
-            params=self.params,
-            states=states,
-            direct=compiled.direct,
-            groups=groups,
-            relations=assembly.program_relations(groups),
-            initial=lambda key: self._initial(key, states),
-            retrace=self.batched,
-            batch_axes=lambda: self.axes(states),
-            step=assembly.step(),
-            order=compiled.order,
-            axis=self._axis(is_alone=True),
-        )
-
-    def _initial(self, key: jax.Array, states: States) -> States:
-        values, left = self.fresh.run(_native_key(key))
-        known = {**values, RANDOM: left}
-        fresh = States(*({path: known[path] for path in field} for field in states))
-        return States(*(strong(field, spec) for field, spec in zip(fresh, states, strict=True)))
-
-    def axes(self, states: States) -> dict[str, Tree]:
-        """Where the module keeps the batch axis of each state: the axis that differs between two batch sizes."""
+    def batch_axes(self) -> Mapping[str, Tree]:
+        """The axis that differs between two batch sizes; the first one for a state that the module keeps once."""
         two, three = self._two_sizes
+        states = self.one_of(1).states
         return {
             path: jax.tree.map(_differing_axis, two.get(path, spec), three.get(path, spec))
             for field in (states.hidden, states.other)
             for path, spec in field.items()
         }
+
+    def fresh(self, key: jax.Array) -> States:
+        """See `Source.fresh`."""
+        states = self.one_of(1).states
+        values, left = self._initial_values.run(_native_key(key))
+        known = {**values, RANDOM: left}
+        fresh = States(*({path: known[path] for path in field} for field in states))
+        return States(*(strong(field, spec) for field, spec in zip(fresh, states, strict=True)))
+
+    def _trace_one_of(self, size: int) -> Program:
+        with self._blueprint.environment():
+            module = self._explained(self._blueprint.build)
+            step = self._explained(lambda: self._traced(module, self._inputs, size))
+            check_step(step, self.name)
+            return self._explained(lambda: read(step, self._param_specs))
+
+    def _traced(self, module: brainstate.nn.Module, inputs: tuple[Tree, ...], size: int) -> TracedStep:
+        """The step of one of `size` samples along the axis, if there is one."""
+        if self.axis_name is None:
+            return traced_step(module, inputs, None)
+        found: list[TracedStep] = []
+
+        def trace(_: jax.Array) -> None:
+            found.append(traced_step(module, inputs, self.axis_name))
+
+        jax.vmap(trace, axis_name=self.axis_name)(jnp.zeros(size))
+        return found[0]
+
+    def _trace_batched(self, size: int) -> Program:
+        single = self.one_of(1)
+        once = {path for path in single.states.other if self._is_kept_once(path)}
+        axes = {path: axis for path, axis in self.batch_axes().items() if path not in once}
+        inputs = with_lead(self._inputs, (size,))
+        with self._blueprint.environment():
+            module = self._blueprint.build()
+            _add_batch(module, axes, size)
+            step = self._mapped(lambda: self._traced(module, inputs, 1))
+            check_batched(step, single, size, self.name)
+            return self._mapped(lambda: read(step, self._param_specs, single))
 
     def _is_kept_once(self, path: str) -> bool:
         """Whether the module itself does not multiply a state by its samples: running statistics of a batch, say."""
@@ -136,7 +125,7 @@ class _Tracer:
     @cached_property
     def _two_sizes(self) -> tuple[dict[str, Tree], dict[str, Tree]]:
         try:
-            return self.blueprint.initial_values(2).output, self.blueprint.initial_values(3).output
+            return self._blueprint.initial_values(2).output, self._blueprint.initial_values(3).output
         except Exception:  # noqa: BLE001 - an init_state without batch sizes: its states get the axis in front
             return {}, {}
 
@@ -148,11 +137,11 @@ class _Tracer:
         except Exception as error:
             reason = cause_of(error)
             raise CaptureError(
-                self.blueprint.name,
+                self.name,
                 got=f"{type(reason).__name__}: {first_lines(reason)}",
-                expected="a module whose update() is one step of one sample that BrainScale can compile; its example "
-                f"inputs were ({', '.join(map(spec_text, self.inputs))}), without T and B",
-                repair=repair_of(reason, self.blueprint),
+                expected="a module whose update() is one step of one sample; its example inputs "
+                f"were ({', '.join(map(spec_text, self._inputs))}), without T and B",
+                repair=repair_of(reason, self._blueprint),
             ) from error
 
     def _mapped(self, trace: Callable[[], Result]) -> Result:
@@ -161,7 +150,7 @@ class _Tracer:
         except Exception as error:
             reason = cause_of(error)
             raise StrategyError(
-                self.blueprint.name,
+                self.name,
                 got=f"{type(reason).__name__} with a batch axis: {first_lines(reason)}",
                 expected="a module whose own code carries a batch axis",
                 repair="Use pb.vmap, which needs the step of one sample only.",

@@ -1,31 +1,71 @@
-"""What every strategy checks before it adds a batch of samples."""
+"""Strategy: a value that says how functions of one sample are run for all samples of a batch."""
 
-from .._learning.learner import Learner, check_learner
-from .._options import is_count
-from ..errors import BatchSizeError, StrategyError
+import abc
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol
+
+from .._program import Params, Perturbation, Program, States, Step
+from .._sources.base import Source
+from .._tree import Tree
 
 
-def _short(value: object) -> str:
-    """An array by its shape."""
-    shape = getattr(value, "shape", ())
-    return f"of shape {tuple(shape)}" if shape else repr(value)
+class MapSamples(Protocol):
+    """Turns `fun(shared, *per_sample)` of one sample into a function of all samples.
+
+    `in_axes` says where the samples lie in each of `per_sample`, and `out_axes` where they lie in the result, as in
+    `jax.vmap`. `shared` is the same for all samples.
+    """
+
+    def __call__(self, fun: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0) -> Callable[..., Any]:
+        """The function of all samples."""
+        ...
 
 
-def check_unbatched(learner: Learner, batch_size: object, name: str) -> int:
-    """The batch size as an int, or an error that says why this learner cannot get one."""
-    check_learner(learner, name)
-    if learner.batch_size is not None:
-        raise StrategyError(
-            f"pb.{name}",
-            got=f"a learner batched by {learner.execution.name}",
-            expected="a learner of one sample",
-            repair="Apply one strategy to what pb.capture returned.",
-        )
-    if not is_count(batch_size):
-        raise BatchSizeError(
-            f"pb.{name}",
-            got=f"batch size {_short(batch_size)}",
-            expected="an integer >= 1",
-            repair="Give the number of samples.",
-        )
-    return int(batch_size)
+@dataclasses.dataclass(frozen=True)
+class Strategy(abc.ABC):
+    """How functions of one sample are run for all samples.
+
+    A strategy is plain data: two of the same kind and size are equal and have the same hash, so that JAX compiles
+    nothing for the second. It may wrap another strategy, and then calls the same methods of that one.
+
+    Attributes:
+      name: how an error and an audit call the strategy, such as `pb.vmap`.
+      runs_own_batch: whether the source's own code sees the batch axis, and so may couple the samples.
+    """
+
+    name: ClassVar[str]
+    runs_own_batch: ClassVar[bool]
+
+    @property
+    @abc.abstractmethod
+    def batch_size(self) -> int | None:
+        """`B`, or None where a sample has no batch axis."""
+
+    @abc.abstractmethod
+    def program(self, source: Source) -> Program:
+        """The step of one of the samples.
+
+        Raises:
+          StrategyError: the strategy cannot run this source.
+        """
+
+    @abc.abstractmethod
+    def execute(
+        self, source: Source, params: Params, states: States, inputs: tuple[Tree, ...], perturbation: Perturbation
+    ) -> Step:
+        """`Program.execute` for all samples: every leaf but those of `params` and `states.shared` is `[B, ...]`."""
+
+    @abc.abstractmethod
+    def each(self, source: Source) -> MapSamples:
+        """The mapping of any function of one sample over all samples."""
+
+    @abc.abstractmethod
+    def kept_once(self, source: Source) -> frozenset[str]:
+        """The paths of the states that belong to a sample, but of which the batched step computes only one."""
+
+
+def not_mapped(fun: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0) -> Callable[..., Any]:
+    """The function itself: one sample has no axis to map over."""
+    del in_axes, out_axes
+    return fun

@@ -1,54 +1,78 @@
-"""`loop`: one sample after the other, the meaning of the other strategies."""
+"""`Loop`: one sample after the other, the meaning of the other strategies."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from .._learning.execution import Each, Execution
-from .._learning.learner import Learner
 from .._program import Params, Perturbation, Program, States, Step
+from .._sources.base import Source
 from .._tree import Tree
 from ..errors import StrategyError
-from .base import check_unbatched
+from .base import MapSamples, Strategy
 
 
-def loop(learner: Learner, batch_size: int) -> Learner:
-    """A batch by `jax.lax.map` over samples: slow, and the definition of `pb.manual` and `pb.vmap`.
+@dataclasses.dataclass(frozen=True)
+class Loop(Strategy):
+    """The samples in turn, by `jax.lax.map`.
 
-        def step(params, carries, inputs):
-            return [learner.step(params, carries[i], inputs[i]) for i in range(B)]
-
-    Args:
-      learner: a learner of one sample.
-      batch_size: `B`.
-
-    Returns:
-      a learner whose inputs, outputs and carry lead with the axis `B`.
-
-    Raises:
-      StrategyError: the learner has a batch already, or its samples reach each other along an axis.
-      BatchSizeError: not a positive integer.
+    Attributes:
+      size: `B`.
     """
-    size = check_unbatched(learner, batch_size, "loop")
-    _check_alone(learner.program)
-    execute = _execute_in_turn(learner.program, size)
-    return Learner(Execution("pb.loop", learner.program, learner.algorithm, size, execute, each_in_turn(size)))
+
+    size: int
+
+    name = "pb.loop"
+    runs_own_batch = False
+
+    @property
+    def batch_size(self) -> int:
+        """`B`."""
+        return self.size
+
+    def program(self, source: Source) -> Program:
+        """The step of one sample.
+
+        Raises:
+          StrategyError: the samples reach each other along an axis.
+        """
+        if source.axis_name is not None:
+            raise StrategyError(
+                self.name,
+                got=f"a learner whose samples reach each other along the axis {source.axis_name!r}",
+                expected="samples that can be run one after the other",
+                repair="Use pb.vmap or pb.manual.",
+            )
+        return source.one_of(self.size)
+
+    def execute(
+        self, source: Source, params: Params, states: States, inputs: tuple[Tree, ...], perturbation: Perturbation
+    ) -> Step:
+        """See `Strategy.execute`."""
+        program = self.program(source)
+
+        def one(shared: Any, own: States, args: tuple[Tree, ...], perturb: Perturbation) -> Step:
+            return program.execute(params, own._replace(shared=shared), args, perturb)
+
+        done = self.each(source)(one)(states.shared, states._replace(shared={}), inputs, perturbation)
+        shared = jax.tree.map(lambda leaf: leaf[0], done.states.shared)  # every sample computes the same
+        return done._replace(states=done.states._replace(shared=shared))
+
+    def each(self, source: Source) -> MapSamples:
+        """See `Strategy.each`."""
+        del source
+        return each_in_turn(self.size)
+
+    def kept_once(self, source: Source) -> frozenset[str]:
+        """None: the step of one sample computes every state of that sample."""
+        del source
+        return frozenset()
 
 
-def _check_alone(program: Program) -> None:
-    if program.axis is not None:
-        raise StrategyError(
-            "pb.loop",
-            got=f"a learner whose samples reach each other along the axis {program.axis.name!r}",
-            expected="samples that can be run one after the other",
-            repair="Use pb.vmap or pb.manual.",
-        )
-
-
-def each_in_turn(size: int, tile: int = 1) -> Each:
-    """Functions of one sample by `jax.lax.map`, `tile` samples at once."""
+def each_in_turn(size: int, tile: int = 1) -> MapSamples:
+    """The mapping by `jax.lax.map`, which runs `tile` samples at once."""
 
     def each(fun: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0) -> Callable[..., Any]:
         def mapped(shared: Any, *own: Any) -> Any:
@@ -65,19 +89,9 @@ def each_in_turn(size: int, tile: int = 1) -> Each:
 
 
 def _moved(tree: Tree, axes: Any, *, to_front: bool) -> Tree:
+    """The samples' axis of each leaf moved from where `axes` says to the front, or back."""
+
     def move(axis: int, part: Tree) -> Tree:
         return jax.tree.map(lambda x: jnp.moveaxis(x, axis, 0) if to_front else jnp.moveaxis(x, 0, axis), part)
 
     return jax.tree.map(move, axes, tree)
-
-
-def _execute_in_turn(program: Program, size: int) -> Callable[..., Step]:
-    def execute(params: Params, states: States, inputs: tuple[Tree, ...], perturbation: Perturbation) -> Step:
-        def one(_: None, own: States, args: tuple[Tree, ...], perturb: Perturbation) -> Step:
-            return program.execute(params, own._replace(shared=states.shared), args, perturb)
-
-        done = each_in_turn(size)(one)(None, states._replace(shared={}), inputs, perturbation)
-        shared = jax.tree.map(lambda leaf: leaf[0], done.states.shared)  # the same for every sample
-        return done._replace(states=done.states._replace(shared=shared))
-
-    return execute

@@ -1,56 +1,73 @@
-"""`vmap`: the program of one sample, mapped."""
+"""`Vmap`: the program of one sample, mapped."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 
-from .._learning.execution import Each, Execution
-from .._learning.learner import Learner
-from .._program import Program, States, Step
-from .base import check_unbatched
+from .._program import Params, Perturbation, Program, States, Step
+from .._sources.base import Source
+from .._tree import Tree
+from .base import MapSamples, Strategy
 
 _AXES: Any = (0, 0, 0, None)
 STATE_AXES = States(*_AXES)
 
 
-def vmap(learner: Learner, batch_size: int) -> Learner:
-    """A batch by `jax.vmap` of the single-sample program; its meaning is `pb.loop`.
+@dataclasses.dataclass(frozen=True)
+class Vmap(Strategy):
+    """All samples at once, by `jax.vmap` of the step of one, along the source's named axis where there is one.
 
-    Where the learner was captured with an `axis_name`, samples reach each other along it.
-
-    Args:
-      learner: a learner of one sample.
-      batch_size: `B`.
-
-    Returns:
-      a learner whose inputs, outputs and carry lead with the axis `B`.
-
-    Raises:
-      StrategyError: the learner has a batch already.
-      BatchSizeError: not a positive integer.
+    Attributes:
+      size: `B`.
     """
-    size = check_unbatched(learner, batch_size, "vmap")
-    program = learner.program.among(size)
-    execute, each = execute_by_vmap(program, size), each_by_vmap(program, size)
-    return Learner(Execution("pb.vmap", program, learner.algorithm, size, execute, each))
+
+    size: int
+
+    name = "pb.vmap"
+    runs_own_batch = False
+
+    @property
+    def batch_size(self) -> int:
+        """`B`."""
+        return self.size
+
+    def program(self, source: Source) -> Program:
+        """The step of one of `B` samples."""
+        return source.one_of(self.size)
+
+    def execute(
+        self, source: Source, params: Params, states: States, inputs: tuple[Tree, ...], perturbation: Perturbation
+    ) -> Step:
+        """See `Strategy.execute`."""
+        return execute_by_vmap(self.program(source), self.size)(params, states, inputs, perturbation)
+
+    def each(self, source: Source) -> MapSamples:
+        """See `Strategy.each`."""
+        return each_by_vmap(source.axis_name, self.size)
+
+    def kept_once(self, source: Source) -> frozenset[str]:
+        """None: the step of one sample computes every state of that sample."""
+        del source
+        return frozenset()
 
 
 def execute_by_vmap(program: Program, size: int) -> Callable[..., Step]:
-    """The step of one sample, mapped."""
+    """`program.execute` of one sample, mapped over `size` samples."""
     step_axes: Any = Step(0, STATE_AXES, 0)  # type: ignore[arg-type]
     in_axes = (None, STATE_AXES, 0, 0)
     return jax.vmap(program.execute, in_axes, step_axes, axis_name=program.axis_name, axis_size=size)
 
 
-def each_by_vmap(program: Program, size: int) -> Each:
-    """Functions of one sample by `jax.vmap`."""
+def each_by_vmap(axis_name: str | None, size: int) -> MapSamples:
+    """The mapping by `jax.vmap`, along an axis that may have a name."""
 
     def each(fun: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0) -> Callable[..., Any]:
         def mapped(shared: Any, *own: Any) -> Any:
             one = partial(fun, shared)
-            return jax.vmap(one, in_axes, out_axes, axis_name=program.axis_name, axis_size=size)(*own)
+            return jax.vmap(one, in_axes, out_axes, axis_name=axis_name, axis_size=size)(*own)
 
         return mapped
 

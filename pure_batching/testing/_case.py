@@ -10,13 +10,12 @@ import jax
 import numpy as np
 
 from .._algorithms.base import Algorithm
-from .._learning.execution import Carry
-from .._learning.learner import Learner, capture
+from .._batching import loop, manual, vmap
+from .._capture import capture
+from .._learning.carry import Carry
+from .._learning.learner import Learner
 from .._learning.sequence import sequence_grad
 from .._program import Loss, Params
-from .._strategies.loop import loop
-from .._strategies.manual import manual
-from .._strategies.vmap import vmap
 from .._tree import Tree
 from ..errors import StrategyError
 from ._kept import kept

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._learning.execution import Carry
+from .._learning.carry import Carry
 from .._learning.learner import Learner
 from .._program import Params
 from .._reader.jaxprs import ClosedJaxpr, JaxprEqn, Literal, inner
@@ -36,7 +36,7 @@ class Comparison(NamedTuple):
     eqn: JaxprEqn
 
 
-class Moment(NamedTuple):
+class ClosestComparison(NamedTuple):
     """The closest comparison of a step of a sample."""
 
     comparison: Comparison
@@ -70,7 +70,7 @@ def note_of(violation: LawViolation, case: Case) -> str | None:
     return f"{closest}: the order of a sum may flip it, which is no fault of a strategy"
 
 
-def _moments(case: Case, sample: int, flags: Any) -> Iterator[Moment]:
+def _moments(case: Case, sample: int, flags: Any) -> Iterator[ClosestComparison]:
     """The closest comparison of each step of a sample that counts and compares anything."""
     learner, carry = case.subject.learner, case.subject.learner.init(jax.random.fold_in(case.key, sample))
     for t, (counts, starts_anew) in enumerate(zip(*flags_of(flags, sample, case.data.steps), strict=True)):
@@ -78,7 +78,7 @@ def _moments(case: Case, sample: int, flags: Any) -> Iterator[Moment]:
         if counts:
             inputs = jax.tree.map(lambda x, t=t: x[t, sample], case.data.inputs)
             made = _comparisons(learner, case.params, carry, inputs)
-            yield from (Moment(one, t, sample) for one in sorted(made, key=lambda one: one.margin)[:1])
+            yield from (ClosestComparison(one, t, sample) for one in sorted(made, key=lambda one: one.margin)[:1])
             carry, _ = learner.step(case.params, carry, *inputs)
 
 

@@ -18,7 +18,7 @@ from .._algorithms.d_rtrl import D_RTRL
 from .._algorithms.es_d_rtrl import ES_D_RTRL
 from .._bridge import from_native, to_native
 from .._carries import unstack
-from .._learning.execution import Carry
+from .._learning.carry import Carry
 from .._program import Loss
 from .._states import write_states
 from .._tree import Tree

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from .._carries import stack, unstack
-from .._learning.execution import Carry, apart
+from .._learning.carry import Carry, apart
 from .._program import Params
 from ._altered import side_by_side
 from ._case import Case, Data, Result, Subject

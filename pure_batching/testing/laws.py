@@ -18,7 +18,7 @@ import numpy as np
 from .._algorithms.bptt import BPTT
 from .._algorithms.d_rtrl import D_RTRL
 from .._carries import concat, gather, permute as permuted, scatter, split, stack, unstack
-from .._learning.execution import apart
+from .._learning.carry import apart
 from .._tree import Tree
 from ._altered import changed, joined, of_samples, poisoned, rows
 from ._case import Case, Data, Request, Result
@@ -242,7 +242,7 @@ _ENDS, _STARTS_ANEW, _THREE = 0, 1, 3
 
 def _is_stepped(case: Case) -> bool:
     """Whether a gradient is a sum over steps, whatever the window."""
-    return case.subject.algorithm.backpropagation is None
+    return case.subject.algorithm.credit == "trace"
 
 
 def _halves(case: Case) -> tuple[Data, Data]:

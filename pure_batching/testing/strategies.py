@@ -14,7 +14,7 @@ from .._algorithms.bptt import BPTT
 from .._algorithms.d_rtrl import D_RTRL
 from .._algorithms.es_d_rtrl import ES_D_RTRL
 from .._algorithms.hybrid import Hybrid
-from .._learning.execution import Carry
+from .._learning.carry import Carry
 from .._learning.learner import Learner
 from .._program import Params
 from .._tree import Tree, with_lead
@@ -111,7 +111,7 @@ def carries(learner: Learner, params: Params) -> st.SearchStrategy[Carry]:
 
 def _inputs(learner: Learner, key: jax.Array) -> tuple[Tree, ...]:
     """The arguments of one step: numbers in (0, 2), and zeros where they are whole."""
-    specs, treedef = jax.tree.flatten(with_lead(learner.program.inputs, learner.execution.lead))
+    specs, treedef = jax.tree.flatten(with_lead(learner.program.inputs, learner.lead))
     keys = jax.random.split(key, len(specs))
     leaves = [
         jax.random.uniform(k, s.shape, s.dtype, 0, 2) if jnp.issubdtype(s.dtype, jnp.floating) else jnp.zeros_like(s)

@@ -1,5 +1,6 @@
-"""A sequence's data: what changes from step to step, what stays, which steps count, and where a sample starts anew."""
+"""The data of a sequence: inputs and targets over time, the mask, and the resets."""
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -33,39 +34,43 @@ class Timed(eqx.Module):
         return eqx.combine(trimmed(self.changing, 1 + batch_axes), trimmed(self.constant, batch_axes))
 
 
-class Moment(eqx.Module):
+class StepData(eqx.Module):
     """The data of one step.
 
     Attributes:
       inputs, targets: of the step, `[B, ...]`.
-      mask: whether the step counts, `[B]`; None where all do.
-      reset: whether a sample starts anew before the step, `[B]`; None where none does.
+      mask: whether the step counts, `[B]`; None where every step counts.
+      reset: whether a sample starts anew before the step, `[B]`; None where no sample does.
+      restart_key: the random key from which a sample that starts anew draws its states, `[B]`; None where the initial
+        state draws no random numbers, or no sample starts anew.
     """
 
     inputs: tuple[Tree, ...]
     targets: Tree
     mask: jax.Array | None
     reset: jax.Array | None
+    restart_key: jax.Array | None
 
 
 class Steps(eqx.Module):
-    """The data of a sequence: `Moment` with a time axis in front."""
+    """The data of a sequence: the fields of `StepData` with a time axis in front."""
 
     inputs: Timed
     targets: Timed
     mask: jax.Array | None
     reset: jax.Array | None
+    restart_key: jax.Array | None = None
 
     def changing(self) -> Any:
-        """What a scan over the steps runs over."""
-        return self.inputs.changing, self.targets.changing, self.mask, self.reset
+        """The arrays with a time axis, over which a scan runs."""
+        return self.inputs.changing, self.targets.changing, self.mask, self.reset, self.restart_key
 
-    def at(self, changing: Any) -> Moment:
-        """One step, from what a scan hands out."""
-        inputs, targets, mask, reset = changing
+    def at(self, changing: Any) -> StepData:
+        """The data of one step, from one slice of `changing()`."""
+        inputs, targets, mask, reset, restart_key = changing
         data = (self.inputs.at(inputs), self.targets.at(targets))
         arguments, wanted = data if mask is None else _blank(data, mask)
-        return Moment(arguments, wanted, mask, reset)
+        return StepData(arguments, wanted, mask, reset, restart_key)
 
     @property
     def have_flags(self) -> bool:
@@ -83,20 +88,33 @@ class Steps(eqx.Module):
         def cut(tree: Tree) -> Tree:
             return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, length), tree)
 
-        inputs, targets, mask, reset = cut(self.changing())
-        return Steps(Timed(inputs, self.inputs.constant), Timed(targets, self.targets.constant), mask, reset)
+        inputs, targets, *flags = cut(self.changing())
+        return Steps(Timed(inputs, self.inputs.constant), Timed(targets, self.targets.constant), *flags)
 
     def with_weights(self, weights: jax.Array) -> "Steps":
         """The same steps, whose targets come with a number for each sample, `[B]`."""
         targets = Timed((self.targets.changing, None), (self.targets.constant, weights))
-        return Steps(self.inputs, targets, self.mask, self.reset)
+        return dataclasses.replace(self, targets=targets)
+
+    def with_restart_keys(self, sample_keys: jax.Array) -> "Steps":
+        """The same steps, with a random key for each step of each sample: `fold_in` of the sample's key and the step.
+
+        Two lives of a sample, and two samples, so start from different states.
+
+        Args:
+          sample_keys: the random key of each sample, `[B]`, or one key for one sample.
+        """
+        batched = jnp.ndim(jax.tree.leaves(self.reset)[0]) > 1
+        fold = jax.vmap(jax.random.fold_in, (0, None)) if batched else jax.random.fold_in
+        keys = jax.vmap(lambda step: fold(sample_keys, step))(jnp.arange(self.length))
+        return dataclasses.replace(self, restart_key=keys)
 
     @staticmethod
     def sample_axes() -> "Steps":
-        """Where the samples lie."""
+        """The axis of the samples in each leaf: behind time, or in front where a leaf has no time axis."""
         timed: Any = Timed(1, 0)
         axis: Any = 1
-        return Steps(timed, timed, axis, axis)
+        return Steps(timed, timed, axis, axis, axis)
 
 
 def select(condition: jax.Array, yes: Tree, no: Tree) -> Tree:

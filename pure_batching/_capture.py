@@ -1,0 +1,58 @@
+"""`capture`: a BrainScale module as a learner of one sample, and its trainable values."""
+
+from typing import Any
+
+from ._algorithms.base import Algorithm
+from ._learning.learner import Learner
+from ._program import Params
+from ._sources.capture import ModuleSource
+from ._strategies.alone import Alone
+from ._tree import Tree, check_numbers
+from .errors import OptionError, StructureError
+
+
+def capture(
+    net: Any,
+    *example_inputs: Tree,
+    algorithm: Algorithm,
+    environ: dict[str, Any] | None = None,
+    axis_name: str | None = None,
+) -> tuple[Learner, Params]:
+    """A BrainScale module as a learner of one sample, and its trainable values.
+
+    The module is read and left as it was. Its hidden states must be `HiddenState`s and its traced weights
+    `ETraceParam`s; `NonTempParam` and plain `ParamState` weights get the ordinary gradient of each step.
+
+    Args:
+      net: a `brainstate.nn.Module` whose `update(*inputs)` is one step.
+      example_inputs: the arguments of one step of one sample, without a batch axis; only their shapes, dtypes and units
+        are used.
+      algorithm: the learning rule, such as `pb.ES_D_RTRL(0.9)`.
+      environ: settings (`dt`, `fit`) on top of those in force; the learner keeps them.
+      axis_name: the name of the axis along which the module's own code reaches the other samples of a batch
+        (`BatchNorm1d(..., axis_name="batch")`, `jax.lax.pmean`). The samples are coupled then, alike in `pb.vmap` and
+        `pb.manual`; a learner of one sample is a batch of one. The gradient of a sample is its share of the batch's.
+
+    Returns:
+      the learner, and `{path: value}` of every trainable value.
+
+    Raises:
+      CaptureError: the module cannot be traced or compiled; the text quotes the reason.
+      StructureError: no algorithm.
+      DtypeError: an example that is no array of numbers.
+      OptionError: an `environ` that is no mapping from names, or an axis name that is none.
+    """
+    if not isinstance(algorithm, Algorithm):
+        raise StructureError(
+            "algorithm",
+            got=f"the class {algorithm.__name__}" if isinstance(algorithm, type) else type(algorithm).__name__,
+            expected="an algorithm",
+            repair="Pass an instance: pb.ES_D_RTRL(0.9), say.",
+        )
+    if axis_name is not None and not (isinstance(axis_name, str) and axis_name):
+        raise OptionError(
+            "axis_name", got=repr(axis_name), expected="a name", repair="Pass the one that the module's code uses."
+        )
+    check_numbers(example_inputs, "example_inputs")
+    source = ModuleSource(net, example_inputs, environ, axis_name)
+    return Learner.of(source, algorithm, Alone()), source.params()

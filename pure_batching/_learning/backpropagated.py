@@ -1,0 +1,93 @@
+"""A window with credit by backpropagation inside it, and by the trace for the steps before it."""
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from .._algorithms.base import Trace, add_gradients
+from .._program import Jacobians, Params, States
+from .carry import Carry
+from .steps import Steps, select
+from .task import Task, Window, frozen, losses_of, neutral, restarted
+from .traces import end_window, step_trace, trace_gradient
+
+if TYPE_CHECKING:
+    from .learner import Learner
+
+
+def run_backpropagated(task: Task, params: Params, carry: Carry, steps: Steps, fresh: Carry) -> Window:
+    """A window with `credit="window"`; the arguments are those of `run_window`."""
+    if task.per_sample and task.learner.batch_size is not None:
+        return _run_each_sample(task, params, carry, steps, fresh)
+    learner = task.learner
+    around_step = jax.checkpoint if learner.algorithm.recomputes else _as_it_is
+
+    def total(params: Params, hidden: Any) -> Any:
+        def one(states: States, changing: Any) -> tuple[States, Any]:
+            data = steps.at(changing)
+            before = restarted(task, states, fresh.states, data)
+            done = learner.execute(params, before, data.inputs, learner.zero_perturbation())
+            emitted = (losses_of(task, done.output, data), neutral(done.jacobians, data), done.output)
+            return frozen(done.states, before, data.mask), emitted
+
+        states, emitted = jax.lax.scan(around_step(one), carry.states._replace(hidden=hidden), steps.changing())
+        return emitted[0].sum(), (states, emitted)
+
+    gradient = jax.grad(total, argnums=(0, 1), has_aux=True)
+    (within, of_hidden), (states, (losses, jacobians, outputs)) = gradient(params, carry.hidden)
+    behind = trace_gradient(learner, params, carry.trace, of_hidden, carry.update_count)
+    after = _updated(learner, params, carry, states, jacobians, steps, fresh)
+    return Window(after, add_gradients(within, behind), losses, outputs if task.outputs else None)
+
+
+def _run_each_sample(task: Task, params: Params, carry: Carry, steps: Steps, fresh: Carry) -> Window:
+    """The gradient of each sample, by windows of one sample."""
+    one_sample = task.learner.one_of_its_samples()
+
+    def of_sample(common: tuple[Params, Any], carry: Carry, steps: Steps, fresh: Carry) -> Window:
+        params, shared = common
+        whole = carry._replace(shared=shared)
+        return run_backpropagated(task._replace(learner=one_sample), params, whole, steps, fresh)
+
+    axes: Any = Window(0, 0, 1, 1)  # type: ignore[arg-type]
+    each = task.learner.each(of_sample, (0, Steps.sample_axes(), 0), axes)
+    window = each((params, carry.shared), carry._replace(shared={}), steps, fresh._replace(shared={}))
+    shared = jax.tree.map(lambda leaf: leaf[0], window.carry.shared)  # the same for every sample
+    return window._replace(carry=window.carry._replace(shared=shared))
+
+
+def _updated(
+    learner: "Learner",
+    params: Params,
+    carry: Carry,
+    states: States,
+    jacobians: Jacobians,
+    steps: Steps,
+    fresh: Carry,
+) -> Carry:
+    """The carry after the window: the trace has made every step of it, and the update count grows by one."""
+    signal = learner.program.signal(learner.zero_perturbation())
+
+    def one(trace: Trace, step: tuple[Jacobians, Any, Any]) -> tuple[Trace, Any]:
+        before = trace if step[2] is None else select(step[2], fresh.trace, trace)
+        new, record = step_trace(learner, params, before, step[0], signal, carry.update_count)
+        return frozen(new, before, step[1]), record
+
+    carried, records = jax.lax.scan(one, carry.trace, (jacobians, steps.mask, steps.reset))
+    trace, _ = end_window(learner, params, carry.trace, carried, records, per_sample=False)
+    return Carry(*states, trace=trace, update_count=_counted(carry.update_count, steps))
+
+
+def _counted(count: jax.Array, steps: Steps) -> jax.Array:
+    """The update count after the window: +1 if any unmasked step follows the last reset, which sets it to 0 first."""
+    none = jnp.zeros((steps.length, *count.shape), bool)
+    reset = none if steps.reset is None else steps.reset
+    mask = ~none if steps.mask is None else steps.mask
+    resets_from_here = jnp.cumsum(reset[::-1], 0)[::-1]
+    is_last_life = resets_from_here - reset == 0
+    return jnp.where(reset.any(0), 0, count) + (mask & is_last_life).any(0)
+
+
+def _as_it_is(step: Any) -> Any:
+    return step

@@ -1,0 +1,104 @@
+"""A window with credit by the trace: one scan over the steps, and the gradient of the traced weights at its end."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from .._algorithms.base import Signal, Trace, add_gradients
+from .._program import Params, Perturbation, States, Step
+from .._tree import Tree
+from .carry import Carry
+from .steps import StepData, Steps
+from .task import Task, Window, frozen, losses_of, masked, neutral, number, restarted
+from .traces import end_window, step_trace
+
+
+class Collected(NamedTuple):
+    """A window after its last step and before `finish_window`.
+
+    Attributes:
+      carry: the carry after the steps, with the trace that the last `Algorithm.step` returned.
+      direct: the gradient of the direct weights.
+      records: the records of the steps, `[K, B, ...]`.
+      losses: `[K, B]`.
+      outputs: `[K, B, ...]`, None unless asked for.
+    """
+
+    carry: Carry
+    direct: Params
+    records: Any
+    losses: jax.Array
+    outputs: Tree
+
+
+def run_online(task: Task, params: Params, carry: Carry, steps: Steps, trace_before: Trace, fresh: Carry) -> Window:
+    """A window with `credit="trace"`; the arguments are those of `run_window`."""
+    done = collect(task, params, carry, steps, fresh)
+    ended = end_window(task.learner, params, trace_before, done.carry.trace, done.records, per_sample=task.per_sample)
+    after = done.carry._replace(trace=ended[0])
+    return Window(after, add_gradients(ended[1], done.direct), done.losses, done.outputs)
+
+
+def collect(task: Task, params: Params, carry: Carry, steps: Steps, fresh: Carry) -> Collected:
+    """Run the steps of a window, each with its learning signal."""
+
+    def one(state: tuple[Carry, Params], changing: Any) -> tuple[tuple[Carry, Params], Any]:
+        data = steps.at(changing)
+        before = restarted(task, state[0], fresh, data)
+        done, direct, signal, losses = _signal(task, params, before, data)
+        jacobians = neutral(done.jacobians, data)
+        trace, record = step_trace(task.learner, params, before.trace, jacobians, signal, before.update_count)
+        new = Carry(*done.states, trace=trace, update_count=before.update_count + 1)
+        after = frozen(new, before, data.mask)
+        outputs = done.output if task.outputs else None
+        return (after, add_gradients(state[1], direct)), (record, losses, outputs)
+
+    start = (carry, _zero_direct(task, params))
+    (carry, direct), (records, losses, outputs) = jax.lax.scan(one, start, steps.changing())
+    return Collected(carry, direct, records, losses, outputs)
+
+
+def _signal(task: Task, params: Params, carry: Carry, data: StepData) -> tuple[Step, Params, Signal, jax.Array]:
+    """A step, the gradient of the direct weights, the learning signal, and the losses."""
+    learner = task.learner
+
+    def total(direct: Params, perturbation: Perturbation) -> Any:
+        done = learner.execute(params | direct, carry.states, data.inputs, perturbation)
+        losses = losses_of(task, done.output, data)
+        return losses.sum(), (done, losses)
+
+    direct = {path: params[path] for path in learner.program.direct}
+    gradient = jax.grad(total, argnums=(0, 1), has_aux=True)
+    (of_direct, of_hidden), (done, losses) = gradient(direct, learner.zero_perturbation())
+    if task.per_sample and direct and learner.batch_size is not None:
+        of_direct = _direct_of_each_sample(task, params, carry, data)
+    return done, of_direct, learner.program.signal(of_hidden), losses
+
+
+def _direct_of_each_sample(task: Task, params: Params, carry: Carry, data: StepData) -> Params:
+    """The gradient of the direct weights for each sample, `[B, *param.shape]`, by the program of one sample.
+
+    The batched step adds the samples' gradients up, since they share the weights, whatever the strategy.
+    """
+    program = task.learner.program
+
+    def of_sample(common: tuple[Params, Any], states: States, data: StepData) -> Params:
+        params, shared = common
+
+        def loss(direct: Params) -> jax.Array:
+            whole = states._replace(shared=shared)
+            done = program.execute(params | direct, whole, data.inputs, program.zero_perturbation())
+            return masked(number(task.loss(done.output, data.targets)), data.mask)
+
+        return jax.grad(loss)({path: params[path] for path in program.direct})
+
+    states = carry.states._replace(shared={})
+    return task.learner.each(of_sample)((params, carry.shared), states, data)
+
+
+def _zero_direct(task: Task, params: Params) -> Params:
+    learner = task.learner
+    lead = learner.lead if task.per_sample else ()
+    direct = {path: params[path] for path in learner.program.direct}
+    return jax.tree.map(lambda x: jnp.zeros((*lead, *x.shape), x.dtype), direct)

@@ -1,0 +1,71 @@
+"""The algorithm's functions of one sample, run for every sample, and the gradient of the traced weights."""
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import chex
+import jax
+
+from .._algorithms.base import Factors, Signal, Trace, WindowEnd, add_gradients, contract
+from .._program import Jacobians, Params
+
+if TYPE_CHECKING:
+    from .learner import Learner
+
+
+def step_trace(
+    learner: "Learner", params: Params, trace: Trace, jacobians: Jacobians, signal: Signal, count: jax.Array
+) -> tuple[Trace, Any]:
+    """`Algorithm.step` for every sample: the trace after the step, and the record for the end of the window."""
+
+    def step(params: Params, *own: Any) -> tuple[Trace, Any]:
+        return learner.algorithm.step(learner.program, params, *own)
+
+    return learner.each(step)(params, trace, jacobians, signal, count)
+
+
+def end_window(
+    learner: "Learner", params: Params, trace_before: Trace, trace_after: Trace, records: Any, *, per_sample: bool
+) -> tuple[Trace, Params]:
+    """The trace after a window, and the gradient of the traced weights, from records `[K, B, ...]`."""
+
+    def finish(params: Params, *own: Any) -> WindowEnd:
+        return learner.algorithm.finish_window(learner.program, params, *own)
+
+    axes: Any = WindowEnd(0, 1, 0)  # type: ignore[arg-type]
+    end = learner.each(finish, (0, 0, 1), axes)(params, trace_before, trace_after, records)
+    chex.assert_tree_shape_prefix((end.trace, end.dense), learner.lead)
+    return end.trace, traced_gradient(learner, params, end.factors, end.dense, per_sample=per_sample)
+
+
+def traced_gradient(
+    learner: "Learner", params: Params, factors: tuple[Factors, ...], dense: Params, *, per_sample: bool
+) -> Params:
+    """The gradient of the traced weights from factors `[K, B, ...]` and a dense part `[B, ...]`."""
+    fun = partial(contract, learner.program, params)
+    if learner.batch_size is None:
+        return add_gradients(fun(factors), dense)
+    if per_sample:
+        return add_gradients(jax.vmap(fun, in_axes=1, axis_size=learner.batch_size)(factors), dense)
+    # Steps and samples as one axis: the gradient of a matrix is then one product of two matrices.
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), factors)
+    return add_gradients(fun(flat), jax.tree.map(lambda x: x.sum(0), dense))
+
+
+def trace_gradient(learner: "Learner", params: Params, trace: Any, of_hidden: Any, count: jax.Array) -> Params:
+    """The gradient of the steps before a window, by the trace that came into it.
+
+    Args:
+      learner: how samples are run.
+      params: trainable values by path.
+      trace: the trace of the hidden states before the window.
+      of_hidden: the loss's gradient with respect to these hidden states, by path.
+      count: the number of updates that made the trace.
+    """
+    signal = learner.program.signal({path: jax.tree.leaves(value)[0] for path, value in of_hidden.items()})
+
+    def gradient(params: Params, *own: Any) -> Any:
+        return learner.algorithm.gradient_of_trace(learner.program, params, *own)
+
+    factors, dense = learner.each(gradient)(params, trace, signal, count)
+    return traced_gradient(learner, params, jax.tree.map(lambda x: x[None], factors), dense, per_sample=False)

@@ -1,0 +1,43 @@
+"""Source: what was captured, and the programs that can be read from it."""
+
+import abc
+from collections.abc import Mapping
+
+import jax
+
+from .._program import Program, States
+from .._tree import Tree
+
+
+class Source(abc.ABC):
+    """What was captured. It belongs to a learner and is equal to itself alone.
+
+    Attributes:
+      name: how an error calls the captured thing, such as the class of a module.
+      axis_name: the name of the axis along which the step's own code reaches other samples; None where there is none.
+      draws_at_start: whether the initial state depends on the random key.
+    """
+
+    name: str
+    axis_name: str | None
+    draws_at_start: bool
+
+    @abc.abstractmethod
+    def one_of(self, size: int) -> Program:
+        """The step of one of `size` samples along the named axis; the same for every size without a named axis."""
+
+    @abc.abstractmethod
+    def batched(self, size: int) -> Program:
+        """The source's own arithmetic on arrays with a batch axis of `size` samples.
+
+        Raises:
+          StrategyError: the source's own code does not carry a batch axis.
+        """
+
+    @abc.abstractmethod
+    def batch_axes(self) -> Mapping[str, Tree]:
+        """For each hidden and other state of a sample, the axis where the source keeps the batch in each leaf."""
+
+    @abc.abstractmethod
+    def fresh(self, key: jax.Array) -> States:
+        """The states of one sample before the first step."""
