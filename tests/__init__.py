@@ -1,7 +1,6 @@
 """The tests of pure_batching; JAX is set here, before any of its backends exists."""
 
 import os
-
 from importlib.metadata import version
 
 # What XLA's slow passes change is speed. A test compiles hundreds of programs and runs each for a moment.

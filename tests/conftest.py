@@ -1,4 +1,4 @@
-"""What every test runs under: a seed that a failure shows, and memory that is given back."""
+"""What every test runs under: which cases run, a seed that a failure shows, and memory that is given back."""
 
 from collections.abc import Generator
 from typing import Any
@@ -6,14 +6,76 @@ from typing import Any
 import jax
 import pytest
 
+from .selection import representatives
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", type=int, default=0, help="what weights, inputs and targets are drawn from")
+    parser.addoption("--all", action="store_true", help="run every case of every test, not representatives only")
+    parser.addoption("--rest", action="store_true", help="run the cases that are left out by default, and no others")
     parser.addoption("--all-rules", action="store_true", help="run every layer with every algorithm, not one in turn")
 
 
-def pytest_report_header(config: pytest.Config) -> str:
-    return f"seed: {config.getoption('--seed')}"
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    return [f"seed: {config.getoption('--seed')}", f"cases: {_choice(config)}"]
+
+
+def _choice(config: pytest.Config) -> str:
+    if config.getoption("--rest"):
+        return "those that are left out by default"
+    if _runs_all(config):
+        return "all"
+    return "representatives of the models, layers and parameters; --all runs all"
+
+
+def _runs_all(config: pytest.Config) -> bool:
+    """Whether no case is left out: by an option, or because a test is named by its id."""
+    return config.getoption("--all") or config.getoption("--all-rules") or any("::" in arg for arg in config.args)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    is_rest = config.getoption("--rest")
+    if _runs_all(config) and not is_rest:
+        return
+    chosen = _by_default(items)
+    left_out = [item for item in items if (item in chosen) == is_rest]
+    items[:] = [item for item in items if (item in chosen) != is_rest]
+    config.hook.pytest_deselected(items=left_out)
+    if not is_rest:
+        config.stash[LEFT_OUT] = len(left_out)
+
+
+def _by_default(items: list[pytest.Item]) -> set[pytest.Item]:
+    functions: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        functions.setdefault(item.nodeid.split("[")[0], []).append(item)
+    return {cases[place] for cases in functions.values() for place in representatives([*map(_params, cases)])}
+
+
+def _params(item: pytest.Item) -> dict[str, Any]:
+    return item.callspec.params if hasattr(item, "callspec") else {}
+
+
+LEFT_OUT = pytest.StashKey[int]()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand the number of cases left out on to the process that prints, where this one is a worker."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["left_out"] = session.config.stash.get(LEFT_OUT, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take it; every worker collects the same tests."""
+    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", 0)
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if count := config.stash.get(LEFT_OUT, 0):
+        terminalreporter.write_line(f"{count} cases were left out; --all runs all, --rest runs these")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,5 +1,6 @@
 """The learner: two pure functions, that any JAX program may contain."""
 
+import dataclasses
 import io
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,9 @@ import pytest
 from brainscale.nn import Linear
 
 import pure_batching as pb
+from pure_batching._program import Program, Step
+from pure_batching._sources.base import Source
+from pure_batching._strategies.base import MapSamples, Strategy
 
 from .alive import assert_alive, assert_gradients_alive
 from .bench import ONLINE_RULES, SAMPLES, STEPS, STRATEGIES, WINDOW, Bench, Request, bench

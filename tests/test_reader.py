@@ -1,4 +1,4 @@
-"""The reader of steps: against BrainScale's own compiler, through everything that stands around a weight, and its report."""
+"""The reader of steps: against BrainScale's compiler, through everything around a weight, and its report."""
 
 import contextlib
 import io
@@ -18,17 +18,20 @@ from pure_batching._tree import path_name
 
 from .models import N_IN, N_REC, Model
 from .registry import EVERY, captured
-from .trees import assert_close, assert_differ, distance
+from .trees import assert_close, assert_differ
 from .upstream import NOT_COMPILED
 from .wrapped import SEEN_THROUGH, Kinds, Wrapped, in_cond, in_scan, in_while, rounded, with_own_jvp
 
 Tree = Any
 
-HAS_COMPILER = hasattr(jax.core, "new_jaxpr_eqn") or jax.__version_info__ < (0, 11)
+HAS_COMPILER = jax.__version_info__ < (0, 11)
+
+# What BrainScale's compiler raises for; a cell without a path from state to state fails later, in its algorithms.
+UNREADABLE = sorted(set(NOT_COMPILED) - {"ValinaRNNCell"})
 
 
 def of_the_compiler(model: Model, seed: int) -> tuple[Any, Any]:
-    """The hidden groups and, for each use of a weight, the groups that it reaches, as BrainScale's compiler finds them."""
+    """The hidden groups and, for each use of a weight, the groups that it reaches, by BrainScale's compiler."""
     net, inputs = model.build(seed), model.inputs(seed)
     with brainstate.environ.context(**model.settings), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -45,16 +48,16 @@ def paths_of(group: Any) -> tuple[str, ...]:
 
 @pytest.mark.skipif(not HAS_COMPILER, reason="brainscale 0.1.0's compiler does not run on JAX >= 0.11")
 class TestAgainstTheCompiler:
-    @pytest.mark.parametrize("name", [name for name in EVERY if name not in NOT_COMPILED])
+    @pytest.mark.parametrize("name", [name for name in EVERY if name not in UNREADABLE])
     def test_groups_and_uses_are_the_same(self, name: str, seed: int) -> None:
         program = captured(name, seed).learner.program
         groups, uses = of_the_compiler(EVERY[name], seed)
         assert sorted(group.paths for group in program.groups) == groups
         assert sorted((r.weight, sorted(link.group.paths for link in r.links)) for r in program.relations) == uses
 
-    @pytest.mark.parametrize("name", sorted(NOT_COMPILED))
+    @pytest.mark.parametrize("name", UNREADABLE)
     def test_what_it_cannot_compile_is_read(self, name: str, seed: int) -> None:
-        """Here it raises (docs/conformance.md lists why), or its groups leave a hidden state out."""
+        """Here it raises (docs/conformance.md lists why)."""
         raised = NOT_COMPILED[name]
         with pytest.raises(raised.error, match=raised.text):
             of_the_compiler(EVERY[name], seed)
@@ -136,7 +139,8 @@ class TestInsideALoop:
         assert_close(got["other.weight_op"], whole["other.weight_op"])
 
     @pytest.mark.parametrize(
-        ("around", "reason"), [(in_cond, "a cond or a switch"), (in_scan, "a scan or a loop"), (in_while, "a while loop")]
+        ("around", "reason"),
+        [(in_cond, "a cond or a switch"), (in_scan, "a scan or a loop"), (in_while, "a while loop")],
     )
     def test_is_said_with_its_line(self, around: Any, reason: str, seed: int) -> None:
         learner, _ = pb.capture(Wrapped(N_IN, N_REC, around_layer=around), np.ones(N_IN), algorithm=ALGORITHMS[0])

@@ -48,7 +48,7 @@ _OWN = Raised(3, NotImplementedError)
 _WEIGHT_FN = Raised(3, NotImplementedError, "weight_fn")
 _SPARSE = Raised(4, AttributeError, "yw_to_w_transposed")
 
-_NOT_COMPILED: Mapping[str, Raised] = {
+NOT_COMPILED: Mapping[str, Raised] = {
     "ValinaRNNCell": Raised(11, KeyError, "Var"),  # it looks for a path from h to h that does not exist
     "model `Jitted`": _IN_A_CALL,
     **{
@@ -71,13 +71,13 @@ NOT_COMPARED: Mapping[str, str] = {
     },
 }
 
-_COMPILED = tuple(name for name in EVERY if name not in {*_NOT_COMPILED, *NOT_COMPARED})
+_COMPILED = tuple(name for name in EVERY if name not in {*NOT_COMPILED, *NOT_COMPARED})
 
 # What it raises for one sample, by algorithm.
 RAISES: Mapping[str, Mapping[str, Raised]] = {
-    "ES_D_RTRL": _NOT_COMPILED,
+    "ES_D_RTRL": NOT_COMPILED,
     "D_RTRL": {
-        **_NOT_COMPILED,
+        **NOT_COMPILED,
         **dict.fromkeys(("masked", "signed", "masked_matrix", "signed_matrix"), _WEIGHT_FN),
         **dict.fromkeys(("brainscale.nn.SparseLinear", "csr", "coo"), _SPARSE),
         "own_operation": _OWN,
@@ -86,7 +86,7 @@ RAISES: Mapping[str, Mapping[str, Raised]] = {
 
 # The same of its hybrid algorithm: it runs nowhere.
 HYBRID: Mapping[str, Raised] = {
-    **_NOT_COMPILED,
+    **NOT_COMPILED,
     **{
         name: Raised(5, Exception, "tree_leaves|not the same: dict_keys|hidden_group")
         for name in (*_COMPILED, "ValinaRNNCell")

@@ -14,7 +14,7 @@ from brainstate.nn import Module
 from .modules import kaiming, state_of, zeros
 
 Array = jax.Array
-Function = Callable[[Array], Array]
+Function = Callable[..., Array]
 
 
 def with_own_jvp(function: Function) -> Function:
@@ -49,7 +49,7 @@ class Wrapped(Module):
     """`h = decay h + tanh(W [x, h])`, read out by a plain matrix.
 
     Attributes:
-      around_layer: what stands around the product.
+      around_layer: what stands around the product of the input and the weight.
       around_state: what stands around the new hidden state.
       between: what leads from the product to the state.
     """
@@ -68,31 +68,40 @@ class Wrapped(Module):
         self.layer = Linear(n_in + n_rec, n_rec, w_init=kaiming(), b_init=zeros())
         self.other = Linear(n_in, n_rec, w_init=kaiming(), b_init=zeros())
         self.read = brainstate.nn.Linear(n_rec, 2)
-        self.product, self.leak = around_layer(lambda x: self.layer(x)), around_state(lambda h: 0.7 * h)
+        self.around_layer, self.leak = around_layer, around_state(lambda h: 0.7 * h)
 
     def init_state(self, batch_size: int | None = None, **_: Any) -> None:
         self.h = HiddenState(state_of((self.n_rec,), batch_size))
 
     def update(self, x: Array) -> Array:
-        given = self.product(jnp.concatenate([x, self.h.value], -1))
-        self.h.value = self.leak(self.h.value) + self.between(given) + 0.3 * self.other(x)
+        weight = self.layer.weight_op
+        made = self.around_layer(weight.op)(jnp.concatenate([x, self.h.value], -1), weight.value)
+        self.h.value = self.leak(self.h.value) + self.between(made) + 0.3 * self.other(x)
         return self.read(self.h.value)
 
 
 def in_cond(function: Function) -> Function:
-    return lambda x: jax.lax.cond(x.sum() > -1e6, function, lambda x: 2 * function(x), x)
+    return lambda x, *w: jax.lax.cond(x.sum() > -1e6, function, lambda *args: 2 * function(*args), x, *w)
 
 
 def in_scan(function: Function) -> Function:
-    return lambda x: jax.lax.scan(lambda total, _: (total + 0.5 * function(x), None), 0 * function(x), None, 2)[0]
+    def run(*args: Any) -> Array:
+        return jax.lax.scan(lambda total, _: (total + 0.5 * function(*args), None), _zeros(function, *args), None, 2)[0]
+
+    return run
 
 
 def in_while(function: Function) -> Function:
-    def run(x: Array) -> Array:
-        start = (0, jnp.zeros_like(function(x)))
-        return jax.lax.while_loop(lambda c: c[0] < x.size * 0 + 1, lambda c: (c[0] + 1, function(x)), start)[1]
+    def run(x: Array, *w: Any) -> Array:
+        start = (x.sum() * 0, _zeros(function, x, *w))
+        return jax.lax.while_loop(lambda c: c[0] < 1, lambda c: (c[0] + 1, function(x, *w)), start)[1]
 
     return run
+
+
+def _zeros(function: Function, *args: Any) -> Array:
+    """Of the function's result, without a use of its weights."""
+    return jnp.zeros(jax.eval_shape(function, *args).shape)
 
 
 class Kinds(Module):

@@ -115,6 +115,15 @@ class Algorithm(eqx.Module):
           count: the number of updates that made the trace, `[]`.
         """
 
+    @abc.abstractmethod
+    def traces_of(self, relation: Relation, trace: Trace) -> dict[str, Any]:
+        """The traces of one use of a weight, by what each is of.
+
+        Args:
+          relation: the use.
+          trace: of all uses: arrays, or their specifications.
+        """
+
 
 def credit_of(vjp: str) -> Credit:
     """The credit mode of a rule with this `vjp`."""

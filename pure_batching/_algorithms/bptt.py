@@ -4,7 +4,7 @@ import equinox as eqx
 import jax
 
 from .._options import check_choice
-from .._program import Jacobians, Params, Program
+from .._program import Jacobians, Params, Program, Relation
 from ..errors import AlgorithmError
 from .base import Algorithm, Credit, Factors, Signal, WindowEnd
 
@@ -68,3 +68,8 @@ class BPTT(Algorithm):
         """No part of the gradient: credit ends at the start of the window."""
         del program, params, trace, signal, count
         return (), {}
+
+    def traces_of(self, relation: Relation, trace: tuple[()]) -> dict[str, jax.Array]:
+        """None: a use learns by the gradient of its window."""
+        del relation, trace
+        return {}

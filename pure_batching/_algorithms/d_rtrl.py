@@ -147,6 +147,14 @@ class D_RTRL(Algorithm):
         each = {k.name: {leaf.name: signal[k.group.name] for leaf in r.leaves} for r, k in _uses(program)}
         return (), _dense(program, params, trace, each)
 
+    def traces_of(self, relation: Relation, trace: ParameterTrace) -> dict[str, jax.Array]:
+        """A trace for each array of the weight and each hidden group."""
+        return {
+            f"{name} of {link.group.name}": array
+            for link in relation.links
+            for name, array in trace.weights[link.name].items()
+        }
+
 
 def _uses(program: Program) -> list[tuple[Relation, Link]]:
     return [(relation, link) for relation in program.relations for link in relation.links]

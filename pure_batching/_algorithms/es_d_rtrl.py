@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from .._options import check_choice, is_count
-from .._program import Jacobians, Params, Program
+from .._program import Jacobians, Params, Program, Relation
 from ..errors import AlgorithmError
 from .base import (
     RULES,
@@ -139,6 +139,11 @@ class ES_D_RTRL(Algorithm):
         """The factors of a trace that stands alone."""
         del params
         return (self._factors(program, trace, signal, count),), {}
+
+    def traces_of(self, relation: Relation, trace: InputOutputTrace) -> dict[str, jax.Array]:
+        """The trace of the input, and one of the output for each hidden group."""
+        inputs = {} if relation.x is None else {"x": trace.xs[relation.x.name]}
+        return inputs | {f"df of {link.group.name}": trace.dfs[link.name] for link in relation.links}
 
     def _factors(self, program: Program, trace: InputOutputTrace, signal: Signal, count: jax.Array) -> Factors:
         """The input traces, and `dy = sum_s eps_df L / c` of each relation."""

@@ -107,6 +107,12 @@ class Hybrid(Algorithm):
         more, dense = d.gradient_of_trace(full, params, trace.by_parameter, signal, count)
         return factors + more, add_gradients(none, dense)
 
+    def traces_of(self, relation: Relation, trace: HybridTrace) -> dict[str, jax.Array]:
+        """The traces of the algorithm that follows the use."""
+        if _needs_parameter_trace(relation):
+            return D_RTRL(self.rule, self.vjp).traces_of(relation, trace.by_parameter)
+        return ES_D_RTRL(self.decay_or_rank, self.rule, self.vjp).traces_of(relation, trace.by_input_output)
+
     def _parts(self, program: Program) -> tuple[tuple[ES_D_RTRL, Program], tuple[D_RTRL, Program]]:
         """Each algorithm with the program as it sees it."""
         by_parameter = tuple(relation for relation in program.relations if _needs_parameter_trace(relation))

@@ -49,11 +49,21 @@ def found_uses(step: FlatStep, groups: Sequence[FoundGroup]) -> tuple[FoundUse, 
 
 
 def _uses_of(step: FlatStep, groups: Sequence[FoundGroup], path: str) -> list[FoundUse]:
-    reading = [eqn for eqn in step.eqns if reads(eqn, set(step.before[path]))]
+    own = _names_of(step, path)
+    reading = [eqn for eqn in step.eqns if reads(eqn, own) and eqn.primitive.name != "stop_gradient"]
     reason = step.traced.marks.why_untraced(path)
     if reason:  # one line stands for all: none of them could have a trace
         return [FoundUse(path, eqn, None, reason, is_operation=True) for eqn in reading[:1]]
     return [_use(step, groups, path, eqn) for eqn in reading]
+
+
+def _names_of(step: FlatStep, path: str) -> set[Var]:
+    """The variables of a weight's arrays, and of the same arrays without a gradient."""
+    names = set(step.before[path])
+    for eqn in step.eqns:
+        if eqn.primitive.name == "stop_gradient" and reads(eqn, names):
+            names.update(eqn.outvars)
+    return names
 
 
 def _use(step: FlatStep, groups: Sequence[FoundGroup], path: str, eqn: JaxprEqn) -> FoundUse:
