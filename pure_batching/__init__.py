@@ -24,5 +24,5 @@ from ._learning.carry import Carry as Carry, apart as apart
 from ._learning.learner import Learner as Learner
 from ._learning.norms import clipped_grad as clipped_grad, sample_norms as sample_norms
 from ._learning.sequence import Aux as Aux, sequence_grad as sequence_grad
-from ._states import read_states as read_states, write_states as write_states
+from ._sources.states import read_states as read_states, write_states as write_states
 from .errors import PureBatchingError as PureBatchingError, SampleCouplingError as SampleCouplingError

@@ -31,7 +31,8 @@ def loop(learner: Learner, batch_size: int) -> Learner:
       StrategyError: the learner has a batch already, or its samples reach each other along an axis.
       BatchSizeError: not a positive integer.
     """
-    return learner.run_by(Loop(_check(learner, batch_size, "loop")))
+    size = _check(learner, batch_size, "loop")
+    return learner.run_by(Loop(size))
 
 
 def vmap(learner: Learner, batch_size: int) -> Learner:
@@ -50,7 +51,8 @@ def vmap(learner: Learner, batch_size: int) -> Learner:
       StrategyError: the learner has a batch already.
       BatchSizeError: not a positive integer.
     """
-    return learner.run_by(Vmap(_check(learner, batch_size, "vmap")))
+    size = _check(learner, batch_size, "vmap")
+    return learner.run_by(Vmap(size))
 
 
 def manual(learner: Learner, batch_size: int, *, allow_coupling: bool = False) -> Learner:

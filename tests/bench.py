@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import brainstate
+import jax
 
 import pure_batching as pb
 from pure_batching.testing import Case, Data, Subject
@@ -134,7 +135,7 @@ class Bench:
 
     def run(self, request: Request, carry: pb.Carry | None, data: Data) -> Result:
         """The gradient of a request, of given data from a given carry."""
-        return Result(*self.grad_fn(request)(self.params, carry, *data))
+        return Result(*self.grad_fn(request)(self.params, carry, *data, key=jax.random.key(0)))
 
     @kept
     def result(self, request: Request) -> Result:

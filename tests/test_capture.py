@@ -23,7 +23,7 @@ from pure_batching.errors import CaptureError
 from .alive import assert_alive, assert_moving
 from .bench import SAMPLES, STEPS, STRATEGIES, WINDOW, Request, bench
 from .models import MODELS, N_IN, N_REC, Model
-from .modules import Broken, GroupState, Growing, Leaky
+from .modules import GroupState, Growing, Leaky
 from .trees import assert_close, assert_identical, assert_not_identical, named, sample, units_of
 
 Tree = Any
@@ -234,6 +234,30 @@ class TestModuleUntouched:
         assert len(learner.program.relations) == 2
 
 
+class TestBatchAxes:
+    def test_one_state_without_a_batch_size_hides_no_other(self, seed: int) -> None:
+        """The delay keeps its batch axis behind the time axis, whatever its neighbour's `init_state` does."""
+        model = MODELS["delayed"]
+        net = model.build(seed)
+        net.neighbour = Stubborn()
+        learner, params = pb.capture(net, *model.inputs(seed), algorithm=pb.ES_D_RTRL(0.9), environ=model.settings)
+        results = [
+            pb.sequence_grad(strategy(learner, SAMPLES), model.loss)(params, None, inputs, targets)
+            for strategy in (pb.vmap, pb.manual)
+            for inputs, targets in [(model.inputs(seed, STEPS, SAMPLES), model.targets(seed, STEPS, SAMPLES))]
+        ]
+        assert_close(results[1][0], results[0][0])
+
+
+class Stubborn(brainstate.nn.Module):
+    """A module whose states know no batch size."""
+
+    def init_state(self, batch_size: int | None = None, **_: Any) -> None:
+        if batch_size is not None:
+            raise RuntimeError("one sample only")
+        self.count = brainstate.ShortTermState(jnp.zeros(()))
+
+
 class Shared(brainstate.nn.Module):
     """Two leaky layers around one linear layer."""
 
@@ -424,14 +448,6 @@ class TestRefusals:
         model = MODELS["tutorial"]
         text = r"LIFNet: got .*dt.*, expected a module .* settings such as dt and fit go into capture\(\.\.\., environ="
         self.check(model.build(seed), text, *model.inputs(seed))
-
-    def test_what_brainscale_cannot_compile(self) -> None:
-        text = (
-            r"Broken: got NotImplementedError: Currently, we do not support the hidden states are computed within a "
-            r"cond function\. .*, expected a module whose update\(\) is one step of one sample"
-        )
-        error = self.check(Broken(N_IN, N_REC), text, jnp.ones(N_IN))
-        assert isinstance(error.__cause__, NotImplementedError)
 
     def test_what_does_not_run(self, seed: int) -> None:
         model = MODELS["tutorial"]

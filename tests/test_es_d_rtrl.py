@@ -182,7 +182,22 @@ class TestRules:
 class TestHyperparameters:
     @pytest.mark.parametrize(("rank", "decay"), [(1, 0.0), (3, 0.5), (9, 0.8), (19, 0.9)])
     def test_rank_is_a_decay(self, rank: int, decay: float) -> None:
-        assert pb.ES_D_RTRL(rank).decay == decay
+        assert pb.ES_D_RTRL(rank, rule=PUBLISHED).decay == decay
+
+    def test_rank_one_remembers_nothing(self, seed: int) -> None:
+        """With a decay of zero, the published rule is backpropagation within each step."""
+        weight, xs = (
+            np.random.default_rng(seed).uniform(-1, 1, (3, 2)),
+            np.random.default_rng(seed).uniform(0, 3, (STEPS, 3)),
+        )
+        data = (xs, np.zeros((STEPS, 2)))
+        want, got = (
+            pb.sequence_grad(learner, half_square, window=1)(params, None, *data)[0]
+            for algorithm in (pb.BPTT(), pb.ES_D_RTRL(1, rule=PUBLISHED))
+            for learner, params in [pb.capture(Leak(weight), xs[0], algorithm=algorithm)]
+        )
+        assert_gradients_alive(want)
+        assert_close(got, want)
 
     def test_rank_and_decay_give_the_same_gradient(self, seed: int) -> None:
         by_rank = bench("MinimalRNNCell", seed, pb.ES_D_RTRL(19)).result(Request())

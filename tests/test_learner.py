@@ -352,6 +352,36 @@ class TestTraces:
         assert module.count == built
 
 
+class TestEqualLearners:
+    """A strategy is a value: what was compiled for one learner serves every equal one."""
+
+    @pytest.mark.parametrize("strategy", STRATEGIES)
+    def test_are_equal_and_compile_nothing(self, strategy: str, seed: int) -> None:
+        module, losses = Counter(), Counter()
+        learner, params, data = watched(module, None, seed)
+        first, second = (STRATEGIES[strategy](learner, SAMPLES) for _ in range(2))
+        assert first == second
+        assert hash(first) == hash(second)
+        assert first != STRATEGIES[strategy](learner, SAMPLES + 1)
+        built = module.count
+
+        def loss(out: jax.Array, target: jax.Array) -> jax.Array:
+            losses()
+            return squared(out, target)
+
+        xs, targets = (np.broadcast_to(array[:, None], (STEPS, SAMPLES, *array.shape[1:])) for array in data)
+        want = pb.sequence_grad(first, loss)(params, None, xs, targets)
+        traced = losses.count
+        assert traced > 0
+        assert_identical(pb.sequence_grad(second, loss)(params, None, xs, targets), want)
+        assert (losses.count, module.count) == (traced, built)
+
+    def test_strategies_differ(self, seed: int) -> None:
+        made = bench("tutorial", seed)
+        learners = [made.learner, *(make(made.learner, SAMPLES) for make in STRATEGIES.values())]
+        assert all((one == other) == (one is other) for one in learners for other in learners)
+
+
 def watched(counter: Counter, strategy: str | None, seed: int) -> tuple[pb.Learner, Tree, Tree]:
     """A learner whose module counts how often Python runs it, with data."""
     model = Model("watched", lambda: Watched(MinimalRNNCell(N_IN, N_REC), counter))

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .._options import check_choice, is_count
 from .._program import Jacobians, Params, Program, Relation
@@ -59,7 +60,8 @@ class ES_D_RTRL(Algorithm):
         trace before the window for what lies behind it.
 
     Raises:
-      AlgorithmError: a decay or rank out of range, an unknown rule or vjp.
+      AlgorithmError: a decay or rank out of range, or one whose bias correction is 0 (rank 1 with the default rule); an
+        unknown rule or vjp.
     """
 
     decay_or_rank: float | int = eqx.field(static=True)
@@ -76,6 +78,19 @@ class ES_D_RTRL(Algorithm):
                 expected="a float with 0 < decay < 1, or an integer rank >= 1",
                 repair="Use a decay such as 0.9 or a rank such as 19, which are the same.",
             )
+        if not self._first_correction() > 0:
+            raise AlgorithmError(
+                "decay_or_rank",
+                got=f"{self.decay_or_rank!r}, whose decay is {self.decay:g}",
+                expected=f'a decay whose bias correction with rule="{self.rule}" is not 0 in float32',
+                repair="The gradient is divided by the correction, in brainscale 0.1.0 too; "
+                "use a decay such as 0.9 or a rank such as 19.",
+            )
+
+    def _first_correction(self) -> float:
+        """The bias correction of the first step, the smallest of all, in single precision."""
+        smoothing = self.decay if self.rule == "published" else 1 - self.decay
+        return float(np.float32(1) - np.float32(smoothing))
 
     @property
     def decay(self) -> float:

@@ -40,7 +40,8 @@ def is_product(jaxpr: Jaxpr, x: Var, leaf: Var) -> bool:
     found, var = readers[0].params["dimension_numbers"] == dimensions, readers[0].outvars[0]
     for eqn in jaxpr.eqns:
         if var in eqn.invars:
-            found, var = found and eqn.primitive.name == "add", eqn.outvars[0]
+            is_one_term = eqn.primitive.name == "add" and list(eqn.invars).count(var) == 1
+            found, var = found and is_one_term, eqn.outvars[0]
     return found and var is jaxpr.outvars[0]
 
 

@@ -57,14 +57,14 @@ def _array(leaf: Tree) -> Any:
 
 
 def _check_dtype(dtype: Any, where: str) -> None:
-    """A hidden state has a derivative."""
-    if not jnp.issubdtype(dtype, jnp.inexact):
-        raise CaptureError(
-            where,
-            got=f"a hidden state of dtype {dtype}",
-            expected="real or complex numbers, which have a derivative",
-            repair="Keep it in a brainstate.ShortTermState, or leave it out (ref_var=False in brainpy.state).",
-        )
+    """Raise CaptureError for a hidden state without a derivative, or with one that no learning rule is written for."""
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        repair = "Keep its real and its imaginary part as two hidden states, as brainscale.nn.LRUCell does."
+    elif not jnp.issubdtype(dtype, jnp.floating):
+        repair = "Keep it in a brainstate.ShortTermState, or leave it out (ref_var=False in brainpy.state)."
+    else:
+        return
+    raise CaptureError(where, got=f"a hidden state of dtype {dtype}", expected="real numbers", repair=repair)
 
 
 def check_batched(traced: TracedStep, single: Program, batch_size: int, name: str) -> None:

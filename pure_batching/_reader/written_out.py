@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
+from .jaxprs import ClosedJaxpr, Jaxpr, JaxprEqn
 from .pieces import spec_of_var
 
 

@@ -71,13 +71,20 @@ class Blueprint:
 
     def build(self) -> brainstate.nn.Module:
         """A copy, its states freshly initialised for one sample."""
-        return self._started(None)
-
-    def _started(self, batch_size: int | None) -> brainstate.nn.Module:
         module = copy_module(self._module)
-        is_asked = batch_size is not None or any(_demands_size(node) for _, node in brainstate.graph.iter_node(module))
-        sizes: dict[str, Any] = {"batch_size": batch_size} if is_asked else {}
-        brainstate.nn.init_all_states(module, **sizes)
+        is_asked = any(_demands_size(node) for _, node in brainstate.graph.iter_node(module))
+        brainstate.nn.init_all_states(module, **({"batch_size": None} if is_asked else {}))
+        return module
+
+    def _built_for(self, batch_size: int) -> brainstate.nn.Module:
+        """A copy, its states freshly initialised for a batch where their modules know batch sizes."""
+        module = copy_module(self._module)
+        try:
+            brainstate.nn.init_all_states(module, batch_size=batch_size)
+        except Exception:  # noqa: BLE001 - an init_state of a user's may raise anything; the others are asked by themselves
+            module = self.build()
+            for _, node in brainstate.graph.iter_node(module):
+                _start_batch(node, batch_size)
         return module
 
     def holds(self, kind: type) -> bool:
@@ -92,15 +99,26 @@ class Blueprint:
     def initial_values(self, batch_size: int | None = None) -> "PureFunction":
         """`key -> {path: value}` of all states that are not trainable, freshly initialised.
 
-        Raises what the module's own `init_state` raises where it does not know a batch size.
+        Args:
+          batch_size: of a batch; a state whose module knows no batch size is that of one sample. None for one sample.
         """
 
         def build() -> dict[str, Tree]:
-            states = states_of(self._started(batch_size)).items()
+            states = states_of(self.build() if batch_size is None else self._built_for(batch_size)).items()
             return {path: state.value for path, state in states if not isinstance(state, brainstate.ParamState)}
 
         with self.environment():
             return PureFunction.of(build)
+
+
+def _start_batch(node: Any, batch_size: int) -> None:
+    """Initialise the states of one module for a batch; where it cannot, they stay those of one sample."""
+    if not hasattr(node, "init_state"):
+        return
+    try:
+        node.init_state(batch_size=batch_size)
+    except Exception:  # noqa: BLE001 - a user's code may raise anything where it knows no batch size
+        node.init_state(*([None] if _demands_size(node) else []))
 
 
 def _demands_size(node: Any) -> bool:

@@ -124,10 +124,7 @@ class ModuleSource(Source):
 
     @cached_property
     def _two_sizes(self) -> tuple[dict[str, Tree], dict[str, Tree]]:
-        try:
-            return self._blueprint.initial_values(2).output, self._blueprint.initial_values(3).output
-        except Exception:  # noqa: BLE001 - an init_state without batch sizes: its states get the axis in front
-            return {}, {}
+        return self._blueprint.initial_values(2).output, self._blueprint.initial_values(3).output
 
     def _explained(self, trace: Callable[[], Result]) -> Result:
         try:

@@ -246,6 +246,8 @@ class Case:
         runner = self.subject.runner(name, data.samples)
         carry = runner.init(self.key) if carry is None else carry
         request = Request(window=self.window) if request is None else request
+        if flags.get("reset") is not None:
+            flags["key"] = self.key  # new states are drawn at a reset
         return runner.run(request, self.params, carry, data, flags)
 
     @kept

@@ -74,7 +74,7 @@ def _moments(case: Case, sample: int, flags: Any) -> Iterator[ClosestComparison]
     """The closest comparison of each step of a sample that counts and compares anything."""
     learner, carry = case.subject.learner, case.subject.learner.init(jax.random.fold_in(case.key, sample))
     for t, (counts, starts_anew) in enumerate(zip(*flags_of(flags, sample, case.data.steps), strict=True)):
-        carry = begun_anew(case.subject, sample, carry) if starts_anew else carry
+        carry = begun_anew(case, sample, t, carry) if starts_anew else carry
         if counts:
             inputs = jax.tree.map(lambda x, t=t: x[t, sample], case.data.inputs)
             made = _comparisons(learner, case.params, carry, inputs)

@@ -20,7 +20,7 @@ from .._bridge import from_native, to_native
 from .._carries import unstack
 from .._learning.carry import Carry
 from .._program import Loss
-from .._states import write_states
+from .._sources.states import write_states
 from .._tree import Tree
 from ..errors import PureBatchingError
 from ._altered import side_by_side

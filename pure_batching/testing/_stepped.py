@@ -39,7 +39,7 @@ def one_sample(case: Case, i: int, carry: Carry, data: Data, flags: Flags) -> Re
     """Sample `i`, whose data is `[T, ...]`."""
     total, losses, outputs = jax.tree.map(np.zeros_like, case.params), [], []
     for t, (counts, starts_anew) in enumerate(zip(*flags, strict=True)):
-        carry = begun_anew(case.subject, i, carry) if starts_anew else carry
+        carry = begun_anew(case, i, t, carry) if starts_anew else carry
         moment = jax.tree.map(lambda x, t=t: x[t], data)
         (loss, (after, output)), gradient = step_gradient(case.subject)(case.params, carry, moment)
         if counts:
@@ -65,9 +65,10 @@ def step_gradient(subject: Subject) -> Any:
     return jax.jit(jax.value_and_grad(value, has_aux=True))
 
 
-def begun_anew(subject: Subject, i: int, carry: Carry) -> Carry:
-    """Sample `i` after a reset."""
-    return subject.learner.init(jax.random.fold_in(jax.random.key(0), i))._replace(keys=carry.keys)
+def begun_anew(case: Case, i: int, t: int, carry: Carry) -> Carry:
+    """Sample `i` after a reset before step `t`, with a start of its own and the random keys that it had."""
+    key = jax.random.fold_in(jax.random.fold_in(case.key, i), t)
+    return case.subject.learner.init(key)._replace(keys=carry.keys)
 
 
 def flags_of(flags: Mapping[str, Any], i: int, steps: int) -> Flags:

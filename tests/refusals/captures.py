@@ -8,12 +8,23 @@ import numpy as np
 import pure_batching as pb
 from pure_batching.errors import CaptureError, DtypeError, OptionError, StructureError
 
-from .. import modules
-from ..models import N_IN, N_REC
-from .provoke import ES, Growing, Impassable, Refusal, TwoShapes, captured, one_input, same, tutorial
+from ..models import N_IN
+from .provoke import (
+    ES,
+    Decaying,
+    Growing,
+    Impassable,
+    Refusal,
+    Turning,
+    TwoShapes,
+    captured,
+    one_input,
+    same,
+    tutorial,
+)
 
 # What every text says of a module that cannot be compiled.
-ONE_STEP = ", expected a module whose update() is one step of one sample that BrainScale can compile; ~ without T and B"
+ONE_STEP = ", expected a module whose update() is one step of one sample; ~ without T and B"
 
 CAPTURE = (
     Refusal(
@@ -66,12 +77,16 @@ CAPTURE = (
         "Impassable: got RuntimeError: no way through" + ONE_STEP + ". Change what the message names",
     ),
     Refusal(
-        "what BrainScale cannot compile",
-        lambda _: captured(modules.Broken(N_IN, N_REC), one_input()),
+        "a complex hidden state",
+        lambda _: captured(Turning(), one_input()),
         CaptureError,
-        "Broken: got NotImplementedError: ~ hidden states are computed within a cond function. ~"
-        + ONE_STEP
-        + ". BrainScale does not follow",
+        "Turning: z: got a hidden state of dtype complex128, expected real numbers. Keep its real and its",
+    ),
+    Refusal(
+        "a step that writes a weight",
+        lambda _: captured(Decaying(), one_input()),
+        CaptureError,
+        "Decaying: cell.W_u.weight_op['bias']: got a trainable value that the step writes, expected one that it only",
     ),
     Refusal(
         "a state that changes its shape",

@@ -38,6 +38,17 @@ OPTIONS = (
     ),
     *(
         Refusal(
+            f"{algorithm.__name__}({value!r}, {rule!r})",
+            lambda _, algorithm=algorithm, value=value, rule=rule: algorithm(value, rule),
+            AlgorithmError,
+            f"decay_or_rank: got {value!r}, whose decay is {decay}, expected a decay whose bias correction with "
+            f'rule="{rule}" is not 0 in float32. The gradient is divided by the correction, in brainscale 0.1.0 too',
+        )
+        for algorithm in (pb.ES_D_RTRL, pb.Hybrid)
+        for value, decay, rule in ((1, "0", "brainscale"), (1e-9, "1e-09", "brainscale"), (10**9, "1", "published"))
+    ),
+    *(
+        Refusal(
             f"{name} with {option}",
             lambda _, make=make, option=option: make(**{option: "exact"}),
             AlgorithmError,

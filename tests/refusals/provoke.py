@@ -133,6 +133,26 @@ class Growing(_OneLayer):
         return self.cell(x)
 
 
+class Turning(_OneLayer):
+    """A hidden state of complex numbers."""
+
+    def init_state(self, *_: Any, **__: Any) -> None:
+        self.z = HiddenState(jnp.zeros(N_REC, complex))
+
+    def update(self, x: jax.Array) -> jax.Array:
+        self.z.value = 0.5j * self.z.value + self.cell(x)
+        return self.z.value.real
+
+
+class Decaying(_OneLayer):
+    """A step that changes its own weight."""
+
+    def update(self, x: jax.Array) -> jax.Array:
+        weight = self.cell.W_u.weight_op
+        weight.value = {**weight.value, "bias": 0.9 * weight.value["bias"]}
+        return self.cell(x)
+
+
 class Impassable(Module):
     """A step that fails."""
 

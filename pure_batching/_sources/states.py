@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 import brainstate
 
-from ._sources.blueprint import check_module, states_of
-from ._tree import Tree, conform, spec_of
-from .errors import StructureError
+from .._tree import Tree, conform, spec_of
+from ..errors import StructureError
+from .blueprint import check_module, states_of
 
 
 def read_states(net: brainstate.nn.Module) -> dict[str, Tree]:
