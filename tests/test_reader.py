@@ -12,11 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from brainstate import HiddenState
 
 import pure_batching as pb
 from pure_batching._tree import path_name
 
 from .models import N_IN, N_REC, Model
+from .modules import state_of
 from .registry import EVERY, captured
 from .trees import assert_close, assert_differ
 from .upstream import NOT_COMPILED
@@ -193,3 +195,33 @@ class TestExplain:
         assert text.splitlines()[0].split() == ["weight", "learns", "by", "hidden", "states", "trace", "where"]
         assert "idle.weight_op" in text
         assert "the step does not read it" in text
+
+
+class Held(Wrapped):
+    """Two states of one result, a state that stays as it was, and one that is a number."""
+
+    def init_state(self, batch_size: int | None = None, **_: Any) -> None:
+        super().init_state(batch_size)
+        self.same, self.kept, self.fixed = (HiddenState(state_of((self.n_rec,), batch_size)) for _ in range(3))
+
+    def update(self, x: jax.Array) -> jax.Array:
+        super().update(x)
+        self.same.value, self.fixed.value = self.h.value, jnp.zeros_like(self.h.value)
+        return self.read(self.h.value + self.same.value + self.kept.value)
+
+
+class TestOwnResults:
+    """Hidden states whose new value is another variable's."""
+
+    def test_each_has_a_signal(self, seed: int) -> None:
+        got = gradient(lambda: Held(N_IN, N_REC), pb.D_RTRL(rule="published"), seed, window=1)
+        whole = gradient(lambda: Twice(N_IN, N_REC), pb.D_RTRL(rule="published"), seed, window=1)
+        assert_close(got["layer.weight_op"], whole["layer.weight_op"])
+
+
+class Twice(Wrapped):
+    """The same without the further states."""
+
+    def update(self, x: jax.Array) -> jax.Array:
+        super().update(x)
+        return self.read(2 * self.h.value)

@@ -79,11 +79,15 @@ def _cut_at_weights(eqn: JaxprEqn, marks: Marks) -> list[JaxprEqn]:
     return [eqn if marks.is_use(eqn) else without_weights(eqn, marks)]
 
 
+def _without_gradient(x: jax.Array) -> jax.Array:
+    return jax.lax.stop_gradient(x)
+
+
 def _cut_off(eqn: JaxprEqn) -> list[JaxprEqn]:
     """An equation whose operands pass no gradient."""
     before, operands = [], []
     for atom in eqn.invars:
-        made, operand = ([], atom) if isinstance(atom, Literal) else equations_of(jax.lax.stop_gradient, atom)
+        made, operand = ([], atom) if isinstance(atom, Literal) else equations_of(_without_gradient, atom)
         before += made
         operands.append(operand)
     return [*before, eqn.replace(invars=operands)]

@@ -271,7 +271,7 @@ def _flagged(case: Case, name: str, flags: Mapping[str, Any]) -> Result:
     begun = case.run(name, first)
     between = [apart(carry) for carry in unstack(begun.carry)]
     restarted = [
-        apart(begun_anew(case.subject, i, carry)) if flags["reset"][first.steps, i] else carry
+        apart(begun_anew(case, i, first.steps, carry)) if flags["reset"][first.steps, i] else carry
         for i, carry in enumerate(between)
     ]
     ended = case.run(name, rest, stack(restarted))
