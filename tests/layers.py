@@ -159,21 +159,6 @@ class ReadOut(Module):
         return self.out(self.cell(x))
 
 
-class Reshaped(Module):
-    """Group normalisation with an axis in front of one sample that the hidden state lacks."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm = brainscale.nn.GroupNorm((6,), num_groups=2)
-
-    def init_state(self, *_: Any, **__: Any) -> None:
-        self.h = brainstate.HiddenState(jnp.zeros(6, brainstate.environ.dftype()))
-
-    def update(self, x: Array) -> Array:
-        self.h.value = 0.5 * self.h.value + self.norm(x[None])[0]
-        return self.h.value
-
-
 class Jitted(Leaky):
     """The same, with the new state out of a jitted call around other jitted calls."""
 
@@ -281,6 +266,7 @@ _OPERATIONS = (
 )
 
 _OTHERS = (
+    Model("brainpy.state.LeakyRateReadout", ReadOut),
     _layer(
         "BatchNorm2d (fit)",
         *around(
@@ -442,14 +428,6 @@ _REFUSED = (
         (floats(6),),
     ),
     Refused(
-        "brainscale.nn.GroupNorm (an axis that the state lacks)",
-        Reshaped,
-        CaptureError,
-        r"Reshaped: norm\.weight: got an output of shape \(1, 6\) in front of h, expected .*\(6,\).*\. Give the hidden",
-        "give the hidden state the axis of length one too",
-        (floats(6),),
-    ),
-    Refused(
         "brainpy.state.LIFRef (without a time)",
         lambda: Driven(brainpy.state.LIFRef),
         CaptureError,
@@ -469,13 +447,6 @@ _REFUSED = (
         CaptureError,
         r"Projected: got ConcretizationTypeError: .*traced: .* numpy array \(delay=np\.array\(2\.0\) \* u\.ms\)",
         "its init_state() needs a concrete number: delay=np.array(2.0) * u.ms",
-    ),
-    Refused(
-        "brainpy.state.LeakyRateReadout",
-        ReadOut,
-        CaptureError,
-        r"ReadOut: got NotSupportedError: .*same shape.*\. Two hidden states of different shapes.* brainscale\.nn bet",
-        "its weight is an ordinary one: use brainscale.nn.LeakyRateReadout",
     ),
     Refused(
         "brainpy.state.align_post_projection",

@@ -407,11 +407,11 @@ class TestEnvironment:
 
 @pytest.mark.filterwarnings("ignore:(jax.core|core.Jaxpr).*:DeprecationWarning")
 def test_a_weight_that_brainscale_relates_to_no_hidden_state() -> None:
-    """Its output has another shape than the state that it feeds: BrainScale warns, and the weight has no trace."""
-    with pytest.warns(UserWarning, match="we remove the connection"):
-        learner, _ = pb.capture(GroupState(N_IN, N_REC), np.zeros(N_IN), algorithm=pb.ES_D_RTRL(0.9))
+    """Its output has another shape than the state that it feeds, so that the weight has no trace there, and here."""
+    learner, _ = pb.capture(GroupState(N_IN, N_REC), np.zeros(N_IN), algorithm=pb.ES_D_RTRL(0.9))
     assert learner.program.relations == ()
     assert learner.program.direct == ("inp.weight_op",)
+    assert "does not fit" in pb.explain(learner).rows[0].reason
 
 
 class TestDeterminism:

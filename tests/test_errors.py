@@ -15,13 +15,13 @@ import pure_batching as pb
 from pure_batching import errors as _errors
 from pure_batching.errors import CaptureError, DtypeError, OptionError, PureBatchingError, StrategyError
 
-from . import modules
 from .bench import SAMPLES, STEPS, bench
-from .models import N_IN, N_REC, squared
+from .models import N_IN, squared
 from .refusals import DATA, REFUSALS
 from .refusals.provoke import (
     ES,
     SETTINGS,
+    Decaying,
     Flattened,
     Growing,
     Impassable,
@@ -29,6 +29,7 @@ from .refusals.provoke import (
     Remembering,
     Summed,
     Tree,
+    Turning,
     TwoShapes,
     captured,
     first,
@@ -137,7 +138,7 @@ class TestNothingIsHalfChanged:
         assert_identical((made.params, made.data(STEPS, SAMPLES)), before)
         assert_identical(gradient(seed), want)
 
-    @pytest.mark.parametrize("make", [tutorial, Impassable, Growing, TwoShapes, lambda: modules.Broken(N_IN, N_REC)])
+    @pytest.mark.parametrize("make", [tutorial, Impassable, Growing, TwoShapes, Turning, Decaying])
     def test_a_module_that_is_refused(self, make: Callable[[], Module]) -> None:
         net = make()
         before, surroundings = remembered(net), everything_global()

@@ -15,6 +15,7 @@ import pytest
 from brainstate import HiddenState
 
 import pure_batching as pb
+from pure_batching._sources.blueprint import Blueprint
 from pure_batching._tree import path_name
 
 from .models import N_IN, N_REC, Model
@@ -34,10 +35,10 @@ UNREADABLE = sorted(set(NOT_COMPILED) - {"ValinaRNNCell"})
 
 def of_the_compiler(model: Model, seed: int) -> tuple[Any, Any]:
     """The hidden groups and, for each use of a weight, the groups that it reaches, by BrainScale's compiler."""
-    net, inputs = model.build(seed), model.inputs(seed)
-    with brainstate.environ.context(**model.settings), warnings.catch_warnings():
+    blueprint, inputs = Blueprint(model.build(seed), model.settings), model.inputs(seed)
+    with blueprint.environment(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        brainstate.nn.init_all_states(net)
+        net = blueprint.build()
         with contextlib.redirect_stdout(io.StringIO()):
             graph = brainscale.compile_etrace_graph(net, *inputs, include_hidden_perturb=True)
     uses = [(path_name(r.path), sorted(map(paths_of, r.hidden_groups))) for r in graph.hidden_param_op_relations]

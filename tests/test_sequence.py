@@ -192,7 +192,7 @@ def temporary_bytes(made: Bench, strategy: str, steps: int, window: int) -> int:
     """The temporary memory of a compiled gradient."""
     grad_fn = pb.sequence_grad(made.batched(strategy), made.model.loss, window=window)
     data = check_steps(grad_fn.learner, *made.data(steps, SAMPLES), None, None)
-    lowered = _sequence.run_sequence.lower(grad_fn, made.params, made.start(strategy), data)
+    lowered = _sequence.run_sequence.lower(grad_fn, made.params, made.start(strategy), data, None)
     return lowered.compile().memory_analysis().temp_size_in_bytes
 
 

@@ -1,8 +1,8 @@
 """A traced step as a Program: what was found in it, in an order that is the same in every process."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,8 @@ def read(traced: TracedStep, params: Params, single: Program | None = None) -> P
     order = order_of(step.closed.jaxpr)
     groups = {one.name: _group(one) for one in found}
     related = _related(uses, order)
-    relations = _relations(step, related, groups)
+    derivative_of = traced.marks.derivative if single is None else _not_differentiated
+    relations = _relations(step, related, groups, derivative_of)
     states = split_states(step) if single is None else with_duties_of(single.states, traced)
     temporaries, parts = _parts(step, found, groups, related, relations, order)
     return Program(
@@ -86,19 +87,31 @@ def use_names(weights: Sequence[str]) -> list[str]:
     return names
 
 
-def _relations(step: FlatStep, related: Sequence[_Related], groups: Mapping[str, Group]) -> tuple[Relation, ...]:
+def _not_differentiated(*_: Any) -> None:
+    """The operations of a batched step only run; weights are differentiated by those of one sample."""
+
+
+def _relations(
+    step: FlatStep, related: Sequence[_Related], groups: Mapping[str, Group], derivative_of: Callable[..., Any]
+) -> tuple[Relation, ...]:
     first_reader: dict[Var, str] = {}
     for one in related:
         if one.relation.x is not None:
             first_reader.setdefault(one.relation.x, one.name)
-    return tuple(_relation(step, one, groups, first_reader) for one in related)
+    return tuple(_relation(step, one, groups, first_reader, derivative_of) for one in related)
 
 
-def _relation(step: FlatStep, one: _Related, groups: Mapping[str, Group], first_reader: Mapping[Var, str]) -> Relation:
+def _relation(
+    step: FlatStep,
+    one: _Related,
+    groups: Mapping[str, Group],
+    first_reader: Mapping[Var, str],
+    derivative_of: Callable[..., Any],
+) -> Relation:
     weight, (x, y, reached) = one.use.weight, one.relation
     arrays, marks = list(step.before[weight]), step.traced.marks
     spec = jax.ShapeDtypeStruct(_shape_of_states(one.name, reached), spec_of_var(y).dtype)
-    derivative = marks.derivative(weight, None if x is None else spec_of_var(x), spec_of_var(y))
+    derivative = derivative_of(weight, None if x is None else spec_of_var(x), spec_of_var(y))
     operation = operation_of(one.use.eqn, x, arrays, spec.shape, derivative)
     names = [name.strip("[]'.") or "weight" for name, _ in named_leaves(step.traced.states[weight], "")]
     return Relation(
