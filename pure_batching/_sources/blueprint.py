@@ -1,8 +1,6 @@
-"""A private copy of a module: nothing that happens to the caller's module reaches a learner, nor the reverse."""
+"""A module that is never run: every use of it works on a fresh copy, under the settings of the capture."""
 
-import copy
 import inspect
-import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -14,6 +12,7 @@ from jax.extend.core import jaxpr_as_fun
 from .._program import Params
 from .._tree import Tree, like, path_name, spec_of
 from ..errors import CaptureError, OptionError, PureBatchingError
+from .copying import copy_module
 
 # What cannot be set inside a context, because it belongs to the process.
 _OF_THE_PROCESS = ("platform", "host_device_count")
@@ -36,56 +35,6 @@ def check_module(net: object, error: type[PureBatchingError], repair: str) -> No
     if not isinstance(net, brainstate.nn.Module):
         got = f"the class {net.__name__}" if isinstance(net, type) else type(net).__name__
         raise error("net", got=got, expected="a brainstate.nn.Module", repair=repair)
-
-
-def copy_module(module: brainstate.nn.Module) -> brainstate.nn.Module:
-    """A module with its own modules, states, containers and closures; arrays and operators are shared."""
-    return _copy(module, {id(brainstate.random.DEFAULT): brainstate.random.DEFAULT})
-
-
-def _copy(value: Any, memo: dict[int, Any]) -> Any:
-    if id(value) in memo:
-        return memo[id(value)]
-    if isinstance(value, (brainstate.graph.Node, brainstate.State)):
-        return _copy_object(value, memo)
-    if isinstance(value, types.FunctionType) and value.__closure__:
-        return _copy_closure(value, memo)
-    if isinstance(value, types.MethodType):
-        return types.MethodType(value.__func__, _copy(value.__self__, memo))
-    return _copy_container(value, memo)
-
-
-def _copy_object(value: Any, memo: dict[int, Any]) -> Any:
-    new = memo[id(value)] = object.__new__(type(value))
-    for name, attribute in vars(value).items():
-        object.__setattr__(new, name, _copy(attribute, memo))
-    return new
-
-
-def _copy_container(value: Any, memo: dict[int, Any]) -> Any:
-    if type(value) in (list, tuple, set):
-        return type(value)(_copy(item, memo) for item in value)
-    if isinstance(value, dict):
-        new = memo[id(value)] = copy.copy(value)
-        for key, item in value.items():
-            new[key] = _copy(item, memo)
-        return new
-    return value
-
-
-def _copy_closure(function: types.FunctionType, memo: dict[int, Any]) -> types.FunctionType:
-    """A function whose closed-over modules and states are the copies."""
-    cells = tuple(types.CellType() for _ in function.__closure__ or ())
-    new = types.FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, cells)
-    new.__kwdefaults__ = function.__kwdefaults__
-    new.__dict__.update(function.__dict__)
-    memo[id(function)] = new
-    for cell, old in zip(cells, function.__closure__ or (), strict=True):
-        try:
-            cell.cell_contents = _copy(old.cell_contents, memo)
-        except ValueError:  # an empty cell stays empty
-            continue
-    return new
 
 
 class Blueprint:
