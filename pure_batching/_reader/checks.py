@@ -25,15 +25,22 @@ def check_unchanged(compiled: Compiled, module: str) -> None:
 
 
 def check_dtypes(compiled: Compiled, module: str) -> None:
-    """A hidden state has a derivative."""
+    """Raise CaptureError for a hidden state that is not made of real numbers.
+
+    A trace is linear in `dh/dw`, and its largest entry is found by its order. A complex state would need the conjugates
+    that `jax.grad` takes, and magnitudes.
+    """
     states = [(path, var) for group in compiled.groups for path, var in zip(group.paths, group.outvars, strict=True)]
     for path, var in states:
-        if not jnp.issubdtype(spec_of_var(var).dtype, jnp.inexact):
+        dtype = spec_of_var(var).dtype
+        if not jnp.issubdtype(dtype, jnp.floating):
             raise CaptureError(
                 f"{module}: {path}",
-                got=f"a hidden state of dtype {spec_of_var(var).dtype}",
-                expected="real or complex numbers, which have a derivative",
-                repair="Keep it in a brainstate.ShortTermState, or leave it out (ref_var=False in brainpy.state).",
+                got=f"a hidden state of dtype {dtype}",
+                expected="real numbers, which have a derivative",
+                repair="Keep the real and the imaginary part as two states, as brainscale.nn.LRUCell does."
+                if jnp.issubdtype(dtype, jnp.complexfloating)
+                else "Keep it in a brainstate.ShortTermState, or leave it out (ref_var=False in brainpy.state).",
             )
 
 

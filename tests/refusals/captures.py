@@ -10,7 +10,7 @@ from pure_batching.errors import CaptureError, DtypeError, OptionError, Structur
 
 from .. import modules
 from ..models import N_IN, N_REC
-from .provoke import ES, Growing, Impassable, Refusal, TwoShapes, captured, one_input, same, tutorial
+from .provoke import ES, Growing, Impassable, Refusal, TwoShapes, Typed, captured, one_input, same, tutorial
 
 # What every text says of a module that cannot be compiled.
 ONE_STEP = ", expected a module whose update() is one step of one sample that BrainScale can compile; ~ without T and B"
@@ -78,6 +78,20 @@ CAPTURE = (
         lambda _: captured(Growing(), one_input()),
         CaptureError,
         "Growing: memory: got shape (5,) after one step, expected (), the shape before. Initialise the state",
+    ),
+    Refusal(
+        "a hidden state of complex numbers",
+        lambda _: captured(Typed(complex), one_input()),
+        CaptureError,
+        "Typed: h: got a hidden state of dtype complex128, expected real numbers, which have a derivative. "
+        "Keep the real and the imaginary part as two states, as brainscale.nn.LRUCell does.",
+    ),
+    Refusal(
+        "a hidden state of whole numbers",
+        lambda _: captured(Typed(int), one_input()),
+        CaptureError,
+        "Typed: h: got a hidden state of dtype int64, expected real numbers, which have a derivative. "
+        "Keep it in a brainstate.ShortTermState, or leave it out (ref_var=False in brainpy.state).",
     ),
     Refusal(
         "a weight before states of two shapes",
