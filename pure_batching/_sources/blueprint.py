@@ -1,5 +1,6 @@
 """A module that is never run: every use of it works on a fresh copy, under the settings of the capture."""
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -71,12 +72,9 @@ class Blueprint:
 
     def build(self) -> brainstate.nn.Module:
         """A copy, its states freshly initialised for one sample."""
-        return self._started(None)
-
-    def _started(self, batch_size: int | None) -> brainstate.nn.Module:
         module = copy_module(self._module)
-        is_asked = batch_size is not None or any(_demands_size(node) for _, node in brainstate.graph.iter_node(module))
-        sizes: dict[str, Any] = {"batch_size": batch_size} if is_asked else {}
+        is_asked = any(_demands_size(node) for _, node in brainstate.graph.iter_node(module))
+        sizes: dict[str, Any] = {"batch_size": None} if is_asked else {}
         brainstate.nn.init_all_states(module, **sizes)
         return module
 
@@ -89,18 +87,59 @@ class Blueprint:
         states = states_of(self._module)
         return {path: state.value for path, state in states.items() if isinstance(state, brainstate.ParamState)}
 
-    def initial_values(self, batch_size: int | None = None) -> "PureFunction":
-        """`key -> {path: value}` of all states that are not trainable, freshly initialised.
-
-        Raises what the module's own `init_state` raises where it does not know a batch size.
-        """
+    def initial_values(self) -> "PureFunction":
+        """`key -> {path: value}` of all states that are not trainable, freshly initialised for one sample."""
 
         def build() -> dict[str, Tree]:
-            states = states_of(self._started(batch_size)).items()
+            states = states_of(self.build()).items()
             return {path: state.value for path, state in states if not isinstance(state, brainstate.ParamState)}
 
         with self.environment():
             return PureFunction.of(build)
+
+    def batched_specs(self, batch_size: int) -> dict[str, Tree]:
+        """The specifications of the states, by path, as the module itself initialises them for a batch.
+
+        The states of a part whose `init_state` fails with a batch size are left out, and no others.
+        """
+
+        def build() -> dict[str, Tree]:
+            module = self.build()
+            failed = {id(state) for node in _init_with_batch(module, batch_size) for state in _own_states(node)}
+            states = {path: state for path, state in states_of(module).items() if id(state) not in failed}
+            return {path: state.value for path, state in states.items() if not isinstance(state, brainstate.ParamState)}
+
+        with self.environment():
+            return PureFunction.of(build).output
+
+
+def _init_with_batch(module: brainstate.nn.Module, batch_size: int) -> list[Any]:
+    """Initialise a module's states for a batch, and return the parts whose own `init_state` fails with a batch size."""
+    failed: list[Any] = []
+
+    def tolerant(node: Any) -> Callable[..., None]:
+        init_state = node.init_state
+
+        @functools.wraps(init_state)
+        def tried(*args: Any, **sizes: Any) -> None:
+            try:
+                init_state(*args, **sizes)
+            except Exception:  # noqa: BLE001 - it may know no batch size, and say so by any type of error
+                failed.append(node)
+
+        return tried
+
+    for _, node in brainstate.graph.iter_node(module):
+        if hasattr(node, "init_state"):
+            object.__setattr__(node, "init_state", tolerant(node))
+    brainstate.nn.init_all_states(module, batch_size=batch_size)
+    return failed
+
+
+def _own_states(node: Any) -> list[brainstate.State]:
+    """The states of a module without those of the modules that it holds."""
+    leaves = [leaf for _, leaf in brainstate.graph.iter_leaf(node, allowed_hierarchy=(0, 0))]
+    return [leaf for leaf in leaves if isinstance(leaf, brainstate.State)]
 
 
 def _demands_size(node: Any) -> bool:

@@ -120,7 +120,10 @@ class _Tracer:
         return States(*(strong(field, spec) for field, spec in zip(fresh, states, strict=True)))
 
     def axes(self, states: States) -> dict[str, Tree]:
-        """Where the module keeps the batch axis of each state: the axis that differs between two batch sizes."""
+        """Where the module keeps the batch axis of each state: the axis that differs between two batch sizes.
+
+        It is the first axis of a state whose `init_state` takes no batch size.
+        """
         two, three = self._two_sizes
         return {
             path: jax.tree.map(_differing_axis, two.get(path, spec), three.get(path, spec))
@@ -135,10 +138,8 @@ class _Tracer:
 
     @cached_property
     def _two_sizes(self) -> tuple[dict[str, Tree], dict[str, Tree]]:
-        try:
-            return self.blueprint.initial_values(2).output, self.blueprint.initial_values(3).output
-        except Exception:  # noqa: BLE001 - an init_state without batch sizes: its states get the axis in front
-            return {}, {}
+        """The states at two batch sizes; one whose `init_state` takes no batch size is missing."""
+        return self.blueprint.batched_specs(2), self.blueprint.batched_specs(3)
 
     def _explained(self, trace: Callable[[], Result]) -> Result:
         try:
