@@ -4,8 +4,9 @@ from collections.abc import Mapping
 
 import brainstate
 
+from ._conform import conform
 from ._sources.blueprint import check_module, states_of
-from ._tree import Tree, conform, spec_of
+from ._tree import Tree, spec_of
 from .errors import StructureError
 
 

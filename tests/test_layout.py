@@ -17,7 +17,18 @@ ROOT = Path(__file__).parents[1]
 
 # From the bottom up; a folder is one room, whose own files may not import each other in a circle.
 ORDER = (
-    *("errors", "_wording", "_options", "_tree", "_program", "_reader", "_sources", "_algorithms", "_learning"),
+    *(
+        "errors",
+        "_wording",
+        "_options",
+        "_tree",
+        "_conform",
+        "_program",
+        "_reader",
+        "_sources",
+        "_algorithms",
+        "_learning",
+    ),
     *("_bridge", "_states", "_strategies", "_independence", "_carries", "testing", "_tutorial", "__main__"),
 )
 FACADE = "__init__"
@@ -28,6 +39,9 @@ YET_TO_TURN = {"_learning.data", "_learning.norms", "_program", "_strategies.man
 # Who may know BrainScale. The main job and the testing kit build its modules, as any user does.
 READERS_OF_BRAINSCALE = {"_sources", "_bridge"}
 USERS = {"_tutorial", "__main__"}
+
+# Who may know units; _learning does until it reads them through _tree.
+READERS_OF_UNITS = {"_tree", "_learning", "_sources", "_bridge", "testing", *USERS}
 
 # What runs inside a step; it knows JAX and the package's own data alone.
 PURE = {"_program", "_reader", "_learning", "_algorithms", "_strategies", "_independence"}
@@ -104,6 +118,10 @@ def test_no_circles_within_a_room() -> None:
 def test_brainscale_is_read_in_two_places(path: Path) -> None:
     allowed = room(name_of(path)) in READERS_OF_BRAINSCALE | USERS | {"testing"}
     assert allowed or "brainscale" not in imports(path)
+
+
+def test_units_are_read_in_few_places() -> None:
+    assert {room(name_of(path)) for path in FILES if "brainunit" in imports(path)} <= READERS_OF_UNITS
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if room(name_of(path)) in PURE], ids=name_of)

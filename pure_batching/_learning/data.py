@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._bridge import unwrap_steps
+from .._conform import Axes, check_numbers, conform
 from .._program import Params
-from .._tree import Axes, Tree, check_numbers, conform, like, named_leaves, spec_of
+from .._tree import Tree, like, named_leaves, spec_of
 from .._wording import count
 from ..errors import OptionError, ShapeError, StructureError
 from .execution import Carry

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from .._algorithms.base import Algorithm, Trace
+from .._conform import check_numbers
 from .._program import Params, Perturbation, Program, States, Step
-from .._tree import Tree, check_numbers, described, named_leaves, spec_text, with_lead
+from .._tree import Tree, described, named_leaves, spec_text, with_lead
 from ..errors import ShapeError, StructureError
 
 

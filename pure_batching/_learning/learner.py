@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._algorithms.base import Algorithm
+from .._conform import check_numbers, conform
 from .._program import Params, Program
 from .._sources.capture import capture_program
-from .._tree import Tree, check_numbers, conform, is_key, spec_text
+from .._tree import Tree, is_key, spec_text
 from .._wording import count
 from ..errors import (
     CarryError,

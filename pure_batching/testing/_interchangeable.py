@@ -9,9 +9,10 @@ import numpy as np
 from brainstate.nn import Module
 
 from .._algorithms.base import Algorithm
+from .._conform import check_numbers
 from .._options import check_choice, check_flag
 from .._program import Loss
-from .._tree import Tree, check_numbers, named_leaves
+from .._tree import Tree, named_leaves
 from ..errors import ShapeError, StructureError
 from ._alive import DeadComparisonError, assert_alive, has_traces, largest
 from ._case import STRATEGIES, Case, Data, MakeRunner, NetFactory, Subject
