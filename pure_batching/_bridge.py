@@ -1,4 +1,4 @@
-"""Compiled BrainScale algorithms <-> carries, and BrainScale's wrappers of a sequence's data."""
+"""Carries from compiled BrainScale algorithms and back, and BrainScale's wrappers of a sequence's data."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -41,7 +41,7 @@ def unwrap_steps(tree: Tree) -> tuple[Tree, Tree]:
 
 
 def from_native(learner: Learner, algorithm: brainscale.ETraceVjpAlgorithm) -> Carry:
-    """The carry that continues a training begun in BrainScale: states, traces and running index.
+    """Read the carry that continues a training begun in BrainScale: states, traces and running index.
 
     Args:
       learner: of one sample, or batched, as the algorithm is.
@@ -93,7 +93,7 @@ def to_native(learner: Learner, carry: Carry, algorithm: brainscale.ETraceVjpAlg
 
 
 def _together(learner: Learner, carry: Carry) -> Carry:
-    """A carry whose samples share what BrainScale keeps once."""
+    """Return the carry, or raise CarryError where samples have a state each that BrainScale keeps once."""
     apart = [path for path in learner.program.states.shared if path in carry.other]
     if apart:
         raise CarryError(
@@ -106,7 +106,7 @@ def _together(learner: Learner, carry: Carry) -> Carry:
 
 
 def _check_decay(learner: Learner, algorithm: Any) -> None:
-    """A trace that decays otherwise is another rule's."""
+    """Raise NativeError where the traces of both decay differently."""
     ours, theirs = (getattr(one, "decay", None) for one in (learner.algorithm, algorithm))
     if ours is not None and theirs is not None and not np.isclose(ours, theirs):
         raise NativeError(
@@ -118,7 +118,7 @@ def _check_decay(learner: Learner, algorithm: Any) -> None:
 
 
 class _Native(NamedTuple):
-    """A compiled algorithm seen through a learner's names."""
+    """A compiled algorithm, whose states and traces have the names that a learner gives them."""
 
     learner: Learner
     algorithm: Any
@@ -142,17 +142,17 @@ class _Native(NamedTuple):
         return self.algorithm.mode.has(brainstate.mixin.Batching)
 
     def to_front(self, values: dict[str, Tree]) -> dict[str, Tree]:
-        """The states of samples, the batch axis in front."""
+        """Move the batch axis of the samples' states to the front."""
         axes = self.learner.program.batch_axes()
         own = {path: values[path] for path in axes}
         return moved(own, axes, to_module=False) if self.is_manual else own
 
     def from_front(self, values: dict[str, Tree]) -> dict[str, Tree]:
-        """The inverse of `to_front`."""
+        """Move the batch axis back to where the module keeps it; the inverse of `to_front`."""
         return moved(values, self.learner.program.batch_axes(), to_module=True) if self.is_manual else values
 
     def read_trace(self, fresh: Trace) -> Trace:
-        """The algorithm's traces under the learner's names."""
+        """Read the algorithm's traces under the learner's names."""
         if isinstance(fresh, InputOutputTrace) and hasattr(self.algorithm, "etrace_dfs"):
             dfs = {name: state.value[..., list(columns)] for name, state, columns in self._matched("etrace_dfs")}
             return InputOutputTrace({name: state.value for name, state in self._xs()}, dfs)
@@ -166,7 +166,7 @@ class _Native(NamedTuple):
         raise _other_algorithm(self.learner, self.algorithm)
 
     def trace_writes(self, trace: Trace) -> list[tuple[str, brainstate.State, Tree]]:
-        """Which native state gets which part of a trace."""
+        """List the name and the value that each native trace state gets."""
         self.read_trace(trace)
         if isinstance(trace, InputOutputTrace):
             writes = [(name, state, trace.xs[name]) for name, state in self._xs()]
@@ -178,7 +178,7 @@ class _Native(NamedTuple):
         ]
 
     def one_count(self, update_count: jax.Array) -> jax.Array:
-        """The number of steps that all samples made."""
+        """Return the number of steps that all samples made; raise NativeError where they differ."""
         counts = np.unique(np.asarray(update_count))
         if len(counts) != 1:
             raise NativeError(
@@ -194,7 +194,7 @@ class _Native(NamedTuple):
         return [(ours.x.name, self.algorithm.etrace_xs[id(theirs.x)]) for ours, theirs in pairs if ours.x is not None]
 
     def _matched(self, traces: str) -> list[tuple[str, brainstate.State, tuple[int, ...]]]:
-        """Name, state and column order of each trace of a link; BrainScale makes them in the order of its relations."""
+        """List name, state and column order of each link's trace, in the order of BrainScale's relations."""
         order = [
             (id(r), id(group)) for r in self.algorithm.graph.hidden_param_op_relations for group in r.hidden_groups
         ]
@@ -209,12 +209,12 @@ class _Native(NamedTuple):
 
 
 def _columns_of(tree: Tree, columns: Any) -> list[jax.Array]:
-    """The arrays of a trace with the states of its group in another order."""
+    """List the arrays of a trace, with the states of its group in another order."""
     return [array[..., list(columns)] for array in jax.tree.leaves(tree)]
 
 
 def _columns(group: Any) -> tuple[int, ...]:
-    """Where BrainScale, whose order of states differs in each process, keeps the columns of our sorted states."""
+    """Find in which columns BrainScale keeps our sorted states; its own order differs from process to process."""
     columns, start = {}, 0
     for path, state in zip(group.hidden_paths, group.hidden_states, strict=True):
         columns[path_name(path)] = range(start, start + state.num_state)
@@ -223,12 +223,12 @@ def _columns(group: Any) -> tuple[int, ...]:
 
 
 def _first(value: Tree, spec: Tree) -> Tree:
-    """A state that all samples share, where a native vmap keeps it once for each."""
+    """Take one copy of a state that all samples share; a native vmap keeps it once for each sample."""
     return jax.tree.map(lambda x, s: x if jnp.ndim(x) == len(s.shape) else x[0], value, spec)
 
 
 def _fitted(value: Tree, old: Tree, name: str) -> Tree:
-    """A value in the shape, dtype and unit that a native state has; what samples share may be there once for each."""
+    """Give a value the shape, dtype and unit of a native state, which may hold a shared value once for each sample."""
     pairs = zip(jax.tree.leaves(value), jax.tree.leaves(old), strict=True)
     leaves = [new if jnp.ndim(new) == jnp.ndim(leaf) else jnp.broadcast_to(new, leaf.shape) for new, leaf in pairs]
     return conform(like(value, leaves), spec_of(old), name)
@@ -264,7 +264,7 @@ def _check_module(learner: Learner, states: dict[str, brainstate.State], weights
 
 
 def _check_samples(native: _Native) -> None:
-    """Both of one sample, or both of a batch of the same size."""
+    """Raise NativeError unless learner and algorithm run the same number of samples."""
     specs = native.learner.program.states.hidden
     states = native.to_front({path: state.value for path, state in native.states.items()})
     for path, spec in specs.items():
@@ -284,7 +284,10 @@ def _samples(lead: tuple[int, ...]) -> str:
 
 
 def _check_aligned(relations: Sequence[Relation]) -> None:
-    """BrainScale's D_RTRL keeps one number for each element of a weight, the sum over all that the element reaches."""
+    """Raise NativeError for a weight whose elements reach several outputs.
+
+    BrainScale's D_RTRL keeps one number for each element of a weight: the sum over all outputs that it reaches.
+    """
     spread = [(relation, leaf) for relation in relations for leaf in relation.leaves if leaf.axes is None]
     if not spread:
         return

@@ -1,4 +1,4 @@
-"""The states of a module as a tree, and back."""
+"""Read the states of a module as a tree, and write them back."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ from .errors import StructureError
 
 
 def read_states(net: brainstate.nn.Module) -> dict[str, Tree]:
-    """The values of all states of a module by path, sorted: trainable, hidden and other ones, units included.
+    """Read the values of all states of a module by path, sorted: trainable, hidden and other ones, with units.
 
     Raises:
       StructureError: no module.

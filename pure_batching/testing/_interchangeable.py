@@ -21,7 +21,7 @@ from .laws import ALL, Law, LawViolation
 
 
 class Report(NamedTuple):
-    """What was found.
+    """The laws that were checked, and how each came out.
 
     Attributes:
       held: the laws that hold among the strategies that run the module, by name.
@@ -124,7 +124,7 @@ def assert_interchangeable(
 
 
 def _unshown(case: Case) -> tuple[str, ...]:
-    """Traces of at most 1 would stay as they are under a normalisation."""
+    """Report traces of at most 1, which a normalisation leaves alone, so that the laws say nothing of it."""
     trace = case.result(case.reference).carry.trace
     if not has_traces(trace) or largest(trace) > 1:
         return ()

@@ -1,4 +1,4 @@
-"""How close a step came to taking the other side of a comparison, such as a spike's threshold."""
+"""The margin of a step: how close its numbers came to the other side of a comparison, such as a spike's threshold."""
 
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -36,7 +36,7 @@ class Comparison(NamedTuple):
     eqn: JaxprEqn
 
 
-class Moment(NamedTuple):
+class ClosestComparison(NamedTuple):
     """The closest comparison of a step of a sample."""
 
     comparison: Comparison
@@ -52,7 +52,7 @@ class Moment(NamedTuple):
 
 
 def note_of(violation: LawViolation, case: Case) -> str | None:
-    """What is to be said of a violation that may stem from a comparison closer than the order of a sum can decide.
+    """Explain a violation that may stem from a comparison too close for the order of a sum to decide.
 
     The comparison is one of the sample that differs, or of any where the difference belongs to none, and comes no later
     than the difference. None where there is no such comparison, where two results must have the same bits, so that
@@ -70,7 +70,7 @@ def note_of(violation: LawViolation, case: Case) -> str | None:
     return f"{closest}: the order of a sum may flip it, which is no fault of a strategy"
 
 
-def _moments(case: Case, sample: int, flags: Any) -> Iterator[Moment]:
+def _moments(case: Case, sample: int, flags: Any) -> Iterator[ClosestComparison]:
     """The closest comparison of each step of a sample that counts and compares anything."""
     learner, carry = case.subject.learner, case.subject.learner.init(jax.random.fold_in(case.key, sample))
     for t, (counts, starts_anew) in enumerate(zip(*flags_of(flags, sample, case.data.steps), strict=True)):
@@ -78,7 +78,7 @@ def _moments(case: Case, sample: int, flags: Any) -> Iterator[Moment]:
         if counts:
             inputs = jax.tree.map(lambda x, t=t: x[t, sample], case.data.inputs)
             made = _comparisons(learner, case.params, carry, inputs)
-            yield from (Moment(one, t, sample) for one in sorted(made, key=lambda one: one.margin)[:1])
+            yield from (ClosestComparison(one, t, sample) for one in sorted(made, key=lambda one: one.margin)[:1])
             carry, _ = learner.step(case.params, carry, *inputs)
 
 

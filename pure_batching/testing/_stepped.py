@@ -1,4 +1,4 @@
-"""The meaning of every gradient, as a program that anyone can read: `step` and `jax.grad` in Python loops."""
+"""The definition of every gradient as a short program: `step` and `jax.grad` in Python loops."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ class Flags(NamedTuple):
 
 
 def stepped(case: Case, carry: Carry, data: Data, flags: Mapping[str, Any]) -> Result:
-    """The gradient of each sample from a carry: one sample after the other, one step after the other.
+    """Compute the gradient of each sample from a carry, one sample and one step after the other.
 
     It stands for every window of an algorithm with single-step learning signals. The outputs of masked steps are zeros.
     """
@@ -36,7 +36,7 @@ def stepped(case: Case, carry: Carry, data: Data, flags: Mapping[str, Any]) -> R
 
 
 def one_sample(case: Case, i: int, carry: Carry, data: Data, flags: Flags) -> Result:
-    """Sample `i`, whose data is `[T, ...]`."""
+    """Compute the gradient of sample `i`, whose data is `[T, ...]`."""
     total, losses, outputs = jax.tree.map(np.zeros_like, case.params), [], []
     for t, (counts, starts_anew) in enumerate(zip(*flags, strict=True)):
         carry = begun_anew(case.subject, i, carry) if starts_anew else carry
@@ -50,7 +50,7 @@ def one_sample(case: Case, i: int, carry: Carry, data: Data, flags: Flags) -> Re
 
 
 def every_step(steps: int) -> Flags:
-    """Nothing masked and nothing reset."""
+    """Make the flags of a sequence in which every step counts and nothing is reset."""
     return Flags(np.ones(steps, bool), np.zeros(steps, bool))
 
 
@@ -66,11 +66,11 @@ def step_gradient(subject: Subject) -> Any:
 
 
 def begun_anew(subject: Subject, i: int, carry: Carry) -> Carry:
-    """Sample `i` after a reset."""
+    """Reset sample `i`: a fresh carry with the random keys that it has."""
     return subject.learner.init(jax.random.fold_in(jax.random.key(0), i))._replace(keys=carry.keys)
 
 
 def flags_of(flags: Mapping[str, Any], i: int, steps: int) -> Flags:
-    """The mask and the resets of one sample, `[T]`."""
+    """Take the mask and the resets of one sample, `[T]`."""
     said = {name: np.asarray(value)[:, i] for name, value in flags.items() if value is not None}
     return every_step(steps)._replace(**said)
