@@ -288,7 +288,7 @@ FAULTS = (
     ),
     Fault(
         "the running index of BrainScale is not read",
-        "_bridge/algorithms.py",
+        "_bridge.py",
         "jnp.asarray(algorithm.running_index.value, jnp.int32)",
         "jnp.zeros((), jnp.int32)",
         "test_native.py::TestCompiledAlgorithm::test_written_and_read",

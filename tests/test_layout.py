@@ -29,7 +29,7 @@ ORDER = (
         "_algorithms",
         "_learning",
     ),
-    *("_bridge", "_strategies", "_independence", "_carries", "testing", "_tutorial", "__main__"),
+    *("_bridge", "_states", "_strategies", "_independence", "_carries", "testing", "_tutorial", "__main__"),
 )
 FACADE = "__init__"
 

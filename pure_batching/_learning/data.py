@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._bridge.algorithms import unwrap_steps
+from .._bridge import unwrap_steps
 from .._conform import Axes, check_numbers, conform
 from .._program import Params
 from .._tree import Tree, like, named_leaves, spec_of

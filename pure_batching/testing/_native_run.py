@@ -16,11 +16,11 @@ from jax import core
 from .._algorithms.base import Algorithm
 from .._algorithms.d_rtrl import D_RTRL
 from .._algorithms.es_d_rtrl import ES_D_RTRL
-from .._bridge.algorithms import from_native, to_native
-from .._bridge.states import write_states
+from .._bridge import from_native, to_native
 from .._carries import unstack
 from .._learning.execution import Carry
 from .._program import Loss
+from .._states import write_states
 from .._tree import Tree
 from ..errors import PureBatchingError
 from ._altered import side_by_side

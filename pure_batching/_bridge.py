@@ -9,18 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._algorithms._parameter_trace import ParameterTrace, divided
-from .._algorithms.base import Trace
-from .._algorithms.es_d_rtrl import InputOutputTrace
-from .._conform import conform
-from .._learning.execution import Carry
-from .._learning.learner import Learner
-from .._program import Relation
-from .._reader.pieces import order_of
-from .._sources.compilation import found_group, state_name
-from .._tree import Tree, like, moved, path_name, spec_of, spec_text
-from .._wording import count, listed
-from ..errors import CarryError, NativeError
+from ._algorithms._parameter_trace import ParameterTrace, divided
+from ._algorithms.base import Trace
+from ._algorithms.es_d_rtrl import InputOutputTrace
+from ._conform import conform
+from ._learning.execution import Carry
+from ._learning.learner import Learner
+from ._program import Relation
+from ._reader.pieces import order_of
+from ._sources.compilation import found_group, state_name
+from ._tree import Tree, like, moved, path_name, spec_of, spec_text
+from ._wording import count, listed
+from .errors import CarryError, NativeError
 
 _STEP_DATA = (brainscale.SingleStepData, brainscale.MultiStepData)
 

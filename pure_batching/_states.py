@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 import brainstate
 
-from .._conform import conform
-from .._sources.blueprint import check_module, states_of
-from .._tree import Tree, spec_of
-from ..errors import StructureError
+from ._conform import conform
+from ._sources.blueprint import check_module, states_of
+from ._tree import Tree, spec_of
+from .errors import StructureError
 
 
 def read_states(net: brainstate.nn.Module) -> dict[str, Tree]:

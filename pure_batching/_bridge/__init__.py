@@ -1,1 +1,0 @@
-"""Between the native objects of BrainScale and BrainState, and the trees of this package."""
