@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pure_batching._tree import conform
+from pure_batching._conform import conform
 from pure_batching.errors import DtypeError
 
 DTYPES = (

@@ -12,11 +12,12 @@ import numpy as np
 from ._algorithms._parameter_trace import ParameterTrace, divided
 from ._algorithms.base import Trace
 from ._algorithms.es_d_rtrl import InputOutputTrace
+from ._conform import conform
 from ._learning.carry import Carry
 from ._learning.learner import Learner
 from ._program import Relation
 from ._sources.tracing import state_name
-from ._tree import Tree, conform, like, moved, path_name, spec_of, spec_text
+from ._tree import Tree, like, moved, path_name, spec_of, spec_text
 from ._wording import count, listed
 from .errors import CarryError, NativeError
 

@@ -3,11 +3,12 @@
 from typing import Any
 
 from ._algorithms.base import Algorithm
+from ._conform import check_numbers
 from ._learning.learner import Learner
 from ._program import Params
 from ._sources.capture import ModuleSource
 from ._strategies.alone import Alone
-from ._tree import Tree, check_numbers
+from ._tree import Tree
 from .errors import OptionError, StructureError
 
 

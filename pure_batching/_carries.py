@@ -1,6 +1,6 @@
-"""Batch algebra: carries of samples put together, taken apart and put in another order.
+"""Batch algebra: join, split and reorder the samples of carries.
 
-What belongs to a sample leads with the batch axis; what `Carry.shared` holds is the same for all and stays whole.
+Every array of a carry starts with the batch axis, but those in `Carry.shared`, which all samples have in common.
 All functions can be jitted where sizes are static. Indices and shared states are checked where their
 values are known, so outside `jax.jit`.
 """
@@ -22,7 +22,7 @@ Indices = Any
 
 
 def stack(carries: Sequence[Carry]) -> Carry:
-    """Carries of one sample each -> the carry of a batch, `[B, ...]`; the inverse of `unstack`.
+    """Make the carry of a batch, `[B, ...]`, of carries of one sample each; the inverse of `unstack`.
 
     Raises:
       StructureError: carries of different learners, or at different values of what samples share.
@@ -33,12 +33,12 @@ def stack(carries: Sequence[Carry]) -> Carry:
 
 
 def unstack(carry: Carry) -> list[Carry]:
-    """The carry of a batch -> carries of one sample each."""
+    """Take the carry of a batch apart into carries of one sample each."""
     return [_each_leaf(lambda leaf, i=i: leaf[i], carry) for i in range(batch_size(carry))]
 
 
 def concat(carries: Sequence[Carry]) -> Carry:
-    """Carries of batches -> the carry of all their samples, in their order; the inverse of `split`.
+    """Join carries of batches into one of all their samples, in order; the inverse of `split`.
 
     Raises:
       StructureError: carries of different learners, or at different values of what samples share.
@@ -49,7 +49,7 @@ def concat(carries: Sequence[Carry]) -> Carry:
 
 
 def split(carry: Carry, sizes: Sequence[int]) -> list[Carry]:
-    """The carry of a batch -> carries of its first `sizes[0]` samples, of the next `sizes[1]`, and so on.
+    """Split a carry into carries of its first `sizes[0]` samples, of the next `sizes[1]`, and so on.
 
     Raises:
       BatchSizeError: sizes that do not add up to the batch.
@@ -62,7 +62,7 @@ def split(carry: Carry, sizes: Sequence[int]) -> list[Carry]:
 
 
 def gather(carry: Carry, indices: Indices) -> Carry:
-    """The samples at `indices`, `[N]` integers in any order, repeated or left out.
+    """Take the samples at `indices`, `[N]` integers in any order, which may repeat or leave out samples.
 
     Raises:
       OptionError: an index that is no sample.
@@ -72,7 +72,7 @@ def gather(carry: Carry, indices: Indices) -> Carry:
 
 
 def scatter(carry: Carry, indices: Indices, samples: Carry) -> Carry:
-    """`carry` with the samples at `indices`, `[N]` and each once, replaced by those of `samples`.
+    """Replace the samples of `carry` at `indices`, `[N]` different integers, by those of `samples`.
 
     Raises:
       OptionError: an index that is no sample, or stands twice.
@@ -89,7 +89,7 @@ def scatter(carry: Carry, indices: Indices, samples: Carry) -> Carry:
 
 
 def permute(carry: Carry, order: Indices) -> Carry:
-    """The same samples in another order: sample `order[i]` becomes sample `i`.
+    """Put the samples in another order: sample `order[i]` becomes sample `i`.
 
     Raises:
       OptionError: an order that does not name every sample once.
@@ -102,7 +102,7 @@ def permute(carry: Carry, order: Indices) -> Carry:
 
 
 def batch_size(carry: Carry) -> int:
-    """How many samples a carry holds.
+    """Count the samples that a carry holds.
 
     Raises:
       StructureError: no carry.
@@ -114,7 +114,7 @@ def batch_size(carry: Carry) -> int:
 
 
 def _each_leaf(fun: Any, *carries: Carry) -> Carry:
-    """A function of the leaves that belong to samples; what they share stays as it is in the first carry."""
+    """Apply a function to the leaves that start with the batch axis; shared leaves are those of the first carry."""
     own = [jax.tree.map(jnp.asarray, carry._replace(shared={})) for carry in carries]
     return jax.tree.map(fun, *own)._replace(shared=carries[0].shared)
 
@@ -134,7 +134,7 @@ def _check_listed(name: str, carries: Sequence[Carry], *, is_batch: bool) -> Car
 
 
 def _check_together(carries: Mapping[str, Carry], *, is_batch: bool) -> Carry:
-    """The first of some carries by name, if all are of one learner, and of batches or of single samples."""
+    """Return the first of several named carries, if they can be combined; raise an error otherwise."""
     for name, carry in carries.items():
         _check_carry(name, carry, is_batch=is_batch)
     first, *rest = carries
@@ -144,7 +144,7 @@ def _check_together(carries: Mapping[str, Carry], *, is_batch: bool) -> Carry:
 
 
 def _check_carry(name: str, carry: object, *, is_batch: bool) -> None:
-    """Raise an error for what is no carry, or not of a batch or a single sample as asked for."""
+    """Raise an error unless the value is a carry of a batch (`is_batch`) or of one sample."""
     lead = check_whole(name, carry)
     if is_batch != bool(lead):
         raise BatchSizeError(
@@ -190,7 +190,7 @@ def _check_alike(name: str, carry: Carry, first_name: str, first: Carry) -> None
 
 
 def _check_alike_shared(name: str, carry: Carry, first_name: str, first: Carry) -> None:
-    """Raise StructureError where one carry's samples share what another's samples have for themselves."""
+    """Raise StructureError where the samples of one carry share a state that those of another have each."""
     moved = sorted(set(carry.shared) & set(first.other)) + sorted(set(carry.other) & set(first.shared))
     if moved:
         kinds = [f"samples that share their {listed(moved)}", f"samples that have a {listed(moved)} each"]
@@ -199,7 +199,7 @@ def _check_alike_shared(name: str, carry: Carry, first_name: str, first: Carry) 
 
 
 def _of_a_sample(name: str, leaf: Any, lead: int) -> str:
-    """What a leaf is like without its samples' axis; what they share has none."""
+    """Describe a leaf without the batch axis, which a shared leaf does not have."""
     cut = 0 if name.startswith(".shared") else lead
     return described(jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[cut:], jnp.result_type(x)), leaf))
 

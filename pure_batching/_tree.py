@@ -1,4 +1,4 @@
-"""Trees of arrays with units: readable paths, specifications, and the check of a value against one."""
+"""Trees of arrays with units: readable paths and specifications."""
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
@@ -8,11 +8,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._wording import count, listed
-from .errors import BatchSizeError, DtypeError, ShapeError, StructureError, UnitError
-
 Tree = Any
-Axes = Sequence[tuple[str, int | None]]  # a size of None is not known, and fits no leaf
+
+
+def is_quantity(value: Any) -> bool:
+    """Whether a value is an array with a unit."""
+    return u.math.is_quantity(value)
+
+
+def mantissa(value: Any) -> Any:
+    """The number of a quantity; a value without a unit as it is."""
+    return u.get_mantissa(value)
+
+
+def unit_of(value: Any) -> Any:
+    """The unit of a quantity; the unit of plain numbers for a value without one."""
+    return u.get_unit(value)
+
+
+def with_unit(array: Any, unit: Any) -> Any:
+    """Make a quantity of an array."""
+    return u.Quantity(array, unit=unit)
+
+
+def same_dimension(one: Any, other: Any) -> bool:
+    """Whether a number in one unit can be converted to the other."""
+    return u.have_same_dim(one, other)
 
 
 def path_name(path: Iterable[Hashable]) -> str:
@@ -21,40 +42,35 @@ def path_name(path: Iterable[Hashable]) -> str:
 
 
 def named_leaves(tree: Tree, root: str) -> list[tuple[str, Any]]:
-    """The leaves with their names below `root`; a quantity is one leaf."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=u.math.is_quantity)
+    """List the leaves with their names, which start with `root`; a quantity is one leaf."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_quantity)
     return [(root + jax.tree_util.keystr(path), leaf) for path, leaf in leaves]
 
 
-def mantissas(tree: Tree) -> list[jax.Array]:
-    """The arrays of a tree, units aside, in the tree's order."""
-    return jax.tree.leaves(tree)
-
-
 def like(tree: Tree, arrays: Sequence[jax.Array]) -> Tree:
-    """A tree with the structure and the units of `tree` and other arrays."""
+    """Build a tree with the structure and the units of `tree`, and other arrays."""
     return jax.tree.unflatten(jax.tree.structure(tree), arrays)
 
 
 def spec_of(tree: Tree) -> Tree:
-    """Shapes and dtypes in place of arrays, units kept."""
+    """Replace every array by its shape and dtype; units stay."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), tree)
 
 
 def spec_text(spec: Tree) -> str:
-    """A specification, or arrays, as a text reads them: `float32[3, 2]`, with units, in the tree's containers."""
+    """Write a tree of specifications or arrays for an error: `float32[3, 2] mV`, in the tree's containers."""
 
     def text(leaf: Any) -> _Text:
-        array, unit = u.get_mantissa(leaf), u.get_unit(leaf)
+        array, unit = mantissa(leaf), unit_of(leaf)
         if not hasattr(array, "dtype"):
             return _Text(repr(leaf))
         return _Text(f"{array.dtype}{list(array.shape)}" + ("" if unit.is_unitless else f" {unit}"))
 
-    return repr(jax.tree.map(text, spec, is_leaf=u.math.is_quantity))
+    return repr(jax.tree.map(text, spec, is_leaf=is_quantity))
 
 
 def described(leaf: Any) -> str:
-    """A leaf's shape, dtype and unit, or the name of what is no array."""
+    """Write a leaf's shape, dtype and unit for an error; the name of its type where it is no array."""
     try:
         return spec_text(spec_of(leaf))
     except TypeError:
@@ -71,12 +87,12 @@ class _Text(str):
 
 
 def zeros_of(spec: Tree) -> Tree:
-    """Zeros of a specification, units kept; of numpy, since nothing needs to be compiled for them."""
+    """Make zeros of a specification; units stay. They are numpy arrays, for which JAX compiles nothing."""
     return jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), spec)
 
 
 def strong(tree: Tree, spec: Tree) -> Tree:
-    """The same values with the specification's dtypes and no weak types, so that a scan carry keeps its type."""
+    """Give values the specification's dtypes and no weak types, since a scan must not change its carry's type."""
     return jax.tree.map(lambda x, s: x if is_key(s.dtype) else jax.lax.convert_element_type(x, s.dtype), tree, spec)
 
 
@@ -86,12 +102,18 @@ def is_key(dtype: Any) -> bool:
 
 
 def with_lead(spec: Tree, lead: tuple[int, ...]) -> Tree:
-    """The specification with axes put in front of every leaf."""
+    """Put axes in front of every leaf of a specification."""
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct((*lead, *s.shape), s.dtype), spec)
 
 
 def moved(trees: Mapping[str, Tree], axes: Mapping[str, Tree], *, to_module: bool) -> dict[str, Tree]:
-    """States with the batch axis in front -> states with it where the module keeps it, or back."""
+    """Move the batch axis of states from the front to where the module keeps it (`to_module`), or back.
+
+    Args:
+      trees: states by path.
+      axes: for each leaf, the axis at which the module keeps the samples.
+      to_module: the direction.
+    """
 
     def move(leaf: jax.Array, axis: int) -> jax.Array:
         return jnp.moveaxis(leaf, 0, axis) if to_module else jnp.moveaxis(leaf, axis, 0)
@@ -100,183 +122,5 @@ def moved(trees: Mapping[str, Tree], axes: Mapping[str, Tree], *, to_module: boo
 
 
 def nbytes(spec: Tree) -> int:
-    """What the arrays of a specification occupy."""
+    """Count the bytes that the arrays of a specification occupy."""
     return sum(int(np.prod(s.shape)) * jnp.dtype(s.dtype).itemsize for s in jax.tree.leaves(spec))
-
-
-def conform(value: Tree, spec: Tree, root: str, axes: Axes = (), untimed: frozenset[str] = frozenset()) -> Tree:
-    """`value` with the structure, units and dtypes of `spec`, or an error that names the leaf.
-
-    Args:
-      value: the tree to check.
-      spec: what one sample at one step has.
-      root: the tree's name in an error.
-      axes: the axes in front of every leaf, as (name, size).
-      untimed: the names of the leaves that lack the first of them.
-
-    Raises:
-      StructureError: other keys, or another number of leaves.
-      UnitError: another physical dimension; another scale (V for mV) is converted.
-      ShapeError: another shape; BatchSizeError where only the batch axis differs.
-      DtypeError: no numbers, or a dtype that JAX does not promote to that of `spec`: it would lose digits, or its kind.
-    """
-    got, expected = named_leaves(value, root), named_leaves(spec, root)
-    axes_of = {name: axes[1:] if name in untimed else axes for name, _ in (*got, *expected)}
-    _check_names(dict(got), dict(expected), axes_of)
-    leaves = [
-        _conform_leaf(leaf, want, name, axes_of[name]) for (name, leaf), (_, want) in zip(got, expected, strict=True)
-    ]
-    return jax.tree.unflatten(jax.tree.structure(spec, is_leaf=u.math.is_quantity), leaves)
-
-
-def _check_names(got: Mapping[str, Any], expected: Mapping[str, Any], axes_of: Mapping[str, Axes]) -> None:
-    """Raise StructureError at the first leaf that is too many, or else missing."""
-    extra = [name for name in got if name not in expected]
-    missing = [name for name in expected if name not in got]
-    if not extra and not missing:
-        return
-    _check_containers(extra, missing)
-    name = (extra or missing)[0]
-    more, less = (extra[1:], missing) if extra else ([], missing[1:])
-    what = "Pass a tree of the captured structure." if got else "Pass arrays; None and empty containers hold none."
-    raise StructureError(
-        name,
-        got=described(got[name]) if extra else "nothing",
-        expected="no such leaf" if extra else _spec_text(expected[name], axes_of[name]),
-        repair=" ".join(
-            [
-                what,
-                *([f"Too many besides: {listed(more)}."] if more else []),
-                *([f"Missing: {listed(less)}."] if less else []),
-            ]
-        ),
-    )
-
-
-def _spec_text(spec: Any, axes: Axes) -> str:
-    """The specification of a sample's leaf with the axes in front: `float32[T, B=3, 2] mV`."""
-    array, unit = u.get_mantissa(spec), u.get_unit(spec)
-    return f"{array.dtype}[{_legend(axes, array.shape)}]" + ("" if unit.is_unitless else f" {unit}")
-
-
-def _legend(axes: Axes, shape: tuple[int, ...]) -> str:
-    return ", ".join([label if size is None else f"{label}={size}" for label, size in axes] + [str(n) for n in shape])
-
-
-def _check_containers(extra: Sequence[str], missing: Sequence[str]) -> None:
-    """Raise StructureError for leaves in the place of one array, as those of nested lists are."""
-    for name in missing:
-        inside = [other for other in extra if other.startswith((f"{name}[", f"{name}."))]
-        if inside:
-            raise StructureError(
-                name,
-                got=count(len(inside), "leaf", "leaves"),
-                expected="one array",
-                repair="Pass an array; jnp.asarray makes one of nested lists.",
-            )
-
-
-def check_numbers(tree: Tree, root: str) -> None:
-    """Raise DtypeError at the first leaf that is no array of numbers, as JAX has them."""
-    for name, leaf in named_leaves(tree, root):
-        _check_numeric(u.get_mantissa(leaf), name)
-
-
-def _check_numeric(leaf: Any, name: str) -> None:
-    dtype = getattr(leaf, "dtype", None)
-    is_other = isinstance(dtype, np.dtype) and not (dtype == np.bool_ or jnp.issubdtype(dtype, np.number))
-    if is_other or not (hasattr(leaf, "shape") or isinstance(leaf, (bool, int, float, complex))):
-        raise DtypeError(
-            name,
-            got=type(leaf).__name__ if dtype is None else f"an array of dtype {dtype}",
-            expected="an array of numbers",
-            repair="Pass what jnp.asarray takes.",
-        )
-
-
-def _conform_leaf(leaf: Any, want: Any, name: str, axes: Axes) -> Any:
-    _check_numeric(u.get_mantissa(leaf), name)
-    unit = u.get_unit(want)
-    array = u.get_mantissa(_to_unit(leaf, unit, name))
-    spec = u.get_mantissa(want)
-    _check_shape(name, np.shape(array), spec.shape, axes)
-    array = _to_dtype(array, spec.dtype, name)
-    return u.Quantity(array, unit=unit) if u.math.is_quantity(want) else array
-
-
-def _to_unit(leaf: Any, unit: Any, name: str) -> Any:
-    if u.get_unit(leaf) == unit:
-        return leaf
-    if not u.have_same_dim(u.get_unit(leaf), unit):
-        raise UnitError(
-            name,
-            got=_unit_text(u.get_unit(leaf)),
-            expected=_unit_text(unit),
-            repair="Give it the unit that it had at capture.",
-        )
-    return leaf.in_unit(unit)
-
-
-def _unit_text(unit: Any) -> str:
-    return "no unit" if unit.is_unitless else f"unit {unit}"
-
-
-def _check_shape(name: str, got: tuple[int, ...], spec: tuple[int, ...], axes: Axes) -> None:
-    if got == (*(size for _, size in axes), *spec):
-        return
-    error, repair = _shape_fault(got, axes, len(axes) + len(spec))
-    raise error(name, got=f"shape {got}", expected=f"({_legend(axes, spec)})", repair=repair)
-
-
-_REPAIRS: Mapping[str, tuple[type[ShapeError], str]] = {
-    "T": (ShapeError, "Give inputs, targets, mask and reset the same number of steps."),
-    "B": (BatchSizeError, "Use a batch of the size that the strategy was built for."),
-}
-
-
-def _shape_fault(got: tuple[int, ...], axes: Axes, rank: int) -> tuple[type[ShapeError], str]:
-    """What is wrong with a shape, and the repair: the number of axes, a feature, or the first leading axis."""
-    if len(got) == rank and len(axes) == len(("T", "B")) and _are_swapped(got, axes):
-        return BatchSizeError, "Swap the first two axes: time leads, and the samples follow."
-    labels = " and ".join(label for label, _ in axes)
-    leads = f"; {labels} lead{'s' if len(axes) == 1 else ''}" if axes else ""
-    if len(got) > rank:
-        is_single = all(label != "B" for label, _ in axes)
-        return ShapeError, f"Remove an axis{leads}" + (", and pb.vmap makes a batch." if is_single else ".")
-    if len(got) < rank:
-        same = " What is the same at each step goes into brainscale.SingleStepData." if "T" in labels else ""
-        return ShapeError, f"Add an axis{leads}.{same}"
-    for (label, size), found in zip(axes, got, strict=False):
-        if size is not None and found != size:
-            return _REPAIRS[label]
-    return ShapeError, "Use the feature sizes of the captured example."
-
-
-def _are_swapped(got: tuple[int, ...], axes: Axes) -> bool:
-    (_, time), (_, samples) = axes
-    return got[0] == samples != got[1] and time in (None, got[1])
-
-
-_OR_CAPTURE = ", or capture the module with this dtype."
-
-
-def _to_dtype(array: Any, dtype: Any, name: str) -> jax.Array:
-    array = jnp.asarray(array)
-    if array.dtype == dtype:
-        return array
-    if is_key(dtype) or is_key(array.dtype) or not _is_promoted(array, dtype):
-        is_number = jnp.issubdtype(dtype, jnp.inexact)
-        raise DtypeError(
-            name,
-            got=array.dtype,
-            expected=dtype,
-            repair=f"Convert it with .astype({str(dtype)!r}){_OR_CAPTURE if is_number else '.'}",
-        )
-    return array.astype(dtype)
-
-
-def _is_promoted(array: jax.Array, dtype: Any) -> bool:
-    """Whether JAX promotes an array that meets one of a dtype to that dtype; a Python number is no wider than that."""
-    with jax.numpy_dtype_promotion("standard"):
-        is_number = array.weak_type and jnp.result_type(array, dtype) == dtype
-        return is_number or jnp.promote_types(array.dtype, dtype) == dtype

@@ -101,6 +101,24 @@ class TestWhereStatesBelong:
         last = np.sort(np.asarray(result.aux.outputs[-length:]).transpose(1, 0, 2), axis=1)
         assert_close(np.sort(np.asarray(carry.other["past.history"]), axis=1), last)
 
+    @pytest.mark.parametrize("error", [TypeError, ValueError])
+    def test_a_delay_beside_a_part_without_batch_sizes(self, error: type[Exception], seed: int) -> None:
+        """The module says where the delay keeps the samples, whatever another part's `init_state` raises."""
+        model = MODELS["delayed"]
+        with brainstate.environ.context(**model.settings):
+            net = Beside(model.build(seed), error)
+        example = model.inputs(seed)
+        learner, params = pb.capture(net, *example, algorithm=pb.ES_D_RTRL(0.9), environ=model.settings)
+        data = model.inputs(seed, STEPS, SAMPLES)
+        runs = [make(learner, SAMPLES) for make in (pb.vmap, pb.manual)]
+        carries = [run.init(jax.random.key(0)) for run in runs]
+        for t in range(STEPS):
+            given = jax.tree.map(lambda x, t=t: x[t], data)
+            carries = [run.step(params, carry, *given)[0] for run, carry in zip(runs, carries, strict=True)]
+        assert carries[0].other["peak"].shape == (SAMPLES, N_REC)
+        assert_moving(carries[0].other["peak"])
+        assert_close(carries[1], carries[0])
+
     def test_random_keys(self, seed: int) -> None:
         start = bench("noisy", seed).start("vmap")
         assert list(start.keys) == ["random"]
@@ -122,6 +140,24 @@ class TestWhereStatesBelong:
             found = [*made.params, *carry.hidden, *carry.other, *carry.shared, *carry.keys]
             assert sorted(set(found) - {"random"}) == sorted(".".join(map(str, path)) for path in states_of(net))
             assert len(found) == len(set(found))
+
+
+class Beside(brainstate.nn.Module):
+    """A module, and a state whose initialisation knows no batch size."""
+
+    def __init__(self, inner: brainstate.nn.Module, error: type[Exception]) -> None:
+        super().__init__()
+        self.inner, self.error = inner, error
+
+    def init_state(self, batch_size: int | None = None) -> None:
+        if batch_size is not None:
+            raise self.error("one sample only")
+        self.peak = brainstate.ShortTermState(jnp.zeros(N_REC))
+
+    def update(self, x: jax.Array) -> jax.Array:
+        h = self.inner(x)
+        self.peak.value = jnp.maximum(self.peak.value, h)
+        return h + self.peak.value
 
 
 class TestUnits:

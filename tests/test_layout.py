@@ -18,7 +18,18 @@ ROOT = Path(__file__).parents[1]
 
 # From the bottom up; a folder is one room, whose own files may not import each other in a circle.
 ORDER = (
-    *("errors", "_wording", "_options", "_tree", "_program", "_reader", "_sources", "_algorithms", "_strategies"),
+    *(
+        "errors",
+        "_wording",
+        "_options",
+        "_tree",
+        "_conform",
+        "_program",
+        "_reader",
+        "_sources",
+        "_algorithms",
+        "_strategies",
+    ),
     *("_learning", "_capture", "_explain", "_independence", "_batching", "_carries", "_bridge", "testing"),
     *("_tutorial", "__main__"),
 )
@@ -28,8 +39,11 @@ FACADE = "__init__"
 READERS_OF_BRAINSCALE = {"_sources", "_bridge"}
 USERS = {"_tutorial", "__main__"}
 
-# Packages of modules and states. brainunit is none of them: units belong to trees.
-BRAINS = {"brainstate", "brainscale", "brainpy", "braintools", "braintrace", "brainevent"}
+# Packages of modules, states and units.
+BRAINS = {"brainstate", "brainscale", "brainpy", "braintools", "braintrace", "brainevent", "brainunit"}
+
+# The one file besides that may know units.
+OF_UNITS = "_tree"
 
 # The one file that may know how JAX keeps its programs.
 OF_JAX = "_reader.jaxprs"
@@ -115,7 +129,8 @@ def test_no_circles_within_a_room() -> None:
 def test_brainscale_is_known_to_sources_and_the_bridge(path: Path) -> None:
     """The main job and the testing kit build its modules, as any user does."""
     allowed = room(name_of(path)) in READERS_OF_BRAINSCALE | USERS | {"testing"}
-    assert allowed or not imports(path) & BRAINS
+    units = {"brainunit"} if name_of(path) == OF_UNITS else set()
+    assert allowed or imports(path) & BRAINS <= units
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)

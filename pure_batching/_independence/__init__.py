@@ -1,1 +1,1 @@
-"""Does a sample of a batch reach another one? The samples' axis is followed through a jaxpr, equation by equation."""
+"""Find out whether the samples of a batch reach each other, by following their axis through a jaxpr."""

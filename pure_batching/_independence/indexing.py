@@ -1,4 +1,4 @@
-"""Operations that cut, join and pick: where the samples lie in what they give."""
+"""The rules of operations that cut, join and index arrays: where the samples lie in the result."""
 
 from collections.abc import Mapping, Sequence
 
@@ -55,7 +55,7 @@ def _split(at: At) -> list[Along | None]:
 
 
 def _part(at: At, start: int, stop: int, stride: int) -> Along:
-    """Whole blocks of samples keep them in place; a part of a block leaves some out."""
+    """Cut along the samples' axis: whole blocks keep every sample, and a part of a block drops some."""
     along, size = at.only, at.shape()[at.only.axis]
     block = size // along.outer
     if stride != 1 or start % block or stop % block:
@@ -94,7 +94,7 @@ def _gather(at: At) -> Along:
 
 
 def _gathered(at: At, along: Along, free: Sequence[int]) -> Along:
-    """Where the samples of the operand go."""
+    """Find where the samples of a gather's operand lie in the result."""
     numbers, axis, width = at.params["dimension_numbers"], along.axis, at.params["slice_sizes"][along.axis]
     if axis in numbers.operand_batching_dims:
         place = numbers.operand_batching_dims.index(axis)
@@ -109,7 +109,7 @@ def _gathered(at: At, along: Along, free: Sequence[int]) -> Along:
 
 
 def _counted(at: At, index_map: Sequence[int], axis: int) -> int:
-    """The axis of the indices along which they count 0, 1, 2...: sample `i` at index `i`."""
+    """Find the axis of the indices along which they count 0, 1, 2, so that entry `i` reads sample `i`."""
     if axis not in index_map:
         raise Mixing
     indices = at.column(1, tuple(index_map).index(axis))
@@ -124,7 +124,7 @@ def _counted(at: At, index_map: Sequence[int], axis: int) -> int:
 
 
 def _scatter(at: At) -> Along:
-    """All three operands must agree on the axis of the result, which is that of the first."""
+    """Operand, indices and updates must agree on where the samples lie in the result."""
     operand, indices, updates = at.places
     found = set() if operand is None else {operand}
     if indices is not None:
@@ -150,7 +150,7 @@ def _updated(at: At, updates: Along) -> Along:
 
 
 def _scattered(at: At, place: int) -> int:
-    """The axis of the result that an axis of the indices counts."""
+    """Find the axis of the result that an axis of the indices counts through."""
     numbers = at.params["dimension_numbers"]
     if place in numbers.scatter_indices_batching_dims:
         return numbers.operand_batching_dims[numbers.scatter_indices_batching_dims.index(place)]

@@ -1,4 +1,4 @@
-"""One operation as the rules see it."""
+"""One operation, with where the samples lie in its operands, and what its rule may raise."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -15,14 +15,20 @@ class Mixing(Exception):  # noqa: N818 - a signal between the rules and the walk
 
 
 class Unclear(Exception):  # noqa: N818
-    """The rule cannot tell."""
+    """The rule cannot tell where the samples lie."""
 
 
 Places = Sequence[Along | None]
 
 
 class At(NamedTuple):
-    """An equation, where the samples lie in each operand, and the known entries `[..., column]` of an operand."""
+    """An equation as its rule sees it.
+
+    Attributes:
+      eqn: the equation.
+      places: where the samples lie in each operand; None for an operand that depends on none.
+      column: `(operand, column) -> operand[..., column]`, None where that depends on more than constants.
+    """
 
     eqn: JaxprEqn
     places: Places
@@ -41,19 +47,27 @@ class At(NamedTuple):
 
     @property
     def only(self) -> Along:
-        """Where the samples lie in the first operand; the others must not depend on them."""
+        """Where the samples lie in the first operand.
+
+        Raises:
+          Unclear: another operand depends on the samples, or the first does not.
+        """
         first, *others = self.places
         if first is None or any(place is not None for place in others):
             raise Unclear
         return first
 
 
-# One place for every result, or a place for each.
+# A rule gives one place for all results, or a list with a place for each.
 Rule = Callable[[At], "Along | list[Along | None]"]
 
 
 def agreed(at: At) -> Along:
-    """The place in which all operands that depend on the samples hold them."""
+    """Find where the samples lie, if all operands that depend on them agree.
+
+    Raises:
+      Mixing: the operands disagree.
+    """
     found = {place for place in at.places if place is not None}
     if len(found) != 1:
         raise Mixing
@@ -61,12 +75,16 @@ def agreed(at: At) -> Along:
 
 
 def put(along: Along, axis: int) -> Along:
-    """The samples in another axis."""
+    """Move the samples to another axis."""
     return Along(int(axis), along.outer, along.inner)
 
 
 def without(along: Along, axes: Sequence[int]) -> Along:
-    """The samples where some axes are gone."""
+    """Move the samples to where they lie after some axes are removed.
+
+    Raises:
+      Mixing: the samples' own axis is removed.
+    """
     if along.axis in axes:
         raise Mixing
     return put(along, along.axis - sum(axis < along.axis for axis in axes))

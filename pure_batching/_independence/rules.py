@@ -1,7 +1,7 @@
-"""Where the samples lie in the result of one operation, from where they lie in its operands.
+"""The rules that say where the samples lie in the result of an operation, from where they lie in its operands.
 
-A rule is asked only where nothing is lost in an operand. It never looks at sizes to find the samples; it raises
-`Mixing` where an operation brings samples together, and `Unclear` where it cannot tell.
+A rule is called only where the samples of every operand are known. It never looks at sizes to find the samples. It
+raises `Mixing` where an operation brings samples together, and `Unclear` where it cannot tell.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from .values import Along
 
 
 def _element_wise(at: At) -> Along:
-    """Operands have the shape of the result, or size 1 where it does not hold the samples, or are one number."""
+    """Keep the samples in place; an operand that holds them has the shape of the result along their axis."""
     along, shapes = agreed(at), [at.shape(i) for i, place in enumerate(at.places) if place is not None]
     if any(len(shape) != len(at.out) or shape[along.axis] != at.out[along.axis] for shape in shapes):
         raise Unclear
@@ -22,7 +22,7 @@ def _element_wise(at: At) -> Along:
 
 
 def _leading(at: At) -> Along:
-    """Operations on the last axes (of random keys, matrices): the others stay."""
+    """Keep the samples in place where an operation works on last axes, as those on random keys do."""
     along = agreed(at)
     if along.axis >= min(len(at.shape(i)) for i, place in enumerate(at.places) if place is not None):
         raise Unclear
@@ -43,7 +43,7 @@ def _unwrapped(at: At) -> Along:
 
 
 def _position_wise(at: At) -> list[Along | None]:
-    """Results that are the operands."""
+    """Give each result the place of its operand."""
     return list(at.places)
 
 
@@ -65,14 +65,14 @@ def _reduce(at: At) -> Along:
 
 
 def _collective(at: At) -> list[Along | None]:
-    """Under `jax.vmap(..., axis_name=)`, a sum or maximum over the mapped axis."""
+    """Remove the axes that a sum or maximum under `jax.vmap(..., axis_name=)` reduces."""
     if not all(isinstance(axis, int) for axis in at.params["axes"]):
         raise Unclear
     return [None if place is None else without(place, at.params["axes"]) for place in at.places]
 
 
 def _reshape(at: At) -> Along:
-    """Samples are `inner` numbers apart, in blocks of `B * inner`: the new axis that counts them has to exist."""
+    """Find the new axis that counts the samples; in memory they are `apart` numbers from each other."""
     order = at.params.get("dimensions") or tuple(range(len(at.shape())))
     along, old, new = put(at.only, order.index(at.only.axis)), [at.shape()[axis] for axis in order], at.out
     apart = prod(old[along.axis + 1 :]) * along.inner
@@ -111,14 +111,14 @@ def _top_k(at: At) -> Along:
 
 
 def _transform(at: At) -> Along:
-    """Of the last axes."""
+    """Keep the samples in place where a Fourier transform runs over the last axes."""
     if at.only.axis >= len(at.shape()) - len(at.params["fft_lengths"]):
         raise Mixing
     return at.only
 
 
 def _window(at: At) -> Along:
-    """A window that moves over the samples one by one, and sees one at a time, mixes none."""
+    """Keep the samples in place where the window covers one sample at a time, in steps of one."""
     along = agreed(at)
     single = {"window_dimensions": 1, "window_strides": 1, "padding": (0, 0), "base_dilation": 1, "window_dilation": 1}
     for name, value in single.items():
@@ -129,7 +129,7 @@ def _window(at: At) -> Along:
 
 
 def _dot(at: At) -> Along:
-    """Two operands that hold samples must pair them: the axes have to be the same batch axis of the product."""
+    """Where both operands hold samples, their axes must be the same batch axis of the product."""
     found = {_dot_side(at, side, place) for side, place in enumerate(at.places) if place is not None}
     if len(found) != 1:
         raise Mixing
@@ -148,7 +148,7 @@ def _dot_side(at: At, side: int, along: Along) -> Along:
 
 
 def _convolution(at: At) -> Along:
-    """Images and kernels that hold samples must pair them: by the group that makes the same output features."""
+    """Where images and kernels both hold samples, both must lead to the same place in the result."""
     sides = (_of_images, _of_kernels)
     found = {side(at, place) for side, place in zip(sides, at.places, strict=True) if place is not None}
     if len(found) != 1:
@@ -157,7 +157,7 @@ def _convolution(at: At) -> Along:
 
 
 def _of_images(at: At, along: Along) -> Along:
-    """Images of different samples do not meet, nor do groups."""
+    """A convolution mixes neither images nor feature groups."""
     numbers = at.params["dimension_numbers"]
     image, feature = numbers.lhs_spec[:2]
     groups = {image: at.params["batch_group_count"], feature: at.params["feature_group_count"]}.get(along.axis, 1)

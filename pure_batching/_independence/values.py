@@ -1,4 +1,4 @@
-"""What is known of a value inside a batched step: where its samples lie, or where their order was lost."""
+"""The facts about a value inside a batched step: where its samples lie, or which operation lost them."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -6,7 +6,13 @@ from collections.abc import Iterable
 
 @dataclasses.dataclass(frozen=True)
 class Along:
-    """Each sample lies at its own index: sample `b` at the `b` of an axis made of `(outer, B, inner)`."""
+    """Each sample has its own indices along one axis: as `(outer, B, inner)`, it holds sample `b` at `[:, b, :]`.
+
+    Attributes:
+      axis: the axis of the value.
+      outer: how many blocks the axis has, each with all samples.
+      inner: how many entries of one sample follow each other in a block.
+    """
 
     axis: int
     outer: int = 1
@@ -15,16 +21,16 @@ class Along:
 
 @dataclasses.dataclass(frozen=True)
 class Own:
-    """The whole value belongs to one sample, because a loop takes the samples in turn."""
+    """The whole value belongs to one sample, since a loop takes the samples one after the other."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Lost:
-    """Nothing is known of the samples any more.
+    """The samples can no longer be told apart.
 
     Attributes:
-      is_coupled: whether samples were mixed; otherwise they were lost from sight.
-      primitive: the operation that did it.
+      is_coupled: whether the operation mixed samples; otherwise no rule can follow it.
+      primitive: the name of the operation.
       where: the source line of that operation.
     """
 
@@ -33,18 +39,18 @@ class Lost:
     where: str
 
 
-# None stands for a value that is the same whatever the samples hold.
+# None stands for a value that depends on no sample.
 Value = Along | Own | Lost | None
 
 
 def first_lost(values: Iterable[Value]) -> Lost | None:
-    """The first value in which samples were mixed, else the first that was lost from sight."""
+    """Find the first value whose samples were mixed, else the first that no rule could follow; None without either."""
     lost = [value for value in values if isinstance(value, Lost)]
     return next((value for value in lost if value.is_coupled), lost[0] if lost else None)
 
 
 def either(one: Value, other: Value, otherwise: Lost) -> Value:
-    """What is known of a value that is one of two; `otherwise` where they disagree."""
+    """Combine the facts about two possible values of one variable; they become `otherwise` where they disagree."""
     if one is None or one == other:
         return other
     if other is None:

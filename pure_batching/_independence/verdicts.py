@@ -1,4 +1,4 @@
-"""What is said of each leaf that a batched step computes."""
+"""The verdict on each leaf that a batched step computes."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ Kind = OneOf["independent", "coupled", "undecided"]
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What is known of one leaf `[B, ...]`.
+    """Whether the samples of one leaf `[B, ...]` are independent, and why.
 
     Attributes:
       kind: whether its row of a sample depends on that sample alone.
@@ -33,12 +33,12 @@ class Verdict:
 
     @property
     def cause(self) -> str:
-        """The operation and its line."""
+        """The name of the operation and its source line."""
         return f"{self.primitive} at {self.where or 'an unknown line'}"
 
 
 def verdicts(function: Callable[..., Tree], arguments: Sequence[Tree], values: Sequence[Value]) -> dict[str, Verdict]:
-    """A verdict for each leaf of what a function of batched arrays returns, by name.
+    """Judge each leaf that a function of batched arrays returns, by name.
 
     Args:
       function: a pure function.
@@ -54,7 +54,7 @@ def verdicts(function: Callable[..., Tree], arguments: Sequence[Tree], values: S
 
 
 def leaves_of(step: Tree) -> list[tuple[str, Tree]]:
-    """The leaves of a step with the names that verdicts have: `output`, `hidden['neu.V']`."""
+    """List the leaves of a step under the names of verdicts: `output`, `hidden['neu.V']`."""
     return [(name.removeprefix(".").removeprefix("states."), leaf) for name, leaf in named_leaves(step, "")]
 
 
@@ -64,14 +64,14 @@ def is_shared(name: str) -> bool:
 
 
 def lost(verdict: Verdict) -> Value:
-    """What a value is known to be that a verdict was given on."""
+    """Turn a verdict on a leaf back into facts about its value, for a walk that goes on from there."""
     if verdict.kind == "independent":
         return Along(0)
     return Lost(verdict.kind == "coupled", verdict.primitive, verdict.where)
 
 
 def _verdict(value: Value, eqn: JaxprEqn | None, allowed: Value) -> Verdict:
-    """A leaf of a sample holds the samples along its first axis; a shared one must not depend on them."""
+    """Judge a leaf: it may hold the samples along its first axis (`allowed`), and a shared one nowhere."""
     if value is None or value == allowed:
         return Verdict("independent", "proved")
     if isinstance(value, Lost):

@@ -1,4 +1,4 @@
-"""The walk through a jaxpr, and the operations that hold further jaxprs."""
+"""The walk through a jaxpr, equation by equation, and into calls, branches and loops."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -118,7 +118,7 @@ class _Walk:
 
 
 class _Outside:
-    """A variable of the walk from which a jaxpr was entered."""
+    """A variable of the walk from which another jaxpr was entered."""
 
     def __init__(self, walk: _Walk, var: Any) -> None:
         self.walk, self.var = walk, var
@@ -131,7 +131,7 @@ class _Outside:
 
 
 def _has_memory(eqn: JaxprEqn) -> bool:
-    """Whether an equation reads what others may have written: a reference, or the world outside."""
+    """Whether an equation reads or writes memory: a reference, or something outside of JAX."""
     touches = any(type(var.aval).__name__ == "AbstractRef" for var in (*eqn.invars, *eqn.outvars))
     return touches or (bool(eqn.effects) and eqn.primitive.name not in INSIDE)
 
@@ -148,7 +148,10 @@ def _is_new(value: Value, values: list[Value]) -> bool:
 
 
 def _moved(value: Any, eqn: JaxprEqn) -> Lost:
-    """A line inside a library's function stands where it was called first; what counts is where it is called now."""
+    """Replace a line inside a library's function by the line of this call.
+
+    JAX caches the jaxpr of such a function, so that its lines are those of the first call.
+    """
     return Lost(value.is_coupled, value.primitive, place(eqn) or value.where)
 
 
@@ -168,7 +171,7 @@ def _any_of(values: Sequence[Value], eqn: JaxprEqn) -> Value:
 
 
 def _fixed_point(eqn: JaxprEqn, carry: list[Value], step: Callable[[list[Value]], list[Value]]) -> list[Value]:
-    """What holds of a loop's carry before every round."""
+    """Find the facts that hold for a loop's carry before every round."""
     while True:
         after = [_any_of(pair, eqn) for pair in zip(carry, step(carry), strict=True)]
         if after == carry:
@@ -177,7 +180,10 @@ def _fixed_point(eqn: JaxprEqn, carry: list[Value], step: Callable[[list[Value]]
 
 
 def _while(walk: _Walk, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
-    """Where each sample has a test of its own, as under `jax.vmap`, JAX leaves alone those that are done."""
+    """Follow the body, and combine its results with the test.
+
+    Where each sample has its own test, as under `jax.vmap`, JAX keeps the carry of a sample that is done.
+    """
     of_test, of_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
     test, body = (closed(eqn.params[name]) for name in ("cond_jaxpr", "body_jaxpr"))
     for_test, for_body, carry = values[:of_test], values[of_test : of_test + of_body], values[of_test + of_body :]
@@ -205,12 +211,12 @@ def _scan(walk: _Walk, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
 
 
 def _hidden(value: Value, eqn: JaxprEqn) -> Value:
-    """What a loop over samples sees as a whole holds all of them."""
+    """Give up on a value that holds all samples and that a loop over samples reads as a whole."""
     return _lost(eqn, is_coupled=False) if isinstance(value, (Along, Own)) else value
 
 
 def _row(value: Value, eqn: JaxprEqn, *, in_turn: bool) -> Value:
-    """One round's part of what a loop takes apart."""
+    """Find where the samples lie in the row that one round of a scan reads."""
     if value == Along(0):
         return Own()
     if isinstance(value, Along) and value.axis > 0 and not in_turn:
@@ -219,7 +225,7 @@ def _row(value: Value, eqn: JaxprEqn, *, in_turn: bool) -> Value:
 
 
 def _kept(carry: list[Value], eqn: JaxprEqn) -> list[Value]:
-    """A loop over samples that hands anything of one to the next couples them."""
+    """Call samples coupled where a loop over them carries a value of one to the next."""
     return [_lost(eqn, is_coupled=True) if isinstance(value, Own) else value for value in carry]
 
 

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import brainunit as u
 import jax
 import jax.numpy as jnp
 
 from .._algorithms.base import Trace
+from .._conform import check_numbers
 from .._program import States
-from .._tree import Tree, check_numbers, described, named_leaves, spec_text
+from .._tree import Tree, described, mantissa, named_leaves, spec_text
 from ..errors import ShapeError, StructureError
 
 
@@ -80,7 +80,7 @@ def check_whole(name: str, carry: object) -> tuple[int, ...]:
             )
     lead = _lead(f"{name}.update_count", carry.update_count)
     for leaf, value in named_leaves(carry._replace(shared={}), name):
-        shape = jnp.shape(u.get_mantissa(value))
+        shape = jnp.shape(mantissa(value))
         if shape[: len(lead)] != lead:
             raise ShapeError(leaf, got=f"shape {shape}", expected=f"(B={lead[0]}, ...)", repair=_OF_A_LEARNER)
     return lead

@@ -3,15 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-import brainunit as u
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._conform import Axes, check_numbers, conform
 from .._program import Params
 from .._sources.step_data import unwrap_steps
-from .._tree import Axes, Tree, check_numbers, conform, like, named_leaves, spec_of
+from .._tree import Tree, is_quantity, like, mantissa, named_leaves, spec_of
 from .._wording import count
 from ..errors import OptionError, ShapeError, StructureError
 from .carry import Carry
@@ -85,7 +85,7 @@ def check_steps(learner: Learner, inputs: Tree, targets: Tree, mask: Any, reset:
     untimed = _untimed(changing, "inputs") | _untimed(wanted_changing, "targets")
     spec = _features(wanted, "targets", len(learner.axes()), untimed)
     given = [*named_leaves(arguments, "inputs"), *named_leaves(wanted, "targets")]
-    timed = {name: np.shape(u.get_mantissa(leaf)) for name, leaf in given if name not in untimed}
+    timed = {name: np.shape(mantissa(leaf)) for name, leaf in given if name not in untimed}
     time = _length(timed, [*named_leaves(learner.program.inputs, "inputs"), *named_leaves(spec, "targets")], learner)
     if not timed or time == 0:
         raise ShapeError(
@@ -126,7 +126,7 @@ def _flags(flags: Any, name: str, axes: Axes) -> jax.Array | None:
         return None
     labels = ", ".join(label for label, _ in axes)
     repair = f"Give a flag to every step{' of every sample' if len(axes) > 1 else ''}, in one array [{labels}]."
-    if not jax.tree_util.all_leaves([flags], is_leaf=u.math.is_quantity):
+    if not jax.tree_util.all_leaves([flags], is_leaf=is_quantity):
         raise StructureError(name, got=type(flags).__name__, expected=f"an array [{labels}] of bool", repair=repair)
     try:
         return conform(flags, jax.ShapeDtypeStruct((), jnp.bool_), name, axes)
@@ -155,12 +155,12 @@ def _as_arguments(learner: Learner, inputs: Tree) -> tuple[Tree, ...]:
 def _length(shapes: Mapping[str, tuple[int, ...]], specs: list[tuple[str, Any]], learner: Learner) -> int | None:
     """`T` of the first leaf whose other axes are right; None where none is, and every timed leaf does not conform."""
     own = tuple(size for _, size in learner.axes())
-    pairs = [(shapes.get(name, ()), (*own, *u.get_mantissa(want).shape)) for name, want in specs]
+    pairs = [(shapes.get(name, ()), (*own, *mantissa(want).shape)) for name, want in specs]
     return next((shape[0] for shape, rest in pairs if shape and shape[1:] == rest), None)
 
 
 def _untimed(changing: Tree, root: str) -> frozenset[str]:
-    return frozenset(name for name, changes in named_leaves(changing, root) if not u.get_mantissa(changes))
+    return frozenset(name for name, changes in named_leaves(changing, root) if not mantissa(changes))
 
 
 def _features(tree: Tree, root: str, batch_axes: int, untimed: frozenset[str]) -> Tree:
@@ -172,7 +172,7 @@ def _features(tree: Tree, root: str, batch_axes: int, untimed: frozenset[str]) -
         lead = batch_axes + (root + jax.tree_util.keystr(path) not in untimed)
         return jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape[lead:], spec.dtype), spec_of(leaf))
 
-    return jax.tree_util.tree_map_with_path(feature, tree, is_leaf=lambda x: u.math.is_quantity(x) or _is_table(x))
+    return jax.tree_util.tree_map_with_path(feature, tree, is_leaf=lambda x: is_quantity(x) or _is_table(x))
 
 
 def _is_table(node: Any) -> bool:

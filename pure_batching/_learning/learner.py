@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._algorithms.base import Algorithm
+from .._conform import conform
 from .._program import Params, Perturbation, Program, States, Step
 from .._sources.base import Source
 from .._strategies.alone import OneOf
 from .._strategies.base import MapSamples, Strategy
-from .._tree import Tree, conform, is_key, spec_text, with_lead
+from .._tree import Tree, is_key, spec_text, with_lead
 from .._wording import count
 from ..errors import CarryError, DtypeError, PureBatchingError, ShapeError, StructureError
 from .carry import Carry, apart

@@ -7,14 +7,13 @@ import dataclasses
 from functools import partial
 from typing import Any, NamedTuple
 
-import brainunit as u
 import jax
 import jax.numpy as jnp
 
 from .._algorithms.base import add_gradients
 from .._options import check_choice, check_flag, is_count
 from .._program import Loss, Params
-from .._tree import Tree, nbytes, spec_text, with_lead
+from .._tree import Tree, nbytes, spec_text, unit_of, with_lead
 from ..errors import LossError, OptionError
 from .carry import Carry
 from .learner import Learner, check_learner
@@ -207,7 +206,7 @@ def check_loss(learner: Learner, loss: Loss, targets: Timed) -> None:
         ) from reason
     leaves = jax.tree.leaves(result)
     is_number = len(leaves) == 1 and leaves[0].shape == () and jnp.issubdtype(leaves[0].dtype, jnp.floating)
-    if not is_number or not u.get_unit(result).is_unitless:
+    if not is_number or not unit_of(result).is_unitless:
         raise LossError(
             "loss",
             got=spec_text(result),

@@ -2,12 +2,11 @@
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import brainunit as u
 import jax
 import jax.numpy as jnp
 
 from .._program import Jacobians, Loss, Params
-from .._tree import Tree
+from .._tree import Tree, is_quantity
 from .carry import Carry
 from .steps import StepData, select
 
@@ -51,7 +50,7 @@ def losses_of(task: Task, output: Tree, data: StepData) -> jax.Array:
 
 def number(loss: Any) -> Any:
     """A dimensionless quantity as its number."""
-    return loss.to_decimal() if u.math.is_quantity(loss) else loss
+    return loss.to_decimal() if is_quantity(loss) else loss
 
 
 def masked(losses: jax.Array, mask: jax.Array | None) -> jax.Array:

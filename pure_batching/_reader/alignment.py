@@ -19,9 +19,9 @@ Axes = tuple[int | None, ...]
 
 
 def aligned_axes(jaxpr: Jaxpr, leaf: Var) -> Axes | None:
-    """For each axis of the only output, the axis of `leaf` that it is aligned with; None for some of size one.
+    """Find the axis of `leaf` that each axis of the only output is aligned with.
 
-    None where some weight element reaches more than one output element.
+    An axis of size one may be aligned with none. The whole is None where a weight element reaches several outputs.
     """
     (axes,) = _follow(jaxpr, {leaf: tuple(range(len(spec_of_var(leaf).shape)))})
     if axes is None:

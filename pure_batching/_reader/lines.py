@@ -1,4 +1,4 @@
-"""The source line of an equation, as the author of a module looks for it."""
+"""The source line of an equation in the user's own code."""
 
 import functools
 import re
@@ -12,7 +12,7 @@ from .jaxprs import JaxprEqn
 
 _OWN = Path(__file__).parents[1]
 
-# Whose lines say nothing of a module, and whose lines are those of a layer that a module uses.
+# Lines of tools are left out; lines of the libraries of layers are told beside the user's own.
 _TOOLS = ("jax", "jaxlib", "brainunit", "saiunit", "equinox", "chex", "numpy")
 _LAYERS = ("brainstate", "brainscale", "brainpy", "brainpy_state", "braintools", "brainevent")
 
@@ -28,7 +28,10 @@ class Frame(NamedTuple):
 
 
 def place(eqn: JaxprEqn) -> str:
-    """The module's line, after the line of the library's layer where the module uses one; "" where neither is known."""
+    """Write the line of the user's code that made an equation, such as `net.py:33 (Net.update)`.
+
+    Where the user's code calls a layer of a library, the layer's own line comes first. "" where no line is known.
+    """
     lines = summarize(eqn.source_info, num_frames=200).splitlines()
     found = [match for line in reversed(lines) if (match := _FRAME.fullmatch(line))]
     frames = [Frame(match["file"], match["line"], match["function"]) for match in found]
@@ -40,7 +43,7 @@ def place(eqn: JaxprEqn) -> str:
 
 
 def _of_layer(frames: list[Frame]) -> Frame | None:
-    """The innermost layer's own line, or else the innermost line."""
+    """Find the line in the innermost `update` of a layer, or else the innermost line."""
     updates = [frame for frame in frames if frame.function.endswith(".update")]
     return next(iter(updates or frames), None)
 

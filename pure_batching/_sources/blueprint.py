@@ -1,5 +1,6 @@
 """A module that is never run: every use of it works on a fresh copy, under the settings of the capture."""
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -73,18 +74,8 @@ class Blueprint:
         """A copy, its states freshly initialised for one sample."""
         module = copy_module(self._module)
         is_asked = any(_demands_size(node) for _, node in brainstate.graph.iter_node(module))
-        brainstate.nn.init_all_states(module, **({"batch_size": None} if is_asked else {}))
-        return module
-
-    def _built_for(self, batch_size: int) -> brainstate.nn.Module:
-        """A copy, its states freshly initialised for a batch where their modules know batch sizes."""
-        module = copy_module(self._module)
-        try:
-            brainstate.nn.init_all_states(module, batch_size=batch_size)
-        except Exception:  # noqa: BLE001 - an init_state of a user's may raise anything; the others are asked by themselves
-            module = self.build()
-            for _, node in brainstate.graph.iter_node(module):
-                _start_batch(node, batch_size)
+        sizes: dict[str, Any] = {"batch_size": None} if is_asked else {}
+        brainstate.nn.init_all_states(module, **sizes)
         return module
 
     def holds(self, kind: type) -> bool:
@@ -96,29 +87,59 @@ class Blueprint:
         states = states_of(self._module)
         return {path: state.value for path, state in states.items() if isinstance(state, brainstate.ParamState)}
 
-    def initial_values(self, batch_size: int | None = None) -> "PureFunction":
-        """`key -> {path: value}` of all states that are not trainable, freshly initialised.
-
-        Args:
-          batch_size: of a batch; a state whose module knows no batch size is that of one sample. None for one sample.
-        """
+    def initial_values(self) -> "PureFunction":
+        """`key -> {path: value}` of all states that are not trainable, freshly initialised for one sample."""
 
         def build() -> dict[str, Tree]:
-            states = states_of(self.build() if batch_size is None else self._built_for(batch_size)).items()
+            states = states_of(self.build()).items()
             return {path: state.value for path, state in states if not isinstance(state, brainstate.ParamState)}
 
         with self.environment():
             return PureFunction.of(build)
 
+    def batched_specs(self, batch_size: int) -> dict[str, Tree]:
+        """The specifications of the states, by path, as the module itself initialises them for a batch.
 
-def _start_batch(node: Any, batch_size: int) -> None:
-    """Initialise the states of one module for a batch; where it cannot, they stay those of one sample."""
-    if not hasattr(node, "init_state"):
-        return
-    try:
-        node.init_state(batch_size=batch_size)
-    except Exception:  # noqa: BLE001 - a user's code may raise anything where it knows no batch size
-        node.init_state(*([None] if _demands_size(node) else []))
+        The states of a part whose `init_state` fails with a batch size are left out, and no others.
+        """
+
+        def build() -> dict[str, Tree]:
+            module = self.build()
+            failed = {id(state) for node in _init_with_batch(module, batch_size) for state in _own_states(node)}
+            states = {path: state for path, state in states_of(module).items() if id(state) not in failed}
+            return {path: state.value for path, state in states.items() if not isinstance(state, brainstate.ParamState)}
+
+        with self.environment():
+            return PureFunction.of(build).output
+
+
+def _init_with_batch(module: brainstate.nn.Module, batch_size: int) -> list[Any]:
+    """Initialise a module's states for a batch, and return the parts whose own `init_state` fails with a batch size."""
+    failed: list[Any] = []
+
+    def tolerant(node: Any) -> Callable[..., None]:
+        init_state = node.init_state
+
+        @functools.wraps(init_state)
+        def tried(*args: Any, **sizes: Any) -> None:
+            try:
+                init_state(*args, **sizes)
+            except Exception:  # noqa: BLE001 - it may know no batch size, and say so by any type of error
+                failed.append(node)
+
+        return tried
+
+    for _, node in brainstate.graph.iter_node(module):
+        if hasattr(node, "init_state"):
+            object.__setattr__(node, "init_state", tolerant(node))
+    brainstate.nn.init_all_states(module, batch_size=batch_size)
+    return failed
+
+
+def _own_states(node: Any) -> list[brainstate.State]:
+    """The states of a module without those of the modules that it holds."""
+    leaves = [leaf for _, leaf in brainstate.graph.iter_leaf(node, allowed_hierarchy=(0, 0))]
+    return [leaf for leaf in leaves if isinstance(leaf, brainstate.State)]
 
 
 def _demands_size(node: Any) -> bool:

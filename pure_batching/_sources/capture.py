@@ -124,7 +124,7 @@ class ModuleSource(Source):
 
     @cached_property
     def _two_sizes(self) -> tuple[dict[str, Tree], dict[str, Tree]]:
-        return self._blueprint.initial_values(2).output, self._blueprint.initial_values(3).output
+        return self._blueprint.batched_specs(2), self._blueprint.batched_specs(3)
 
     def _explained(self, trace: Callable[[], Result]) -> Result:
         try:

@@ -100,6 +100,10 @@ def _object(copier: _Copier, value: Any, place: str) -> Any:
     return copier.attributes(value, copier.keep(value, object.__new__(type(value))), place)
 
 
+def _namespace(copier: _Copier, value: Any, place: str) -> Any:
+    return copier.attributes(value, copier.keep(value, type(value)()), place)
+
+
 def _tuple(copier: _Copier, value: tuple[Any, ...], place: str) -> Any:
     new = tuple.__new__(type(value), copier.items(value, place))
     return copier.keep(value, copier.attributes(value, new, place))
@@ -161,6 +165,7 @@ def _weak(copier: _Copier, value: Any, place: str) -> Any:
 # The first kind that fits makes the copy.
 _MAKERS: dict[Any, Callable[[_Copier, Any, str], Any]] = {
     (brainstate.graph.Node, brainstate.State): _object,
+    types.SimpleNamespace: _namespace,
     tuple: _tuple,
     (list, collections.deque): _list,
     (set, frozenset): _set,

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 import brainstate
 
-from .._tree import Tree, conform, spec_of
+from .._conform import conform
+from .._tree import Tree, spec_of
 from ..errors import StructureError
 from .blueprint import check_module, states_of
 

@@ -14,18 +14,18 @@ _LARGER = 3.0
 
 
 def joined(first: Result, rest: Result) -> Result:
-    """Two parts of a sequence as one."""
+    """Join two parts of a sequence."""
     outputs, losses = jax.tree.map(lambda a, b: np.concatenate([a, b]), first[:2], rest[:2])
     return Result(outputs, losses, jax.tree.map(np.add, first.gradients, rest.gradients), rest.carry)
 
 
 def side_by_side(parts: Any, axis: int) -> Tree:
-    """Trees of the same structure, leaf by leaf along a new axis."""
+    """Stack trees of the same structure along a new axis."""
     return jax.tree.map(lambda *leaves: np.stack(leaves, axis), *parts)
 
 
 def of_samples(result: Result, rows: np.ndarray) -> Result:
-    """Some samples of a result."""
+    """Take some samples of a result."""
     outputs, losses = jax.tree.map(lambda x: np.asarray(x)[:, rows], result[:2])
     own = jax.tree.map(lambda x: numbers(x)[rows], (result.gradients, result.carry._replace(shared={})))
     return Result(outputs, losses, own[0], own[1]._replace(shared=result.carry.shared))
@@ -36,7 +36,7 @@ def rows(sizes: list[int]) -> list[np.ndarray]:
 
 
 def changed(data: Data, sample: int) -> Data:
-    """Another sequence for one sample: its own, backwards and larger."""
+    """Replace the sequence of one sample by its own, backwards and larger."""
 
     def change(leaf: Any) -> np.ndarray:
         array = np.array(leaf)
@@ -48,7 +48,7 @@ def changed(data: Data, sample: int) -> Data:
 
 
 def poisoned(data: Data, sample: int) -> Data:
-    """One sample that ruins what it touches."""
+    """Fill one sample with NaN, which spreads to every value that depends on it."""
 
     def poison(leaf: Any) -> np.ndarray:
         array = np.array(leaf)

@@ -1,4 +1,4 @@
-"""What a law is about: a captured module with its strategies, and the data of a batch."""
+"""A captured module with its strategies, and a batch of data: the arguments of a law."""
 
 import dataclasses
 import functools
@@ -40,17 +40,17 @@ class Data(NamedTuple):
         return jax.tree.leaves(self.inputs)[0].shape[1]
 
     def of_steps(self, start: int, stop: int) -> "Data":
-        """Some steps of every sample."""
+        """Take some steps of every sample."""
         return jax.tree.map(lambda x: x[start:stop], self)
 
     def of_samples(self, samples: Any) -> "Data":
-        """Some samples, in the order given."""
+        """Take some samples, in the order given."""
         rows = np.asarray(samples)
         return jax.tree.map(lambda x: x[:, rows], self)
 
 
 class Result(NamedTuple):
-    """What a run gives.
+    """The results of a run.
 
     Attributes:
       outputs, losses: `[T, B, ...]`.
@@ -104,13 +104,13 @@ class OfLearner:
     loss: Loss
 
     def init(self, key: jax.Array | None = None) -> Carry:
-        """The learner's."""
+        """See `Learner.init`."""
         return self.learner.init(key)
 
     def run(
         self, request: Request, params: Params, carry: Carry | None, data: Data, flags: Mapping[str, Any]
     ) -> Result:
-        """The learner's `sequence_grad`."""
+        """Run the learner's `sequence_grad`."""
         gradients, aux = self._grad_fn(request)(params, carry, data.inputs, data.targets, **flags)
         return Result(aux.outputs, aux.losses, gradients, aux.carry)
 
@@ -121,7 +121,7 @@ class OfLearner:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Subject:
-    """A module under an algorithm: what is compiled once and then run on any values.
+    """A captured module with an algorithm, which is compiled once and then run on any values.
 
     Attributes:
       net_factory: a new module, with its weights.
@@ -183,7 +183,7 @@ class Subject:
         return cls(net_factory, learner, params, counted, strategies, environ, axis_name, is_exact, traces)
 
     def captured(self, net: Any, data: Data, algorithm: Algorithm | None = None) -> Learner:
-        """A module captured as the subject was, with another algorithm if one is given."""
+        """Capture a module as the subject was captured, with another algorithm if one is given."""
         example = jax.tree.map(lambda x: x[0, 0], data.inputs)
         chosen = self.algorithm if algorithm is None else algorithm
         return capture(net, *example, algorithm=chosen, environ=self.environ, axis_name=self.axis_name)[0]
@@ -195,7 +195,7 @@ class Subject:
 
     @kept
     def runner(self, name: str, samples: int) -> Runner:
-        """A strategy for a number of samples."""
+        """Build a strategy for a number of samples."""
         made = self.strategies[name](self.learner, samples)
         return OfLearner(made, self.loss) if isinstance(made, Learner) else made
 
@@ -218,7 +218,7 @@ class Subject:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Case:
-    """A subject with values: what a law is true of.
+    """A subject with weights and data, on which a law is checked.
 
     Attributes:
       subject: the module, its algorithm and its strategies.
@@ -235,13 +235,13 @@ class Case:
     key: jax.Array = dataclasses.field(default_factory=lambda: jax.random.key(0))
 
     def init(self, name: str) -> Any:
-        """A fresh carry."""
+        """Make a fresh carry."""
         return self.subject.runner(name, self.data.samples).init(self.key)
 
     def run(
         self, name: str, data: Data | None = None, carry: Any = None, request: Request | None = None, **flags: Any
     ) -> Result:
-        """The gradient under a strategy, from a fresh carry unless one is given."""
+        """Compute the gradient under a strategy, from a fresh carry unless one is given."""
         data = self.data if data is None else data
         runner = self.subject.runner(name, data.samples)
         carry = runner.init(self.key) if carry is None else carry
@@ -252,7 +252,7 @@ class Case:
 
     @kept
     def result(self, name: str) -> Result:
-        """The gradient of each sample under a strategy, of the case's own data."""
+        """Compute the gradient of each sample of the case's own data under a strategy."""
         return self.run(name)
 
     @property

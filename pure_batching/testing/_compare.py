@@ -29,7 +29,7 @@ class Total(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What two results are of, within the data of a case.
+    """The part of a case's data that two results belong to.
 
     Attributes:
       start: the first step.
@@ -42,7 +42,7 @@ class Part(NamedTuple):
     flags: Mapping[str, Any] = MappingProxyType({})
 
     def placed(self, place: Mapping[str, int]) -> dict[str, int]:
-        """A step and a sample of the part, as the case counts them."""
+        """Count a step and a sample of the part from the beginning of the case."""
         origin = {"step": lambda t: self.start + t, "sample": lambda i: i if self.samples is None else self.samples[i]}
         return {name: int(origin[name](index)) for name, index in place.items()}
 
@@ -73,7 +73,7 @@ class Difference(NamedTuple):
     first_step: int | None = None
 
     def within(self, part: Part) -> "Difference":
-        """The difference where the case has it."""
+        """Place the difference within the whole case."""
         first = None if self.first_step is None else part.start + self.first_step
         return self._replace(place=part.placed(self.place), first_step=first)
 
@@ -86,14 +86,14 @@ class Difference(NamedTuple):
 
 
 def numbers(leaf: Any) -> np.ndarray:
-    """A leaf as numbers; random keys as their data."""
+    """Turn a leaf into a numpy array; random keys become their data."""
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     return np.asarray(leaf)
 
 
 def named(tree: Tree) -> list[tuple[str, np.ndarray]]:
-    """The arrays of a tree with their paths, units aside."""
+    """List the arrays of a tree with their paths, without units."""
     return [(jax.tree_util.keystr(path), numbers(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
 
 

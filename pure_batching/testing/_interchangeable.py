@@ -9,9 +9,10 @@ import numpy as np
 from brainstate.nn import Module
 
 from .._algorithms.base import Algorithm
+from .._conform import check_numbers
 from .._options import check_choice, check_flag
 from .._program import Loss
-from .._tree import Tree, check_numbers, named_leaves
+from .._tree import Tree, named_leaves
 from ..errors import ShapeError, StructureError
 from ._alive import DeadComparisonError, assert_alive, has_traces, largest
 from ._case import STRATEGIES, Case, Data, MakeRunner, NetFactory, Subject
@@ -20,7 +21,7 @@ from .laws import ALL, Law, LawViolation
 
 
 class Report(NamedTuple):
-    """What was found.
+    """The laws that were checked, and how each came out.
 
     Attributes:
       held: the laws that hold among the strategies that run the module, by name.
@@ -123,7 +124,7 @@ def assert_interchangeable(
 
 
 def _unshown(case: Case) -> tuple[str, ...]:
-    """Traces of at most 1 would stay as they are under a normalisation."""
+    """Report traces of at most 1, which a normalisation leaves alone, so that the laws say nothing of it."""
     trace = case.result(case.reference).carry.trace
     if not has_traces(trace) or largest(trace) > 1:
         return ()

@@ -1,4 +1,4 @@
-"""How close a step came to taking the other side of a comparison, such as a spike's threshold."""
+"""The margin of a step: how close its numbers came to the other side of a comparison, such as a spike's threshold."""
 
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -52,7 +52,7 @@ class ClosestComparison(NamedTuple):
 
 
 def note_of(violation: LawViolation, case: Case) -> str | None:
-    """What is to be said of a violation that may stem from a comparison closer than the order of a sum can decide.
+    """Explain a violation that may stem from a comparison too close for the order of a sum to decide.
 
     The comparison is one of the sample that differs, or of any where the difference belongs to none, and comes no later
     than the difference. None where there is no such comparison, where two results must have the same bits, so that

@@ -1,4 +1,4 @@
-"""BrainScale itself, as a yardstick."""
+"""Runs of BrainScale itself, which results are compared with."""
 
 import dataclasses
 import functools
@@ -31,7 +31,7 @@ Make = Callable[..., Any]
 
 
 def brainscale_runs_here() -> bool:
-    """Whether this JAX still has what BrainScale 0.1.0 differentiates with."""
+    """Whether this JAX still has the functions that BrainScale 0.1.0 differentiates with."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return hasattr(core, "get_aval")
@@ -70,14 +70,14 @@ class Native:
     def of(
         cls, net: Any, algorithm: Any, loss: Loss, environ: Mapping[str, Any], call: Any = None, *, is_batched: bool
     ) -> "Native":
-        """What has just been compiled."""
+        """Record an algorithm that has just been compiled, with the values of its states."""
         weights = set(map(id, net.states(brainstate.ParamState).values()))
         states = {id(state): state for state in algorithm.states().values() if id(state) not in weights}
         start = [(state, state.value) for state in states.values()]
         return cls(net, algorithm, loss, environ, call or algorithm, start, is_batched)
 
     def restart(self) -> None:
-        """The states before the first step."""
+        """Set every state to its value before the first step."""
         for state, value in self.start:
             state.value = value
 
@@ -120,7 +120,7 @@ def native(subject: Subject, make: Make) -> Native:
 
 
 class Samples(NamedTuple):
-    """What BrainScale gives one sample at a time.
+    """The results of BrainScale, which runs one sample at a time.
 
     Attributes:
       gradients: of each sample, `[B, *param.shape]`.
@@ -137,7 +137,7 @@ class Samples(NamedTuple):
 def one_by_one(
     runs: Native, starts: Iterable[Mapping[str, Tree]], data: Data, read: Callable[[], Any] = lambda: None
 ) -> Samples:
-    """Each sample alone, from states by path; `read` looks at each where it ended."""
+    """Run each sample alone, from states by path; `read` is called after each."""
     parts, ends = [], []
     for i, states in enumerate(starts):
         runs.restart()
@@ -149,7 +149,7 @@ def one_by_one(
 
 
 def refusal(run: Callable[[], Any]) -> str | None:
-    """What BrainScale raises when it is to compile or run a module; None where it does."""
+    """Run BrainScale, and return the text of the error that it raises; None without one."""
     try:
         run()
     except PureBatchingError:
@@ -160,7 +160,7 @@ def refusal(run: Callable[[], Any]) -> str | None:
 
 
 def native_round_trip(subject: Subject, carry: Carry) -> tuple[Carry, Carry]:
-    """The carry of one sample written to BrainScale's algorithm and read back twice, and as it was read once."""
+    """Write the carry of one sample to BrainScale's algorithm and read it back, twice; return the last one first."""
     algorithm = compiled(subject).algorithm
     to_native(subject.learner, carry, algorithm)
     once = from_native(subject.learner, algorithm)
@@ -170,7 +170,7 @@ def native_round_trip(subject: Subject, carry: Carry) -> tuple[Carry, Carry]:
 
 @kept
 def native_result(case: Case) -> Result:
-    """BrainScale's gradient of each sample; no carry."""
+    """Compute BrainScale's gradient of each sample; the result has no carry."""
     starts = [{**case.params, **carry.hidden, **carry.other} for carry in unstack(case.init(case.reference))]
     samples = one_by_one(compiled(case.subject), starts, case.data)
     return Result(samples.outputs, samples.losses, samples.gradients, None)  # type: ignore[arg-type]

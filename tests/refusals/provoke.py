@@ -176,6 +176,22 @@ class TwoShapes(Module):
         return self.one.value
 
 
+class Typed(_OneLayer):
+    """A hidden state of any dtype."""
+
+    def __init__(self, dtype: Any) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def init_state(self, *_: Any, **__: Any) -> None:
+        self.h = HiddenState(jnp.zeros(N_REC, self.dtype))
+
+    def update(self, x: jax.Array) -> jax.Array:
+        y = self.cell(x)
+        self.h.value = (self.h.value * 2 + y).astype(self.dtype)
+        return y
+
+
 class Summed(_OneLayer):
     """An output that forgets the batch axis."""
 
