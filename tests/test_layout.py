@@ -18,19 +18,18 @@ ROOT = Path(__file__).parents[1]
 
 # From the bottom up; a folder is one room, whose own files may not import each other in a circle.
 ORDER = (
+    *("errors", "_wording", "_options", "_tree", "_conform", "_program", "_reader", "_sources", "_algorithms"),
     *(
-        "errors",
-        "_wording",
-        "_options",
-        "_tree",
-        "_conform",
-        "_program",
-        "_reader",
-        "_sources",
-        "_algorithms",
         "_strategies",
+        "_learning",
+        "_capture",
+        "_explain",
+        "_independence",
+        "_batching",
+        "_carries",
+        "_bridge",
+        "testing",
     ),
-    *("_learning", "_capture", "_explain", "_independence", "_batching", "_carries", "_bridge", "testing"),
     *("_tutorial", "__main__"),
 )
 FACADE = "__init__"

@@ -24,7 +24,8 @@ FAULTS: Mapping[int, str] = {
     9: "`MatMulOp` applies `weight_fn` twice; here it is applied once.",
     11: "Its compiler refuses a hidden state without a path from one step to the next, hidden states that come out of "
     "a jitted call (`jnp.where` is one), two hidden states in one equation, and hidden states of different shapes that "
-    "lead to each other. The constructor of `URLSTMCell` fails. `GroupNorm` does not take one sample without an axis in front.",
+    "lead to each other. Every other step has the same groups, uses and ways here. The constructor of `URLSTMCell` "
+    "fails. `GroupNorm` does not take one sample without an axis in front.",
     12: "Inputs of whole numbers or truth values keep a trace of whole numbers; here one of the weight's dtype.",
     15: "D_RTRL differentiates the function of an element-wise weight at the trace, not at the weight.",
     16: "D_RTRL's `yw_to_w` of a scale that is used at several places (batch normalisation of images) is wrong.",
