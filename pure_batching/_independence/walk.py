@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-from .._reader.jaxprs import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, closed, evaluate, inner, scan_parts
+from .._reader.jaxprs import ClosedJaxpr, JaxprEqn, Literal, closed, evaluate, inner, program, scan_parts
 from .._reader.lines import function_file, is_of_library, place
 from .._reader.primitives import CALLS, called
 from .operation import At, Mixing, Unclear
@@ -246,7 +246,7 @@ def _lost(eqn: JaxprEqn, *, is_coupled: bool) -> Lost:
 def _evaluated(eqn: JaxprEqn, var: Any, arguments: Sequence[Any]) -> np.ndarray:
     """Compute one result of an equation."""
     places = {operand: i for i, operand in enumerate(eqn.invars) if not isinstance(operand, Literal)}
-    alone = closed(Jaxpr((), list(places), [var], [eqn]))
+    alone = closed(program((), list(places), [var], [eqn]))
     with jax.ensure_compile_time_eval():
         return np.asarray(evaluate(alone, *(arguments[i] for i in places.values()))[0])
 

@@ -8,7 +8,7 @@ import jax
 from .._program import Params, Perturbation, States, Step
 from .._tree import Tree, strong
 from .jacobians import Parts, jacobians
-from .jaxprs import ClosedJaxpr, Jaxpr, Var, evaluate
+from .jaxprs import ClosedJaxpr, Var, evaluate, program
 from .step import FlatStep
 
 
@@ -36,7 +36,7 @@ def executable(
 def _with_temporaries(step: ClosedJaxpr, temporaries: Sequence[Var]) -> ClosedJaxpr:
     jaxpr = step.jaxpr
     results = [*jaxpr.outvars, *temporaries]
-    return ClosedJaxpr(Jaxpr(jaxpr.constvars, jaxpr.invars, results, jaxpr.eqns, jaxpr.effects), step.consts)
+    return ClosedJaxpr(program(jaxpr.constvars, jaxpr.invars, results, jaxpr.eqns, jaxpr), step.consts)
 
 
 def _take(spec: Tree, arrays: list[Any]) -> tuple[Tree, list[Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from .jaxprs import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, inner
+from .jaxprs import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, inner, program
 from .lines import function_file, is_of_library
 from .pieces import spec_of_var
 from .primitives import called
@@ -32,7 +32,7 @@ def flat(jaxpr: Any, is_opaque: Test = lambda _: False) -> ClosedJaxpr:
     invars = [Var(var.aval) for var in equations.invars]
     outvars = work.inside(equations, consts, invars, None)
     names = [*work.consts]
-    opened = Jaxpr(names, invars, outvars, work.eqns, equations.effects)
+    opened = program(names, invars, outvars, work.eqns, equations)
     return ClosedJaxpr(opened, [work.consts[name] for name in names])
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from .flat import equations_of, flat
-from .jaxprs import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from .jaxprs import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, program
 from .loops import differentiable, without_weights
 from .marks import Marks
 from .pieces import spec_of_var, tainted_by
@@ -49,7 +49,7 @@ def flattened(traced: TracedStep) -> FlatStep:
     eqns = _perturbed(eqns, {after[path][0]: var for path, var in perturbations.items()})
     outputs = [*opened.jaxpr.outvars[: _count(traced.output)], *(var for path in traced.states for var in after[path])]
     inputs = [*opened.jaxpr.invars, *perturbations.values()]
-    whole = written_out(Jaxpr(opened.jaxpr.constvars, inputs, outputs, eqns, opened.jaxpr.effects))
+    whole = written_out(program(opened.jaxpr.constvars, inputs, outputs, eqns, opened.jaxpr))
     followed = tuple(without_weights(eqn, traced.marks) for eqn in whole.eqns)
     return FlatStep(traced, ClosedJaxpr(whole, opened.consts), followed, before, after, perturbations)
 

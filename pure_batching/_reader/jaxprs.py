@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
 
-__all__ = ["ClosedJaxpr", "Jaxpr", "JaxprEqn", "Literal", "Var", "closed", "evaluate", "inner", "scan_parts"]
+__all__ = ["ClosedJaxpr", "Jaxpr", "JaxprEqn", "Literal", "Var", "closed", "evaluate", "inner", "program", "scan_parts"]
 
 
 def inner(jaxpr: Any) -> tuple[Jaxpr, tuple[Any, ...]]:
@@ -29,6 +29,24 @@ def closed(jaxpr: Any, consts: Sequence[Any] | None = None) -> ClosedJaxpr:
     """
     equations, own = inner(jaxpr)
     return ClosedJaxpr(equations, own if consts is None else tuple(consts))
+
+
+def program(
+    constvars: Sequence[Var], invars: Sequence[Var], outvars: Sequence[Any], eqns: Sequence[JaxprEqn], like: Any = None
+) -> Jaxpr:
+    """An open jaxpr, which since jax 0.12 has to say whether it holds operations that JAX writes out by itself.
+
+    Args:
+      constvars: the variables of its constants.
+      invars: its inputs.
+      outvars: its results.
+      eqns: its equations.
+      like: a jaxpr with the same effects and the same source, if there is one.
+    """
+    effects, debug_info = (frozenset(), None) if like is None else (like.effects, like.debug_info)
+    is_high = any(eqn.primitive.is_high(*(atom.aval for atom in eqn.invars), **eqn.params) for eqn in eqns)
+    arguments: Any = (constvars, invars, outvars, eqns, effects, debug_info)
+    return Jaxpr(*arguments, is_high=is_high)
 
 
 def evaluate(jaxpr: ClosedJaxpr, *args: Any) -> list[jax.Array]:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from .flat import equations_of
-from .jaxprs import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, inner
+from .jaxprs import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, inner, program
 from .marks import Marks
 
 # The calls that bring a derivative of their own, which their equations do not have.
@@ -68,7 +68,7 @@ def _without_weights(value: Any, marks: Marks) -> Any:
         return value
     jaxpr, consts = inner(value)
     eqns = [part for eqn in jaxpr.eqns for part in _cut_at_weights(eqn, marks)]
-    cut = Jaxpr(jaxpr.constvars, jaxpr.invars, jaxpr.outvars, eqns, jaxpr.effects, jaxpr.debug_info)
+    cut = program(jaxpr.constvars, jaxpr.invars, jaxpr.outvars, eqns, jaxpr)
     return ClosedJaxpr(cut, consts) if isinstance(value, ClosedJaxpr) else cut
 
 

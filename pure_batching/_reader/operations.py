@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from .._program import Operation, WeightLeaf
 from .alignment import aligned_axes, is_product
 from .flat import flat
-from .jaxprs import ClosedJaxpr, Jaxpr, JaxprEqn, Var, evaluate
+from .jaxprs import ClosedJaxpr, Jaxpr, JaxprEqn, Var, evaluate, program
 from .pieces import spec_of_var
 from .written_out import written_out
 
@@ -27,7 +27,7 @@ def operation_of(
       derivative: see `Operation`.
     """
     given = [*([] if x is None else [x]), *arrays]
-    opened = flat(ClosedJaxpr(Jaxpr((), given, eqn.outvars, [eqn], eqn.effects), ()))
+    opened = flat(ClosedJaxpr(program((), given, eqn.outvars, [eqn]), ()))
     return Operation(ClosedJaxpr(written_out(opened.jaxpr), opened.consts), shape, derivative)
 
 

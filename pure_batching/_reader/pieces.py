@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from .jaxprs import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, evaluate
+from .jaxprs import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, evaluate, program
 
 Arrays = Sequence[jax.Array]
 
@@ -77,7 +77,7 @@ def cut_piece(eqns: Iterable[JaxprEqn], cut: Sequence[Var], outputs: Sequence[Va
             pending.extend(v for v in makers[var].invars if isinstance(v, Var))
     outside = tuple(sorted(free, key=order.__getitem__))
     ordered = [needed[place] for place in sorted(needed)]
-    return Piece(Jaxpr((), [*outside, *cut], list(outputs), ordered), outside, tuple(cut))
+    return Piece(program((), [*outside, *cut], list(outputs), ordered), outside, tuple(cut))
 
 
 def reachable(

@@ -14,20 +14,14 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from .jaxprs import ClosedJaxpr, Jaxpr, JaxprEqn
+from .jaxprs import ClosedJaxpr, Jaxpr, JaxprEqn, program
 from .pieces import spec_of_var
 
 
 def written_out(jaxpr: Jaxpr) -> Jaxpr:
     """The same jaxpr, variable for variable, with such operations written out."""
-    return Jaxpr(
-        jaxpr.constvars,
-        jaxpr.invars,
-        jaxpr.outvars,
-        [written_out_equation(eqn) for eqn in jaxpr.eqns],
-        jaxpr.effects,
-        jaxpr.debug_info,
-    )
+    eqns = [written_out_equation(eqn) for eqn in jaxpr.eqns]
+    return program(jaxpr.constvars, jaxpr.invars, jaxpr.outvars, eqns, jaxpr)
 
 
 def written_out_equation(eqn: JaxprEqn) -> JaxprEqn:
