@@ -8,9 +8,10 @@ import equinox as eqx
 import jax
 
 from .._program import Jacobians, Params, Program, Relation
+from ._diagonal_window import DiagonalRecord
 from ._parameter_trace import ParameterTrace
 from .base import Algorithm, Credit, Factors, Signal, WindowEnd, add_gradients, credit_of
-from .d_rtrl import D_RTRL, DiagonalRecord
+from .d_rtrl import D_RTRL
 from .es_d_rtrl import ES_D_RTRL, InputOutputTrace
 
 
