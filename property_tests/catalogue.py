@@ -169,7 +169,7 @@ FAULTS = (
     ),
     Fault(
         "D is transposed for two states in D_RTRL",
-        _one("d_rtrl"),
+        _one("_diagonal_window"),
         "        return apply_transposed(diagonal, adjoint), adjoint",
         "        return apply_matrix(diagonal, adjoint), adjoint",
         "test_d_rtrl.py::TestExactness::test_equals_bptt",
@@ -183,7 +183,7 @@ FAULTS = (
     ),
     Fault(
         "the trace that goes out begins with the window",
-        _one("d_rtrl"),
+        _one("_diagonal_window"),
         "        if trace_before is not None:\n            old",
         "        if False:\n            old",
         "test_d_rtrl.py::TestExactness::test_every_window",

@@ -376,6 +376,21 @@ class TestEqualLearners:
         assert_identical(pb.sequence_grad(second, loss)(params, None, xs, targets), want)
         assert (losses.count, module.count) == (traced, built)
 
+    @pytest.mark.parametrize("strategy", STRATEGIES)
+    def test_may_be_made_inside_jit(self, strategy: str, seed: int) -> None:
+        """The source remembers the programs that it traced, and no tracer with them."""
+        made = bench("MinimalRNNCell", seed)
+        learner, params, size = made.learner, made.params, SAMPLES + 2  # a size that nobody has traced yet
+
+        @jax.jit
+        def inside(*inputs: jax.Array) -> jax.Array:
+            batched = STRATEGIES[strategy](learner, size)
+            return batched.step(params, batched.init(), *inputs)[1]
+
+        inputs = made.data(size)[0]
+        got, batched = inside(*inputs), STRATEGIES[strategy](learner, size)
+        assert_close(got, batched.step(params, batched.init(), *inputs)[1])
+
     def test_strategies_differ(self, seed: int) -> None:
         made = bench("tutorial", seed)
         learners = [made.learner, *(make(made.learner, SAMPLES) for make in STRATEGIES.values())]

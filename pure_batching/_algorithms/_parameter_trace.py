@@ -21,7 +21,8 @@ class ParameterTrace(NamedTuple):
 
     Attributes:
       weights: `dh/dw` along the diagonal, by link and leaf.
-      scales: what each of them is yet to be divided by, `[...]`; empty for a rule without normalisation.
+      scales: the divisor of each trace, `[...]`, whose division is still to be done; empty for a rule without
+        normalisation.
     """
 
     weights: Leaves
@@ -29,7 +30,7 @@ class ParameterTrace(NamedTuple):
 
 
 def zeros(program: Program) -> Leaves:
-    """No trace yet."""
+    """Traces of zeros, by link and leaf."""
     return {
         link.name: {
             leaf.name: jnp.zeros(_shape(relation, leaf, link.group), link.group.dtype) for leaf in relation.leaves
@@ -45,7 +46,13 @@ def _shape(relation: Relation, leaf: WeightLeaf, group: Group) -> tuple[int, ...
 
 
 def placed(leaf: WeightLeaf, values: jax.Array, rank: int) -> jax.Array:
-    """Values of the hidden elements, `[*y.shape, ...]`, beside the leaf's elements; `rank` axes are those of `y`."""
+    """Broadcast `values`, `[*y.shape, ...]`, from the axes of `y` onto the axes of the leaf.
+
+    Args:
+      leaf: an array of the weight.
+      values: of the hidden elements.
+      rank: the number of axes of `y`.
+    """
     lead, rest, axes = values.shape[:rank], values.shape[rank:], leaf.axes
     if axes is None:
         return values.reshape(*lead, *(1 for _ in leaf.spec.shape), *rest)
@@ -61,7 +68,7 @@ def is_outer_product(leaf: WeightLeaf, x: jax.Array) -> bool:
 
 
 def beside(leaf: WeightLeaf, x: jax.Array) -> jax.Array:
-    """An input `[in]` of such a leaf beside its elements, `[in, 1, 1]` or `[1, in, 1]`."""
+    """The input `[in]` of such a leaf, on the axis of the leaf that it belongs to: `[in, 1, 1]` or `[1, in, 1]`."""
     return x[None, :, None] if leaf.axes == (0,) else x[:, None, None]
 
 
@@ -106,7 +113,7 @@ def gradient(relation: Relation, weight: Any, signal: dict[str, jax.Array], trac
 
 
 def divided(trace: ParameterTrace) -> Leaves:
-    """The trace with the division done that waits in its scales, `[B, ...]` or of one sample."""
+    """The trace divided by its scales, `[B, ...]` or of one sample."""
 
     def quotient(eps: jax.Array, scale: jax.Array) -> jax.Array:
         return eps / scale.reshape(*scale.shape, *(1 for _ in eps.shape[scale.ndim :]))

@@ -48,16 +48,16 @@ class ES_D_RTRL(Algorithm):
         grad[t]   = eps_x[t] (x) sum_s eps_df[t, s] L[t, s] / c[n]
 
     with `D = dh[t]/dh[t-1]` (diagonal), `df = dh/dy`, `L = dloss/dh` and the bias correction `c`.
-    Source: Wang et al., "BrainScale: Enabling Scalable Online Learning in Spiking Neural Networks" (2024), and
-    brainscale 0.1.0, `IODimVjpAlgorithm`.
+    Source: Wang et al., "BrainScale: Enabling Scalable Online Learning in Spiking Neural Networks" (2024),
+    doi:10.1101/2024.09.24.614728, and brainscale 0.1.0, `IODimVjpAlgorithm`.
 
     Attributes:
       decay_or_rank: the decay in (0, 1) as a float, or the rank `r >= 1` as an integer, `decay = (r - 1) / (r + 1)`.
       rule: `"brainscale"`, the numbers of brainscale 0.1.0: `c = 1 - (1 - decay)**(n + 1)` for n < 1000, else 1.
-        `"published"`, the smoothing's own correction `c = 1 - decay**(n + 1)`, and a path from one hidden state of a
-        group to another within a step counted once.
+        `"published"`, the correction that fits the smoothing, `c = 1 - decay**(n + 1)`, and a path from one hidden
+        state of a group to another within a step counts once. `n` is the number of updates before this one.
       vjp: `"single-step"`, as above; `"multi-step"`, the exact gradient inside each window of `sequence_grad`, and the
-        trace before the window for what lies behind it.
+        trace for the steps before the window.
 
     Raises:
       AlgorithmError: a decay or rank out of range, or one whose bias correction is 0 (rank 1 with the default rule); an
@@ -144,14 +144,14 @@ class ES_D_RTRL(Algorithm):
         trace_after: InputOutputTrace,
         records: Factors,
     ) -> WindowEnd:
-        """The factors as they are."""
+        """The trace of the last step; the records of the steps are the factors already."""
         del program, params, trace_before
         return WindowEnd(trace_after, (records,), {})
 
     def gradient_of_trace(
         self, program: Program, params: Params, trace: InputOutputTrace, signal: Signal, count: jax.Array
     ) -> tuple[tuple[Factors, ...], Params]:
-        """The factors of a trace that stands alone."""
+        """The factors of one step with this trace."""
         del params
         return (self._factors(program, trace, signal, count),), {}
 

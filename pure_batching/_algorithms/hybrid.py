@@ -1,4 +1,4 @@
-"""Hybrid: each use of a weight by the cheaper of the two traces, or by the one that the module asks for."""
+"""Hybrid: each use of a weight has the smaller of two traces, or the trace that the module asks for."""
 
 import dataclasses
 import math
@@ -8,9 +8,10 @@ import equinox as eqx
 import jax
 
 from .._program import Jacobians, Params, Program, Relation
+from ._diagonal_window import DiagonalRecord
 from ._parameter_trace import ParameterTrace
 from .base import Algorithm, Credit, Factors, Signal, WindowEnd, add_gradients, credit_of
-from .d_rtrl import D_RTRL, DiagonalRecord
+from .d_rtrl import D_RTRL
 from .es_d_rtrl import ES_D_RTRL, InputOutputTrace
 
 
@@ -34,9 +35,8 @@ class Hybrid(Algorithm):
     input and output together, counted for one sample. Source: brainscale 0.1.0, `HybridDimVjpAlgorithm`, as documented.
 
     Attributes:
-      decay_or_rank: of ES_D_RTRL.
-      rule: of both.
-      vjp: of both.
+      decay_or_rank: as in ES_D_RTRL.
+      rule, vjp: as in both algorithms.
 
     Raises:
       AlgorithmError: a decay or rank out of range, an unknown rule or vjp.
@@ -77,7 +77,7 @@ class Hybrid(Algorithm):
         signal: Signal,
         count: jax.Array,
     ) -> tuple[HybridTrace, tuple[Factors, DiagonalRecord]]:
-        """One step of both."""
+        """One step of each algorithm on its own uses."""
         (es, io), (d, full) = self._parts(program)
         inputs, factors = es.step(io, params, trace.by_input_output, jacobians, signal, count)
         weights, record = d.step(full, params, trace.by_parameter, _seen_by(full, jacobians), signal, count)
@@ -91,7 +91,7 @@ class Hybrid(Algorithm):
         trace_after: HybridTrace,
         records: tuple[Factors, DiagonalRecord],
     ) -> WindowEnd:
-        """The end of both."""
+        """The end of the window for each algorithm."""
         (es, io), (d, full) = self._parts(program)
         before = (None, None) if trace_before is None else trace_before
         inputs = es.finish_window(io, params, before[0], trace_after.by_input_output, records[0])
@@ -101,7 +101,7 @@ class Hybrid(Algorithm):
     def gradient_of_trace(
         self, program: Program, params: Params, trace: HybridTrace, signal: Signal, count: jax.Array
     ) -> tuple[tuple[Factors, ...], Params]:
-        """The gradients of both."""
+        """The gradients by both traces."""
         (es, io), (d, full) = self._parts(program)
         factors, none = es.gradient_of_trace(io, params, trace.by_input_output, signal, count)
         more, dense = d.gradient_of_trace(full, params, trace.by_parameter, signal, count)
@@ -133,7 +133,7 @@ def _needs_parameter_trace(relation: Relation) -> bool:
 
 
 def _seen_by(program: Program, jacobians: Jacobians) -> Jacobians:
-    """The derivatives that the relations of a program use, so that no window stacks the others."""
+    """The derivatives that the relations of a program use; a window then stacks no others."""
     names = {link.name for link in program.links()}
     return jacobians._replace(
         xs={name: jacobians.xs[name] for name in program.weight_inputs()},

@@ -89,7 +89,7 @@ def audit(
     probe: bool = True,
     params: Params | None = None,
 ) -> Audit:
-    """Whether the samples of a batch are independent, leaf by leaf, and what couples them where they are not.
+    """Find out for each leaf of a batched step whether the samples are independent, and which line couples them.
 
     The samples' axis is followed through every equation of the batched step. "independent (proved)" means that no value
     of another sample enters; "coupled" names the first operation that brings samples together, even where its result is
@@ -103,7 +103,7 @@ def audit(
       batch_size: the number of samples, where the learner has none yet; at least 2.
       environ: for a module, settings (`dt`, `fit`) on top of those in force.
       probe: whether undecided leaves are tried with numbers.
-      params: what the numbers are tried with; by default the module's own, or drawn ones.
+      params: the weights of the trial; by default the module's own, or drawn ones.
 
     Returns:
       a verdict for each leaf that the step computes; `print` it to read it.

@@ -78,7 +78,7 @@ class _Draw:
         return States(hidden, other, carry.keys, {}), inputs, perturbation, trace, carry.update_count
 
     def around(self, tree: Tree) -> Tree:
-        """Floats near those of a tree; everything else as it is."""
+        """Floats near those of a tree, and everything else unchanged."""
         drawn = self.like(spec_of(tree))
         return jax.tree.map(lambda x, noise: x + noise if _is_number(x) else x, tree, drawn)
 
@@ -111,7 +111,7 @@ def _rows_that_moved(before: Traced, after: Traced, row: int) -> set[str]:
 
 
 def _rest(name: str, leaf: Tree, row: int) -> bytes:
-    """The bits of a leaf without a sample's own."""
+    """The bits of a leaf without the row of one sample."""
     (array,) = jax.tree.leaves(leaf)
     bits = np.asarray(jax.random.key_data(array) if is_key(array.dtype) else array)
     return bits.tobytes() if is_shared(name) else np.delete(bits, row, axis=0).tobytes()

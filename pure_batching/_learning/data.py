@@ -18,7 +18,7 @@ from .carry import Carry
 from .learner import Learner, check_key
 from .steps import Steps, Timed
 
-# Stands for targets that were not given, which a forgotten carry looks like.
+# The default of `targets`: a call that forgets the carry gives three arguments, and its error should say so.
 ABSENT: Any = object()
 
 
@@ -66,10 +66,10 @@ def _check_key(learner: Learner, carry: Carry | None, steps: Steps, key: Any) ->
 
 
 def check_steps(learner: Learner, inputs: Tree, targets: Tree, mask: Any, reset: Any) -> Steps:
-    """Inputs and targets in the captured units and dtypes, mask and reset as booleans.
+    """The data of a sequence: inputs and targets in the captured units and dtypes, mask and reset as booleans.
 
     Raises:
-      ShapeError, BatchSizeError, DtypeError, UnitError, StructureError: what does not fit.
+      ShapeError, BatchSizeError, DtypeError, UnitError, StructureError: an argument does not fit.
       OptionError: a mask where samples reach each other.
     """
     if targets is ABSENT:
@@ -107,7 +107,10 @@ def check_steps(learner: Learner, inputs: Tree, targets: Tree, mask: Any, reset:
 
 
 def _timed(tree: Tree, changing: Tree) -> Timed:
-    """The leaves that change apart from the others; units may have been converted since `changing` was made."""
+    """The leaves that change over time and the constant ones, in two trees.
+
+    `like` gives `changing` the structure of `tree`, whose units may have been converted since.
+    """
     return Timed(*eqx.partition(tree, like(tree, jax.tree.leaves(changing))))
 
 
@@ -137,7 +140,7 @@ def _flags(flags: Any, name: str, axes: Axes) -> jax.Array | None:
 
 
 def _as_arguments(learner: Learner, inputs: Tree) -> tuple[Tree, ...]:
-    """A module of one argument may get it bare."""
+    """The inputs as a tuple; a module of one argument may get it without one."""
     expected = learner.program.inputs
     are_arguments = isinstance(inputs, tuple) and not (len(expected) == 1 and isinstance(expected[0], tuple))
     if are_arguments and len(inputs) == len(expected):
@@ -153,7 +156,7 @@ def _as_arguments(learner: Learner, inputs: Tree) -> tuple[Tree, ...]:
 
 
 def _length(shapes: Mapping[str, tuple[int, ...]], specs: list[tuple[str, Any]], learner: Learner) -> int | None:
-    """`T` of the first leaf whose other axes are right; None where none is, and every timed leaf does not conform."""
+    """`T` of the first leaf whose other axes are right. None where no leaf is right: each of them is then an error."""
     own = tuple(size for _, size in learner.axes())
     pairs = [(shapes.get(name, ()), (*own, *mantissa(want).shape)) for name, want in specs]
     return next((shape[0] for shape, rest in pairs if shape and shape[1:] == rest), None)
@@ -164,7 +167,7 @@ def _untimed(changing: Tree, root: str) -> frozenset[str]:
 
 
 def _features(tree: Tree, root: str, batch_axes: int, untimed: frozenset[str]) -> Tree:
-    """What follows the leading axes of each leaf, whatever it is; a nested list of numbers should be one array."""
+    """The specification of each target without its leading axes; a nested list of numbers stands for one array."""
 
     def feature(path: tuple[Any, ...], leaf: Any) -> Tree:
         if _is_table(leaf):
@@ -181,7 +184,7 @@ def _is_table(node: Any) -> bool:
 
 
 def _conformed(tree: Tree, spec: Tree, root: str, axes: Axes, untimed: frozenset[str]) -> Tree:
-    """`conform`, for which a leaf that is the same at every step has no time axis."""
+    """`conform`, with an error of its own for a leaf that is the same at every step and so has no time axis."""
     try:
         return conform(tree, spec, root, axes, untimed)
     except ShapeError as error:

@@ -24,7 +24,7 @@ from .steps import Steps
 from .task import Task
 from .window import run_window
 
-# As many samples' gradients are held at once as fit into this many bytes.
+# The gradients of as many samples are held at once as fit into this many bytes.
 TILE_BUDGET = 32 * 2**20
 
 
@@ -82,7 +82,7 @@ class ClippedGradFn(SequenceFn[tuple[Params, ClippedAux]]):
 
 @dataclasses.dataclass(frozen=True)
 class _Weighted:
-    """A loss times a weight of its sample; a gradient is linear in it."""
+    """A loss times the weight of its sample: the gradient of the sum is the weighted sum of the samples' gradients."""
 
     loss: Loss
 
@@ -143,7 +143,7 @@ def clipped_grad(learner: Learner, loss: Loss, bound: float | jax.Array, *, redu
 
 
 def _check_bound(bound: Any) -> None:
-    """One number, and above 0 where its value is known: outside `jax.jit`."""
+    """Raise OptionError unless the bound is one number above 0; a value traced by `jax.jit` is not known yet."""
     if not _is_real_number(bound) or (not isinstance(bound, Tracer) and not bound > 0):
         raise OptionError("bound", got=repr(bound), expected="a number above 0", repair="Give the largest norm.")
 

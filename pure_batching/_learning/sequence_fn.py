@@ -51,8 +51,8 @@ class SequenceFn(abc.ABC, Generic[Found]):
             Pass another key at each call, or the same noise comes again.
 
         Raises:
-          ShapeError, BatchSizeError, DtypeError, UnitError, StructureError, CarryError, LossError: what does not fit,
-            before anything runs.
+          ShapeError, BatchSizeError, DtypeError, UnitError, StructureError, CarryError, LossError: an argument does
+            not fit. Nothing has run then.
           OptionError: a mask where samples reach each other along an axis; no key where it is needed.
         """
         return self.run(*check_call(self.learner, params, carry, inputs, targets, mask=mask, reset=reset, key=key))

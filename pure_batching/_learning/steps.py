@@ -127,9 +127,9 @@ def select(condition: jax.Array, yes: Tree, no: Tree) -> Tree:
 
 
 def _blank(data: Tree, mask: jax.Array) -> Tree:
-    """The data of masked steps are ones, or the class 0, so that padding of any kind (NaN too) reaches no derivative.
+    """The data with ones (or the class 0) at masked steps, so that no padding, NaN included, reaches a derivative.
 
-    At ones, unlike zeros, a norm, a root and a logarithm have a derivative.
+    A norm, a root and a logarithm have no derivative at zero, but they have one at one.
     """
     return select(mask, data, jax.tree.map(_harmless, data))
 

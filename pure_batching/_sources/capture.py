@@ -59,13 +59,15 @@ class ModuleSource(Source):
         """See `Source.one_of`."""
         along = 1 if self.axis_name is None else size
         if along not in self._programs:
-            self._programs[along] = self._trace_one_of(along)
+            with jax.ensure_compile_time_eval():  # inside jax.jit too, no tracer may stay in the memory
+                self._programs[along] = self._trace_one_of(along)
         return self._programs[along]
 
     def batched(self, size: int) -> Program:
         """See `Source.batched`."""
         if size not in self._batched_programs:
-            self._batched_programs[size] = self._trace_batched(size)
+            with jax.ensure_compile_time_eval():
+                self._batched_programs[size] = self._trace_batched(size)
         return self._batched_programs[size]
 
     def batch_axes(self) -> Mapping[str, Tree]:
