@@ -259,13 +259,6 @@ FAULTS = (
         "test_reader.py::TestInsideALoop::test_gradient_of_the_step",
     ),
     Fault(
-        "a hidden state that is an input has no perturbation of its own",
-        "_reader/hidden.py",
-        "if isinstance(result, Literal) or result in taken:",
-        "if isinstance(result, Literal):",
-        "test_reader.py::TestOwnResults",
-    ),
-    Fault(
         "every life of a sample starts alike",
         "_learning/steps.py",
         "fold(sample_keys, step))",

@@ -17,6 +17,7 @@ from .modules import Leaky, Linear
 from .registry import captured
 from .trees import assert_close, assert_differ, assert_identical, assert_some_differ, joined, sample, slice_time
 from .upstream import DIFFERS, IN_A_SCAN
+from .versions import needs_its_faults
 
 NAMES = ("tutorial", "lif", "LSTMCell", "LRUCell", "readouts", "trees", "used_twice")
 
@@ -93,6 +94,7 @@ class TestExactGradient:
             assert_fires(got.aux.outputs)
         assert_close(got.gradients, want, "exact")
 
+    @needs_its_faults
     @pytest.mark.parametrize("name", DIFFERS["ES_D_RTRL"])
     def test_where_the_module_itself_is_wrong(self, name: str, seed: int) -> None:
         made = captured(name, seed, pb.BPTT())

@@ -5,6 +5,7 @@ import re
 from . import conformance, upstream
 from .bench import RULES
 from .registry import EVERY
+from .versions import needs_its_compiler
 
 
 def test_what_is_wrong_upstream_names_models() -> None:
@@ -13,6 +14,7 @@ def test_what_is_wrong_upstream_names_models() -> None:
 
 
 class TestPage:
+    @needs_its_compiler
     def test_is_what_the_command_prints(self) -> None:
         assert conformance.PAGE.read_text(encoding="utf-8") == conformance.page()
 

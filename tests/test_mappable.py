@@ -22,6 +22,7 @@ from .bench import ONLINE_RULES, RULES, SAMPLES, STEPS, STRATEGIES, WINDOW, Requ
 from .models import N_IN, N_REC, squared
 from .modules import Leaky, zeros
 from .trees import Tree, assert_close, assert_differ, assert_identical, sample, sample_of_carry
+from .versions import needs_its_faults
 
 FORMATS = {"CSR": u.sparse.CSR, "COO": u.sparse.COO, "CSC": u.sparse.CSC}
 SOME_RULES = (*ONLINE_RULES, "D_RTRL multi-step", "BPTT")
@@ -215,6 +216,7 @@ def convolution(image: jax.Array, kernel: jax.Array) -> JaxprEqn:
 class TestUpstream:
     """Why operations are written out. A test that fails here says that upstream is mended, and what may go."""
 
+    @needs_its_faults
     @pytest.mark.parametrize(
         ("kind", "compare"), [("CSR", assert_differ), ("COO", assert_differ), ("CSC", assert_close)]
     )

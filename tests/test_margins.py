@@ -20,6 +20,8 @@ from pure_batching.testing._case import OfLearner
 from pure_batching.testing._margins import note_of
 from pure_batching.testing.modules import SETTINGS, Leaky, Net, Readout, Spiking, squared
 
+from .versions import needs_its_neurons
+
 SMALL = Net((Leaky("linear", 6), Readout("linear")))
 FAR = 10.0
 
@@ -211,6 +213,7 @@ class TestOtherDifferences:
 
 
 class TestMargins:
+    @needs_its_neurons
     def test_an_ordinary_step_is_far_from_its_threshold(self) -> None:
         net = Net((Spiking("LIF", "delta", 6), Readout("linear")))
         learner, params = pb.capture(net(), *net.example(), algorithm=pb.BPTT(), environ=dict(SETTINGS))

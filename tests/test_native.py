@@ -24,6 +24,7 @@ from pure_batching.errors import (
 from .bench import SAMPLES, bench
 from .models import MODELS, N_REC
 from .trees import assert_identical, assert_not_identical, units_of
+from .versions import needs_its_compiler
 
 MADE = ("tutorial", "lif", "trees", "delayed", "counting", "LRUCell", "group_state")
 
@@ -125,6 +126,7 @@ class TestRefusedStates:
         assert_identical(pb.read_states(net), before)
 
 
+@needs_its_compiler
 class TestCompiledAlgorithm:
     @pytest.mark.parametrize("name", MADE)
     def test_fresh_on_both_sides(self, name: str, seed: int) -> None:
@@ -140,6 +142,7 @@ class TestCompiledAlgorithm:
         assert algorithm.running_index.value == carry.update_count
 
 
+@needs_its_compiler
 class TestRefusedAlgorithms:
     def test_not_compiled(self, seed: int) -> None:
         algorithm = brainscale.ES_D_RTRL(started("LSTMCell", seed), decay_or_rank=0.9)

@@ -23,11 +23,11 @@ from .modules import state_of
 from .registry import EVERY, captured
 from .trees import assert_close, assert_differ
 from .upstream import NOT_COMPILED
+from .versions import needs_its_compiler
 from .wrapped import SEEN_THROUGH, Kinds, Wrapped, in_cond, in_scan, in_while, rounded, with_own_jvp
 
 Tree = Any
 
-HAS_COMPILER = jax.__version_info__ < (0, 11)
 
 # What BrainScale's compiler raises for; a cell without a path from state to state fails later, in its algorithms.
 UNREADABLE = sorted(set(NOT_COMPILED) - {"ValinaRNNCell"})
@@ -49,7 +49,7 @@ def paths_of(group: Any) -> tuple[str, ...]:
     return tuple(sorted(path_name(path) for path in group.hidden_paths))
 
 
-@pytest.mark.skipif(not HAS_COMPILER, reason="brainscale 0.1.0's compiler does not run on JAX >= 0.11")
+@needs_its_compiler
 class TestAgainstTheCompiler:
     @pytest.mark.parametrize("name", [name for name in EVERY if name not in UNREADABLE])
     def test_groups_and_uses_are_the_same(self, name: str, seed: int) -> None:
