@@ -24,7 +24,7 @@ from .registry import EVERY, captured
 from .trees import assert_close, assert_differ
 from .upstream import NOT_COMPILED
 from .versions import needs_its_compiler
-from .wrapped import SEEN_THROUGH, Kinds, Wrapped, in_cond, in_scan, in_while, rounded, with_own_jvp
+from .wrapped import SEEN_THROUGH, Kinds, Wrapped, in_cond, in_scan, in_while, rounded, scaled, with_own_jvp
 
 Tree = Any
 
@@ -99,6 +99,12 @@ class TestSeenThrough:
     def test_around_a_hidden_state(self, name: str, algorithm: pb.Algorithm, seed: int) -> None:
         around = {"custom_jvp": with_own_jvp, "cond": in_cond, "scan": in_scan, **SEEN_THROUGH}[name]
         got = gradient(lambda: Wrapped(N_IN, N_REC, around_state=around), algorithm, seed)
+        assert_close(got, gradient(lambda: Wrapped(N_IN, N_REC), algorithm, seed))
+
+    @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=str)
+    def test_around_a_weight_with_a_number(self, algorithm: pb.Algorithm, seed: int) -> None:
+        """A number among the operands is no input of the operation."""
+        got = gradient(lambda: Wrapped(N_IN, N_REC, around_layer=scaled), algorithm, seed)
         assert_close(got, gradient(lambda: Wrapped(N_IN, N_REC), algorithm, seed))
 
     def test_without_jit(self, seed: int) -> None:
@@ -190,12 +196,28 @@ class TestExplain:
         row = self.rows(pb.ES_D_RTRL(0.9))["traced.weight_op"]
         assert row.traces == {"x": (N_IN,), "df of h": (N_REC, 1)}
 
+    def test_a_value_that_is_read_beside_its_operation(self) -> None:
+        """BrainScale gives that part no gradient, and the trace stays."""
+        learner, params = pb.capture(Decayed(N_IN, N_REC), np.ones(N_IN), algorithm=pb.D_RTRL())
+        rows = {row.way: row for row in pb.explain(learner).rows if row.weight == "layer.weight_op"}
+        assert set(rows) == {"trace", "none"}
+        assert rows["none"].reason == "the step reads it outside its operation"
+        assert learner.program.direct == ("read.weight",)
+        assert set(params) == {"layer.weight_op", "other.weight_op", "read.weight"}
+
     def test_is_a_table(self) -> None:
         learner, _ = pb.capture(Kinds(N_IN, N_REC), np.ones(N_IN), algorithm=pb.D_RTRL())
         text = str(pb.explain(learner))
         assert text.splitlines()[0].split() == ["weight", "learns", "by", "hidden", "states", "trace", "where"]
         assert "idle.weight_op" in text
         assert "the step does not read it" in text
+
+
+class Decayed(Wrapped):
+    """The output also depends on the size of a weight."""
+
+    def update(self, x: jax.Array) -> jax.Array:
+        return super().update(x) + (self.layer.weight_op.value["weight"] ** 2).sum()
 
 
 class Held(Wrapped):

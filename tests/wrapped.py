@@ -24,6 +24,12 @@ def with_own_jvp(function: Function) -> Function:
     return wrapped
 
 
+def scaled(function: Function) -> Function:
+    """A function with a derivative of its own and a number among its arguments."""
+    wrapped = with_own_jvp(lambda scale, x, w: scale * function(x, w))
+    return lambda x, w: wrapped(1.0, x, w)
+
+
 def closed_over(function: Function) -> Function:
     """A jitted function in a checkpointed one in a jitted one."""
     return jax.jit(jax.checkpoint(jax.jit(function)))

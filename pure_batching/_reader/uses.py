@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from .hidden import FoundGroup
-from .jaxprs import JaxprEqn, Var
+from .jaxprs import JaxprEqn, Literal, Var
 from .lines import place
 from .loops import uses_inside
 from .pieces import reads, spec_of_var, tainted_by
@@ -87,9 +87,9 @@ _IN_A_LOOP = {
 
 
 def _inputs_of(step: FlatStep, path: str, eqn: JaxprEqn) -> list[Any]:
-    """The operands of a use besides the weight."""
+    """The variables that a use reads besides the weight; a number is part of its operation."""
     own = set(step.before[path])
-    return [atom for atom in eqn.invars if atom not in own]
+    return [atom for atom in eqn.invars if not isinstance(atom, Literal) and atom not in own]
 
 
 def _unsuitable(step: FlatStep, path: str, eqn: JaxprEqn) -> str:
