@@ -459,7 +459,8 @@ _REFUSED = (
         "brainpy.state.align_pre_projection",
         _aligned(brainpy.state.align_pre_projection, brainpy.state.Expon, u.UNITLESS),
         CaptureError,
-        r"Joined: got (UnitMismatchError|TypeError): .*BinaryArray.*brainevent's: .* AlignPostProj, DeltaProj or Current",
+        r"Joined: got (UnitMismatchError|TypeError): .*BinaryArray.*brainevent's: .* "
+        r"AlignPostProj, DeltaProj or CurrentProj\.",
         _EVENTS,
     ),
 )
