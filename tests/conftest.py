@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import pytest
 
-from .selection import representatives
+from .selection import Selection
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -50,7 +50,8 @@ def _by_default(items: list[pytest.Item]) -> set[pytest.Item]:
     functions: dict[str, list[pytest.Item]] = {}
     for item in items:
         functions.setdefault(item.nodeid.split("[")[0], []).append(item)
-    return {cases[place] for cases in functions.values() for place in representatives([*map(_params, cases)])}
+    selection = Selection()
+    return {cases[place] for cases in functions.values() for place in selection.representatives([*map(_params, cases)])}
 
 
 def _params(item: pytest.Item) -> dict[str, Any]:

@@ -1,9 +1,13 @@
 """The default runs every test function, and every value of every parameter, but for models that others stand for."""
 
 from .registry import EVERY
-from .selection import BY_DEFAULT, cover, representatives
+from .selection import BY_DEFAULT, NAMES_OF_ONE_TEST, Selection
 
 OTHER = next(name for name in EVERY if name not in BY_DEFAULT)
+
+
+def representatives(cases: list[dict[str, object]]) -> set[int]:
+    return Selection().representatives(cases)
 
 
 def product(**values: list[object]) -> list[dict[str, object]]:
@@ -20,7 +24,7 @@ def test_the_registry_knows_every_representative() -> None:
 
 def test_every_value_is_shown_by_as_few_cases_as_can_be() -> None:
     cases = product(name=["a", "b", "c", "d"], window=[1, None], strategy=["loop", "vmap", "manual"])
-    taken = [cases[place] for place in cover(cases, range(len(cases)))]
+    taken = [cases[place] for place in representatives(cases)]
     assert len(taken) == 4
     for name in cases[0]:
         assert {case[name] for case in taken} == {case[name] for case in cases}
@@ -28,8 +32,8 @@ def test_every_value_is_shown_by_as_few_cases_as_can_be() -> None:
 
 def test_one_strategy_is_not_the_only_one_that_others_are_shown_with() -> None:
     cases = product(name=["a", "b", "c"], strategy=["loop", "vmap", "manual"])
-    assert {cases[place]["strategy"] for place in cover(cases, range(9))} == {"loop", "vmap", "manual"}
-    assert len(cover(cases, range(9))) == 3
+    assert {cases[place]["strategy"] for place in representatives(cases)} == {"loop", "vmap", "manual"}
+    assert len(representatives(cases)) == 3
 
 
 def test_cases_with_values_of_their_own_all_run() -> None:
@@ -42,6 +46,19 @@ def test_values_need_no_hash() -> None:
 
 def test_a_model_that_others_stand_for_is_left_out() -> None:
     assert representatives([{"name": "tutorial"}, {"name": OTHER}, {"name": "LSTMCell"}]) == {0, 2}
+
+
+def test_every_model_is_shown_by_some_test() -> None:
+    cases = product(name=sorted(BY_DEFAULT), strategy=["loop", "vmap", "manual"])
+    selection = Selection()
+    by_test = [{cases[place]["name"] for place in selection.representatives(cases)} for _ in BY_DEFAULT]
+    assert {len(names) for names in by_test} == {NAMES_OF_ONE_TEST}
+    assert set().union(*by_test) == BY_DEFAULT
+
+
+def test_every_value_is_shown_though_there_are_enough_models() -> None:
+    cases = product(name=sorted(BY_DEFAULT), place=list(range(2 * NAMES_OF_ONE_TEST)))
+    assert {cases[place]["place"] for place in representatives(cases)} == set(range(2 * NAMES_OF_ONE_TEST))
 
 
 def test_a_test_of_nothing_else_keeps_its_first_case() -> None:
