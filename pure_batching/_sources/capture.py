@@ -59,14 +59,14 @@ class ModuleSource(Source):
         """See `Source.one_of`."""
         along = 1 if self.axis_name is None else size
         if along not in self._programs:
-            with jax.ensure_compile_time_eval():  # inside jax.jit too, no tracer may stay in the memory
+            with jax.core.eval_context():  # inside jax.jit too, no tracer may stay in the memory
                 self._programs[along] = self._trace_one_of(along)
         return self._programs[along]
 
     def batched(self, size: int) -> Program:
         """See `Source.batched`."""
         if size not in self._batched_programs:
-            with jax.ensure_compile_time_eval():
+            with jax.core.eval_context():
                 self._batched_programs[size] = self._trace_batched(size)
         return self._batched_programs[size]
 
