@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import brainstate
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
