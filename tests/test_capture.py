@@ -450,6 +450,47 @@ def test_a_weight_that_brainscale_relates_to_no_hidden_state() -> None:
     assert "does not fit" in pb.explain(learner).rows[0].reason
 
 
+class WithConstant(brainstate.nn.Module):
+    """Adds what is computed from numbers alone, and notes in `COMPUTED` when that is really computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Leaky(Linear(N_IN, N_REC), (N_REC,), is_recurrent=False)
+
+    def init_state(self, batch_size: int | None = None, **_: Any) -> None:
+        self.inner.init_state(batch_size)
+
+    def update(self, x: jax.Array) -> jax.Array:
+        return self.inner(x) + jax.pure_callback(noted, jax.ShapeDtypeStruct((), x.dtype), jnp.ones(()))
+
+
+COMPUTED: list[None] = []
+
+
+def noted(number: np.ndarray) -> np.ndarray:
+    COMPUTED.append(None)
+    return np.asarray(number)
+
+
+class TestConstants:
+    """What a step computes from numbers alone is traced: computed at capture, each operation would be compiled."""
+
+    @pytest.mark.parametrize("strategy", ["one", "vmap", "manual"])
+    @pytest.mark.parametrize("is_inside_jit", [False, True])
+    def test_are_not_computed_at_capture(self, strategy: str, *, is_inside_jit: bool) -> None:
+        COMPUTED.clear()
+        net, x = WithConstant(), jnp.ones(N_IN)
+
+        def capture() -> jax.Array:
+            learner, _ = pb.capture(net, x, algorithm=pb.ES_D_RTRL(0.9))
+            if strategy != "one":
+                getattr(pb, strategy)(learner, SAMPLES)
+            return jnp.zeros(())
+
+        (jax.jit(capture) if is_inside_jit else capture)().block_until_ready()
+        assert not COMPUTED
+
+
 class TestDeterminism:
     def test_the_same_program_in_every_process(self) -> None:
         """BrainScale collects groups and states in sets, whose order follows the hash seed of the process."""

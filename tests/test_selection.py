@@ -1,5 +1,8 @@
-"""The default runs every test function, and every value of every parameter, but for models that others stand for."""
+"""The default runs every test function, and every value of a parameter, but for models and rules left to others."""
 
+import pytest
+
+from .bench import RULES
 from .registry import EVERY
 from .selection import BY_DEFAULT, NAMES_OF_ONE_TEST, Selection
 
@@ -48,12 +51,13 @@ def test_a_model_that_others_stand_for_is_left_out() -> None:
     assert representatives([{"name": "tutorial"}, {"name": OTHER}, {"name": "LSTMCell"}]) == {0, 2}
 
 
-def test_every_model_is_shown_by_some_test() -> None:
-    cases = product(name=sorted(BY_DEFAULT), strategy=["loop", "vmap", "manual"])
+@pytest.mark.parametrize("names", [BY_DEFAULT, frozenset(RULES)], ids=["models", "rules"])
+def test_one_test_shows_a_few_names_and_all_tests_show_all(names: frozenset[str]) -> None:
+    cases = product(name=sorted(names), strategy=["loop", "vmap", "manual"])
     selection = Selection()
-    by_test = [{cases[place]["name"] for place in selection.representatives(cases)} for _ in BY_DEFAULT]
-    assert {len(names) for names in by_test} == {NAMES_OF_ONE_TEST}
-    assert set().union(*by_test) == BY_DEFAULT
+    by_test = [{cases[place]["name"] for place in selection.representatives(cases)} for _ in names]
+    assert {len(shown) for shown in by_test} == {NAMES_OF_ONE_TEST}
+    assert set().union(*by_test) == names
 
 
 def test_every_value_is_shown_though_there_are_enough_models() -> None:

@@ -60,7 +60,7 @@ class ModuleSource(Source):
         """See `Source.one_of`."""
         along = 1 if self.axis_name is None else size
         if along not in self._programs:
-            with jax.core.eval_context():  # inside jax.jit too, no tracer may stay in the memory
+            with jax.core.eval_context():  # inside jax.jit, no tracer of it may stay in the memory
                 self._programs[along] = self._trace_one_of(along)
         return self._programs[along]
 
