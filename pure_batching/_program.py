@@ -212,6 +212,7 @@ class Program:
       states: specifications of the carried states.
       direct: the weights trained by the ordinary gradient of the step, because some use of them has no trace.
       groups, relations: what eligibility traces are made of.
+      derivatives: specifications of the step's derivatives.
       uses: how each weight learns, in the order of paths and, for one weight, of the step's equations.
       axis_name: the named axis along which the step reaches other samples, along which `execute` has to be mapped;
         None where there is no such axis.
@@ -226,6 +227,7 @@ class Program:
     direct: tuple[str, ...]
     groups: tuple[Group, ...]
     relations: tuple[Relation, ...]
+    derivatives: Jacobians
     uses: tuple[Use, ...]
     axis_name: str | None
     execute: Callable[[Params, States, tuple[Tree, ...], Perturbation], Step]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import brainstate
@@ -451,7 +452,7 @@ def test_a_weight_that_brainscale_relates_to_no_hidden_state() -> None:
 
 
 class WithConstant(brainstate.nn.Module):
-    """Adds what is computed from numbers alone, and notes in `COMPUTED` when that is really computed."""
+    """Computes something from numbers alone in each of its methods, and notes in `COMPUTED` when it really does."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -459,12 +460,18 @@ class WithConstant(brainstate.nn.Module):
 
     def init_state(self, batch_size: int | None = None, **_: Any) -> None:
         self.inner.init_state(batch_size)
+        self.inner.h.value = self.inner.h.value + one_noted()
 
     def update(self, x: jax.Array) -> jax.Array:
-        return self.inner(x) + jax.pure_callback(noted, jax.ShapeDtypeStruct((), x.dtype), jnp.ones(()))
+        return self.inner(x) + one_noted()
 
 
 COMPUTED: list[None] = []
+
+
+def one_noted() -> jax.Array:
+    one = jnp.ones(())
+    return jax.pure_callback(noted, jax.ShapeDtypeStruct((), one.dtype), one)
 
 
 def noted(number: np.ndarray) -> np.ndarray:
@@ -472,8 +479,23 @@ def noted(number: np.ndarray) -> np.ndarray:
     return np.asarray(number)
 
 
+class WithArrayOutsideStates(brainstate.nn.Module):
+    """Its `init_state` leaves an array in an attribute that is no state, in a container that JAX does not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Leaky(Linear(N_IN, N_REC), (N_REC,), is_recurrent=False)
+
+    def init_state(self, batch_size: int | None = None, **_: Any) -> None:
+        self.inner.init_state(batch_size)
+        self.kept = SimpleNamespace(scale=jnp.full(N_REC, 3.0))
+
+    def update(self, x: jax.Array) -> jax.Array:
+        return self.inner(x) * self.kept.scale
+
+
 class TestConstants:
-    """What a step computes from numbers alone is traced: computed at capture, each operation would be compiled."""
+    """What a step or `init_state` computes from numbers alone is traced: at capture, it would have to be compiled."""
 
     @pytest.mark.parametrize("strategy", ["one", "vmap", "manual"])
     @pytest.mark.parametrize("is_inside_jit", [False, True])
@@ -489,6 +511,14 @@ class TestConstants:
 
         (jax.jit(capture) if is_inside_jit else capture)().block_until_ready()
         assert not COMPUTED
+
+    @pytest.mark.parametrize("strategy", ["vmap", "manual"])
+    def test_an_array_outside_of_the_states_is_a_constant(self, strategy: str) -> None:
+        learner, params = pb.capture(WithArrayOutsideStates(), np.ones(N_IN), algorithm=pb.ES_D_RTRL(0.9))
+        batched = getattr(pb, strategy)(learner, SAMPLES)
+        after, output = batched.step(params, batched.init(), np.ones((SAMPLES, N_IN)))
+        assert_moving(output)
+        assert_identical(output, 3.0 * after.hidden["inner.h"])
 
 
 class TestDeterminism:

@@ -67,6 +67,19 @@ class TestAgainstTheCompiler:
         assert captured(name, seed).learner.program.relations
 
 
+class TestDerivatives:
+    @pytest.mark.parametrize("name", EVERY)
+    def test_have_the_specifications_of_the_program(self, name: str, seed: int) -> None:
+        learner = captured(name, seed).learner
+        program, zero = learner.program, learner.zero_perturbation()
+        step = jax.eval_shape(learner.execute, program.params, program.states, program.inputs, zero)
+        assert jax.tree.map(shape_and_dtype, step.jacobians) == jax.tree.map(shape_and_dtype, program.derivatives)
+
+
+def shape_and_dtype(x: Any) -> tuple[tuple[int, ...], Any]:
+    return x.shape, x.dtype
+
+
 ALGORITHMS = [pb.D_RTRL(rule="published"), pb.D_RTRL(), pb.ES_D_RTRL(0.9), pb.BPTT()]
 
 

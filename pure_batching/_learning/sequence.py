@@ -12,15 +12,14 @@ import jax.numpy as jnp
 
 from .._algorithms.base import add_gradients
 from .._options import check_choice, check_flag, is_count
-from .._program import Loss, Params
-from .._tree import Tree, nbytes, spec_text, unit_of, with_lead
+from .._program import Jacobians, Loss, Params
+from .._tree import Tree, nbytes, spec_text, unit_of
 from ..errors import LossError, OptionError
 from .carry import Carry
 from .learner import Learner, check_learner
 from .sequence_fn import SequenceFn, begin
 from .steps import Steps, Timed
 from .task import Task
-from .traces import step_trace
 from .window import run_window
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -112,21 +111,19 @@ def window_length(learner: Learner, time: int, window: int | None) -> int:
         return min(window, time)
     if learner.algorithm.credit == "window":
         return time
-    stacked = nbytes(_record_spec(learner))
+    stacked = (learner.batch_size or 1) * nbytes(_record_spec(learner))
     return max(1, min(time, STACK_BUDGET // max(stacked, 1)))
 
 
 def _record_spec(learner: Learner) -> Tree:
-    """The specification of the record that one step leaves for the end of its window."""
-    program = learner.program
+    """The specification of the record that one step of one sample leaves for the end of its window."""
+    program, algorithm = learner.program, learner.algorithm
 
-    def record(params: Params, carry: Carry, inputs: tuple[Tree, ...]) -> Any:
-        zero = learner.zero_perturbation()
-        done = learner.execute(params, carry.states, inputs, zero)
-        return step_trace(learner, params, carry.trace, done.jacobians, program.signal(zero), carry.update_count)[1]
+    def record(params: Params, jacobians: Jacobians) -> Any:
+        signal = program.signal(program.zero_perturbation())
+        return algorithm.step(program, params, algorithm.init(program), jacobians, signal, jnp.zeros((), jnp.int32))[1]
 
-    inputs = with_lead(program.inputs, learner.lead)
-    return jax.eval_shape(record, program.params, learner.carry_spec(), inputs)
+    return jax.eval_shape(record, program.params, program.derivatives)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -1,6 +1,7 @@
 """The pure function of a program: a flat step between trees, and its derivatives."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,6 +20,8 @@ def executable(
     whole = _with_temporaries(step.closed, temporaries)
     output, order, perturbed = step.traced.output, tuple(step.traced.states), tuple(step.perturbations)
     specs = {**params, **{path: spec for field in states for path, spec in field.items()}}
+    # Several transformations of a step trace it again; its derivatives are traced once for all of them.
+    derivatives = jax.jit(partial(jacobians, parts), inline=True)
 
     def execute(params: Params, states: States, inputs: tuple[Tree, ...], perturbation: Perturbation) -> Step:
         values = {**params, **states.hidden, **states.other, **states.keys, **states.shared}
@@ -28,7 +31,7 @@ def executable(
         for path in order:
             new[path], left = _take(specs[path], left)
         after = States(*({path: new[path] for path in field} for field in states))
-        return Step(result, after, jacobians(parts, jax.lax.stop_gradient(left)))
+        return Step(result, after, derivatives(jax.lax.stop_gradient(left)))
 
     return execute
 

@@ -1,7 +1,7 @@
 """The derivatives of one step, from the parts that were cut out of it and the values that it left."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +18,13 @@ class Parts(NamedTuple):
 
     Attributes:
       xs: the position of each weight's input in the step's temporaries, by the name of the first relation that reads
-        it, and the dtype of its trace.
+        it, and the specification of its trace.
       to_hidden: from a weight's output to the new states of a group.
       transitions: from the old states of a group to its new ones.
       within: from the perturbations of a group to its new states, for groups whose states feed each other.
     """
 
-    xs: dict[str, tuple[int, jnp.dtype]]
+    xs: dict[str, tuple[int, jax.ShapeDtypeStruct]]
     to_hidden: tuple[tuple[Link, Slice], ...]
     transitions: tuple[tuple[Group, Slice], ...]
     within: tuple[tuple[Group, Slice], ...]
@@ -33,10 +33,24 @@ class Parts(NamedTuple):
 def jacobians(parts: Parts, temporaries: Arrays) -> Jacobians:
     """The derivatives of a step at the values of its temporaries."""
     return Jacobians(
-        xs={name: temporaries[i].astype(dtype) for name, (i, dtype) in parts.xs.items()},
+        xs={name: temporaries[i].astype(spec.dtype) for name, (i, spec) in parts.xs.items()},
         dfs={link.name: _df(link.group, piece, temporaries) for link, piece in parts.to_hidden},
         diagonals={group.name: _diagonal(group, piece, temporaries) for group, piece in parts.transitions},
         within={group.name: _diagonal(group, piece, temporaries) for group, piece in parts.within},
+    )
+
+
+def specs_of(parts: Parts) -> Jacobians:
+    """The specifications of what `jacobians` returns."""
+
+    def spec(group: Group, *more: int) -> Any:
+        return jax.ShapeDtypeStruct((*group.shape, *more), group.dtype)
+
+    return Jacobians(
+        xs={name: cast("Any", x) for name, (_, x) in parts.xs.items()},
+        dfs={link.name: spec(link.group) for link, _ in parts.to_hidden},
+        diagonals={group.name: spec(group, group.num_states) for group, _ in parts.transitions},
+        within={group.name: spec(group, group.num_states) for group, _ in parts.within},
     )
 
 

@@ -64,6 +64,7 @@ def _text(frame: Frame) -> str:
     return f"{file}:{frame.line} ({frame.function.rsplit('<locals>.', maxsplit=1)[-1]})"
 
 
+@functools.cache
 def _folder_of(file: str, packages: tuple[str, ...]) -> str | None:
     folders = (_folder(name) for name in packages if name in sys.modules)
     return next((folder for folder in folders if folder is not None and _is_in(file, folder)), None)

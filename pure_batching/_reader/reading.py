@@ -12,7 +12,7 @@ from .._tree import named_leaves
 from ..errors import CaptureError
 from .executing import executable
 from .hidden import FoundGroup, flattened, found_groups
-from .jacobians import Parts
+from .jacobians import Parts, specs_of
 from .jaxprs import Var
 from .lines import place
 from .operations import leaves_of, operation_of
@@ -51,6 +51,7 @@ def read(traced: TracedStep, params: Params, single: Program | None = None) -> P
         direct=tuple(path for path in traced.of_kind("param") if _is_direct(path, uses)),
         groups=tuple(groups.values()),
         relations=relations,
+        derivatives=specs_of(parts),
         uses=tuple(_reported(params, uses, related, relations)),
         axis_name=traced.axis_name,
         execute=executable(step, params, states, temporaries, parts),
@@ -166,12 +167,12 @@ def _parts(
     to_hidden = [(link, _cut(step, [y], after[link.group.name], order)) for link, y in links]
     transitions = [(groups[one.name], _cut(step, one.before, one.after, order)) for one in found]
     within = [(groups[one.name], piece) for one in found if (piece := _within(step, one, order)) is not None]
-    inputs = {r.x.name: (one.relation.x, r.x.spec.dtype) for one, r in zip(related, relations, strict=True) if r.x}
+    inputs = {r.x.name: (one.relation.x, r.x.spec) for one, r in zip(related, relations, strict=True) if r.x}
     pieces = [piece for part in (to_hidden, transitions, within) for _, piece in part]
     wanted = {var for piece in pieces for var in (*piece.free, *piece.cut)} | {x for x, _ in inputs.values() if x}
     temporaries = sorted(wanted, key=order.__getitem__)
     return temporaries, Parts(
-        xs={name: (temporaries.index(x), dtype) for name, (x, dtype) in inputs.items() if x is not None},
+        xs={name: (temporaries.index(x), spec) for name, (x, spec) in inputs.items() if x is not None},
         to_hidden=tuple((link, piece.bind(temporaries)) for link, piece in to_hidden),
         transitions=tuple((group, piece.bind(temporaries)) for group, piece in transitions),
         within=tuple((group, piece.bind(temporaries)) for group, piece in within),

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import brainstate
 import jax
+import jax.numpy as jnp
 
 from .._program import Params
 from .._reader.jaxprs import evaluate
@@ -76,6 +77,19 @@ class Blueprint:
         is_asked = any(_demands_size(node) for _, node in brainstate.graph.iter_node(module))
         sizes: dict[str, Any] = {"batch_size": None} if is_asked else {}
         brainstate.nn.init_all_states(module, **sizes)
+        return module
+
+    def build_batched(self, axes: Mapping[str, Tree], batch_size: int) -> brainstate.nn.Module:
+        """The same for a batch: every state is repeated along the axis that is given for each leaf of it."""
+        module = self.build()
+
+        def repeat(leaf: jax.Array, axis: int) -> jax.Array:
+            shape = (*leaf.shape[:axis], batch_size, *leaf.shape[axis:])
+            return jnp.broadcast_to(jnp.expand_dims(leaf, axis), shape)
+
+        for path, state in states_of(module).items():
+            if path in axes:
+                state.value = jax.tree.map(repeat, state.value, axes[path])
         return module
 
     def holds(self, kind: type) -> bool:

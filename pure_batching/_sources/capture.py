@@ -17,7 +17,7 @@ from .._reader.step import TracedStep
 from .._tree import Tree, spec_of, spec_text, strong, with_lead
 from ..errors import CaptureError, PureBatchingError, StrategyError
 from .base import Source
-from .blueprint import Blueprint, states_of
+from .blueprint import Blueprint, PureFunction
 from .reasons import cause_of, first_lines, repair_of
 from .tracing import RANDOM, traced_step
 
@@ -91,22 +91,25 @@ class ModuleSource(Source):
 
     def _trace_one_of(self, size: int) -> Program:
         with self._blueprint.environment():
-            module = self._explained(self._blueprint.build)
-            step = self._explained(lambda: self._traced(module, self._inputs, size))
+            step = self._explained(lambda: self._traced(self._blueprint.build, self._inputs, size))
             check_step(step, self.name)
             return self._explained(lambda: read(step, self._param_specs))
 
-    def _traced(self, module: brainstate.nn.Module, inputs: tuple[Tree, ...], size: int) -> TracedStep:
-        """The step of one of `size` samples along the axis, if there is one."""
-        if self.axis_name is None:
-            return traced_step(module, inputs, None)
+    def _traced(self, build: Callable[[], brainstate.nn.Module], inputs: tuple[Tree, ...], size: int) -> TracedStep:
+        """The step of one of `size` samples along the axis, if there is one, of a module that is built for it."""
         found: list[TracedStep] = []
 
-        def trace(_: jax.Array) -> None:
-            found.append(traced_step(module, inputs, self.axis_name))
+        def trace(_: Any = None) -> None:
+            found.append(traced_step(build(), inputs, self.axis_name))
 
-        jax.vmap(trace, axis_name=self.axis_name)(jnp.zeros(size))
-        return found[0]
+        def along() -> None:
+            mapped = trace if self.axis_name is None else jax.vmap(trace, axis_name=self.axis_name)
+            mapped(np.zeros(size))
+
+        PureFunction.of(along)  # a step is read from the shapes of its states, so their values are traced only
+        if any(isinstance(const, jax.core.Tracer) for const in found[-1].jaxpr.consts):
+            along()  # init_state left an array outside of the states, which the step reads as a constant
+        return found[-1]
 
     def _trace_batched(self, size: int) -> Program:
         single = self.one_of(1)
@@ -114,9 +117,7 @@ class ModuleSource(Source):
         axes = {path: axis for path, axis in self.batch_axes().items() if path not in once}
         inputs = with_lead(self._inputs, (size,))
         with self._blueprint.environment():
-            module = self._blueprint.build()
-            _add_batch(module, axes, size)
-            step = self._mapped(lambda: self._traced(module, inputs, 1))
+            step = self._mapped(lambda: self._traced(lambda: self._blueprint.build_batched(axes, size), inputs, 1))
             check_batched(step, single, size, self.name)
             return self._mapped(lambda: read(step, self._param_specs, single))
 
@@ -173,13 +174,3 @@ def _same_shapes(two: Tree, three: Tree) -> bool:
 def _differing_axis(two: jax.ShapeDtypeStruct, three: jax.ShapeDtypeStruct) -> int:
     differing = [axis for axis, (a, b) in enumerate(zip(two.shape, three.shape, strict=True)) if a != b]
     return differing[0] if differing else 0
-
-
-def _add_batch(module: brainstate.nn.Module, axes: dict[str, Tree], batch_size: int) -> None:
-    def widen(leaf: jax.Array, axis: int) -> np.ndarray:
-        shape = (*leaf.shape[:axis], batch_size, *leaf.shape[axis:])
-        return np.broadcast_to(np.expand_dims(np.asarray(leaf), axis), shape)
-
-    for path, state in states_of(module).items():
-        if path in axes:
-            state.value = jax.tree.map(widen, state.value, axes[path])
