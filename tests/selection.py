@@ -26,7 +26,7 @@ BY_DEFAULT = frozenset(
 
 # How many models, and how many rules, one test function runs over by default; the next function takes those that were
 # used least so far.
-NAMES_OF_ONE_TEST = 3
+NAMES_OF_ONE_TEST = 2
 
 Case = Mapping[str, Any]
 Value = tuple[str, str]
