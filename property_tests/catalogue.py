@@ -302,7 +302,7 @@ FAULTS = (
     ),
     Fault(
         "clipping scales up what is small",
-        "_learning/norms.py",
+        "_learning/clipping.py",
         "scales = jnp.minimum(1, bound",
         "scales = jnp.maximum(1, bound",
         "test_norms.py::TestClippedGrad::test_a_large_bound_clips_nothing",

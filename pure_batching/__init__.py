@@ -21,8 +21,9 @@ from ._carries import (
 from ._explain import Explanation as Explanation, explain as explain
 from ._independence.audit import Audit as Audit, audit as audit
 from ._learning.carry import Carry as Carry, apart as apart
+from ._learning.clipping import clipped_grad as clipped_grad
 from ._learning.learner import Learner as Learner
-from ._learning.norms import clipped_grad as clipped_grad, sample_norms as sample_norms
+from ._learning.norms import sample_norms as sample_norms
 from ._learning.sequence import Aux as Aux, sequence_grad as sequence_grad
 from ._sources.states import read_states as read_states, write_states as write_states
 from .errors import PureBatchingError as PureBatchingError, SampleCouplingError as SampleCouplingError

@@ -1,4 +1,4 @@
-"""A comparison counts only if there is something to compare."""
+"""Checks that two results have something to compare: a comparison of nothing proves nothing."""
 
 import numpy as np
 
@@ -30,21 +30,21 @@ def assert_alive(result: Tree, *, spikes: bool = False, large_traces: bool = Tru
 
 
 def assert_gradients_alive(gradients: Tree) -> None:
-    """Every weight has a gradient, and the gradient is finite."""
+    """Check that every weight has a gradient, and that it is finite."""
     for path, leaf in named(gradients):
         _check(bool(np.isfinite(leaf).all()), f"the gradient of {path} is not finite")
         _check(bool(leaf.any()), f"the gradient of {path} is zero")
 
 
 def assert_moving(states: Tree) -> None:
-    """Hidden states are finite, and have left where they began."""
+    """Check that hidden states are finite, and that they moved."""
     for path, leaf in named(states):
         _check(bool(np.isfinite(leaf).all()), f"the hidden state {path} is not finite")
         _check(bool(leaf.any()), f"the hidden state {path} never left zero")
 
 
 def assert_traces_alive(trace: Tree) -> None:
-    """Some trace grows beyond 1, where a normalisation would begin to show."""
+    """Check that some trace grows beyond 1, where a normalisation begins to show."""
     size = largest(trace)
     _check(size > 1, f"no trace exceeds 1: the largest entry is {size}")
 
@@ -55,7 +55,7 @@ def has_traces(trace: Tree) -> bool:
 
 
 def assert_fires(outputs: Tree) -> None:
-    """Some neuron fires before the last step, so that what follows a spike is seen as well."""
+    """Check that some neuron fires before the last step, so that the steps after a spike are seen as well."""
     _check(any(leaf[:-1].any() for _, leaf in named(outputs)), "no neuron fires before the last step")
 
 

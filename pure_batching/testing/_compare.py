@@ -1,4 +1,4 @@
-"""Two results compared leaf by leaf: where they differ first, at which step and in which sample."""
+"""The comparison of two results, leaf by leaf: it finds the first step, sample and entry in which they differ."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -125,7 +125,7 @@ def _differences(got: Tree, expected: Tree, kind: Callable[[str], str]) -> Itera
 
 
 def _first_step(got: Tree, expected: Tree, kind: Callable[[str], str], sample: int) -> int:
-    """The first step at which an output or a loss of a sample differs by more than it may."""
+    """Find the first step at which an output or a loss of a sample differs by more than it may."""
     differs = [
         (entries(one, other)[:, sample] > tolerance(kind(path), other.dtype)).reshape(len(one), -1).any(-1)
         for (path, one), (_, other) in zip(named(got), named(expected), strict=True)
@@ -135,7 +135,7 @@ def _first_step(got: Tree, expected: Tree, kind: Callable[[str], str], sample: i
 
 
 def entries(got: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """Each entry's difference over the largest expected entry; infinite where one is not a number and the other is."""
+    """Divide each entry's difference by the largest expected entry; infinite where one of the two is no number."""
     if not np.issubdtype(expected.dtype, np.inexact):
         return (got != expected).astype(float)
     with np.errstate(invalid="ignore"):
@@ -147,5 +147,5 @@ def entries(got: np.ndarray, expected: np.ndarray) -> np.ndarray:
 
 
 def axes_of(path: str) -> Sequence[str]:
-    """What the leading axes of a leaf are."""
+    """Name the leading axes of a leaf."""
     return next((axes for start, axes in AXES if path.startswith(start)), ())

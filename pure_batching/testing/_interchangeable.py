@@ -164,7 +164,7 @@ def _assert_partial(case: Case) -> None:
 
 
 def _check(law: Law, case: Case) -> None:
-    """The law, with what else can be found out about a violation."""
+    """Check a law, and say more about a violation: its smallest batch, and its margin."""
     try:
         law(case)
     except LawViolation as violation:
@@ -175,7 +175,7 @@ def _check(law: Law, case: Case) -> None:
 
 
 def _smallest(law: Law, case: Case) -> Case:
-    """The smallest batch, and for it the shortest sequence, that still violate the law."""
+    """Find the smallest batch, and for it the shortest sequence, that still violate the law."""
     return next((small for small in _smaller(case) if _is_violated(law, small)), case)
 
 

@@ -37,7 +37,7 @@ class Comparison(NamedTuple):
 
 
 class ClosestComparison(NamedTuple):
-    """The closest comparison of a step of a sample."""
+    """The closest comparison, and the step and the sample that made it."""
 
     comparison: Comparison
     step: int
@@ -71,7 +71,7 @@ def note_of(violation: LawViolation, case: Case) -> str | None:
 
 
 def _moments(case: Case, sample: int, flags: Any) -> Iterator[ClosestComparison]:
-    """The closest comparison of each step of a sample that counts and compares anything."""
+    """Find the closest comparison of each step of a sample that counts and compares anything."""
     learner, carry = case.subject.learner, case.subject.learner.init(jax.random.fold_in(case.key, sample))
     for t, (counts, starts_anew) in enumerate(zip(*flags_of(flags, sample, case.data.steps), strict=True)):
         carry = begun_anew(case, sample, t, carry) if starts_anew else carry
@@ -83,7 +83,7 @@ def _moments(case: Case, sample: int, flags: Any) -> Iterator[ClosestComparison]
 
 
 def smallest_margin(learner: Learner, params: Params, carry: Carry, inputs: tuple[Tree, ...]) -> float:
-    """The smallest |a - b| of the comparisons `a >= b` of one step of one sample, in units of rounding.
+    """Find the smallest |a - b| of the comparisons `a >= b` of one step of one sample, in units of rounding.
 
     Those inside loops and branches of JAX (`scan`, `while_loop`, `cond`) are not looked at.
 
@@ -101,7 +101,7 @@ def smallest_margin(learner: Learner, params: Params, carry: Carry, inputs: tupl
 
 
 def _comparisons(learner: Learner, params: Params, carry: Carry, inputs: tuple[Tree, ...]) -> Iterator[Comparison]:
-    """Every comparison of floating-point numbers in one step of one sample."""
+    """Find every comparison of floating-point numbers in one step of one sample."""
     closed = jax.make_jaxpr(learner.step)(params, carry, *inputs)
     yield from _walk(closed, jax.tree.leaves((params, carry, *inputs)))
 

@@ -110,7 +110,7 @@ class Native:
 
 
 def native(subject: Subject, make: Make) -> Native:
-    """A new module and BrainScale's algorithm, compiled for one sample."""
+    """Build a new module, and compile BrainScale's algorithm for one sample of it."""
     net, environ = subject.net_factory(), subject.environ or {}
     with brainstate.environ.context(**environ):
         brainstate.nn.init_all_states(net, batch_size=None)
@@ -120,7 +120,7 @@ def native(subject: Subject, make: Make) -> Native:
 
 
 class Samples(NamedTuple):
-    """The results of BrainScale, which runs one sample at a time.
+    """Results of BrainScale, which runs one sample at a time.
 
     Attributes:
       gradients: of each sample, `[B, *param.shape]`.

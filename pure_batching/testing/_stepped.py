@@ -22,7 +22,7 @@ class Flags(NamedTuple):
 
 
 def stepped(case: Case, carry: Carry, data: Data, flags: Mapping[str, Any]) -> Result:
-    """The gradient of each sample from a carry: one sample after the other, one step after the other.
+    """Compute the gradient of each sample from a carry: one sample after the other, one step after the other.
 
     It stands for every window of an algorithm with single-step learning signals. The outputs of masked steps are zeros.
     """
@@ -36,7 +36,7 @@ def stepped(case: Case, carry: Carry, data: Data, flags: Mapping[str, Any]) -> R
 
 
 def one_sample(case: Case, i: int, carry: Carry, data: Data, flags: Flags) -> Result:
-    """Sample `i`, whose data is `[T, ...]`."""
+    """Take sample `i`, whose data is `[T, ...]`."""
     total, losses, outputs = jax.tree.map(np.zeros_like, case.params), [], []
     for t, (counts, starts_anew) in enumerate(zip(*flags, strict=True)):
         carry = begun_anew(case, i, t, carry) if starts_anew else carry
@@ -50,7 +50,7 @@ def one_sample(case: Case, i: int, carry: Carry, data: Data, flags: Flags) -> Re
 
 
 def every_step(steps: int) -> Flags:
-    """Nothing masked and nothing reset."""
+    """Make flags that mask nothing and reset nothing."""
     return Flags(np.ones(steps, bool), np.zeros(steps, bool))
 
 
@@ -66,12 +66,12 @@ def step_gradient(subject: Subject) -> Any:
 
 
 def begun_anew(case: Case, i: int, t: int, carry: Carry) -> Carry:
-    """Sample `i` after a reset before step `t`, with a start of its own and the random keys that it had."""
+    """Give sample `i` a start of its own, as a reset before step `t` does; it keeps its random keys."""
     key = jax.random.fold_in(jax.random.fold_in(case.key, i), t)
     return case.subject.learner.init(key)._replace(keys=carry.keys)
 
 
 def flags_of(flags: Mapping[str, Any], i: int, steps: int) -> Flags:
-    """The mask and the resets of one sample, `[T]`."""
+    """Take the mask and the resets of one sample, `[T]`."""
     said = {name: np.asarray(value)[:, i] for name, value in flags.items() if value is not None}
     return every_step(steps)._replace(**said)

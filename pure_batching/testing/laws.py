@@ -230,7 +230,7 @@ ALL: Mapping[str, Law] = {
         exactness,
     )
 }
-"""The laws by name; where locality does not hold, those after it fail for that reason alone."""
+"""The laws by name. Where locality does not hold, the laws after it fail for that reason alone."""
 
 
 # Which steps count and where samples start anew, from a step and a sample on.
@@ -246,7 +246,7 @@ def _is_stepped(case: Case) -> bool:
 
 
 def _halves(case: Case) -> tuple[Data, Data]:
-    """Two parts that meet where a window ends."""
+    """Cut the data in two parts that meet where a window ends."""
     middle = _middle(case)
     return case.data.of_steps(0, middle), case.data.of_steps(middle, case.data.steps)
 
@@ -264,7 +264,7 @@ def _flags_between_windows(case: Case) -> dict[str, Any]:
 
 
 def _flagged(case: Case, name: str, flags: Mapping[str, Any]) -> Result:
-    """What a masked and reset sequence must give."""
+    """Compute what a masked and reset sequence must give."""
     if _is_stepped(case):
         return stepped(case, case.init(name), case.data, flags)
     first, rest = _halves(case)
@@ -284,7 +284,7 @@ def _flagged(case: Case, name: str, flags: Mapping[str, Any]) -> Result:
 
 
 def _of_either(counts: np.ndarray, one: Result, other: Result) -> Result:
-    """The first result for the samples that count, the second for the others."""
+    """Take the first result for the samples that count, and the second for the others."""
 
     def choose(axis: int) -> Any:
         return lambda a, b: jnp.where(counts.reshape(-1, *(1 for _ in a.shape[axis + 1 :])), a, b)
@@ -294,7 +294,7 @@ def _of_either(counts: np.ndarray, one: Result, other: Result) -> Result:
 
 
 def _poisoned_step(case: Case) -> Tree:
-    """One step of a learner captured from a module whose states are then ruined."""
+    """Run one step of a learner whose module gets NaN in every state after the capture."""
     net = case.subject.net_factory()
     learner = case.subject.captured(net, case.data)
     states: Any = brainstate.graph.states(net)

@@ -228,7 +228,7 @@ def _projection(spec: Spiking, comm: Any, neurons: Any) -> Any:
 
 
 class _LeakyLayer(brainstate.nn.Module):
-    """The state has the shape of the operation's output; what goes on is flat."""
+    """A state with the shape of the operation's output; the next layer gets it flat."""
 
     def __init__(self, operation: Any) -> None:
         super().__init__()
@@ -253,7 +253,7 @@ class _Untraced(brainstate.nn.Module):
 
 
 class _Scaled(brainstate.nn.Module):
-    """Element-wise weights on top of a matrix."""
+    """A matrix, and element-wise weights behind it."""
 
     def __init__(self, n_in: int, size: int) -> None:
         super().__init__()

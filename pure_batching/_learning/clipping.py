@@ -1,0 +1,109 @@
+"""The sum of per-sample gradients, each clipped by its norm, without the gradients themselves."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from .._options import check_choice
+from .._program import Loss, Params
+from .._tree import Tree
+from ..errors import OptionError
+from .carry import Carry
+from .learner import Learner
+from .norms import NormFn, check_batched
+from .sequence import sequence_grad
+from .sequence_fn import SequenceFn
+from .steps import Steps
+
+
+class ClippedAux(NamedTuple):
+    """The results beside a clipped gradient.
+
+    Attributes:
+      carry: the carry after the last step.
+      losses: `[T, B]`, before clipping.
+      norms: `[B]`, of the samples' gradients before clipping.
+      clipped: how many samples were clipped, `[]`.
+    """
+
+    carry: Carry
+    losses: jax.Array
+    norms: jax.Array
+    clipped: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class ClippedGradFn(SequenceFn[tuple[Params, ClippedAux]]):
+    """The function that `clipped_grad` makes.
+
+    `(params, carry, inputs, targets, *, mask=None, reset=None, key=None) -> (gradients, ClippedAux)`
+
+    The gradients are the sum or mean over samples of the clipped gradient of each.
+    """
+
+    bound: float | jax.Array
+    reduction: str
+
+    def run(
+        self, params: Params, carry: Carry | None, steps: Steps, key: jax.Array | None
+    ) -> tuple[Params, ClippedAux]:
+        """The gradient for arguments that were checked; both passes draw the same random numbers."""
+        norms, aux = NormFn(self.learner, self.loss).run(params, carry, steps, key)
+        bound = jnp.asarray(self.bound, norms.dtype)
+        scales = jnp.minimum(1, bound / jnp.maximum(norms, jnp.finfo(norms.dtype).tiny))
+        weighted = sequence_grad(self.learner, _Weighted(self.loss), reduction=self.reduction)
+        gradients, _ = weighted.run(params, carry, steps.with_weights(scales), key)
+        return gradients, ClippedAux(aux.carry, aux.losses, norms, (scales < 1).sum())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Weighted:
+    """A loss times the weight of its sample: the gradient of the sum is the weighted sum of the samples' gradients."""
+
+    loss: Loss
+
+    def __call__(self, output: Tree, target: tuple[Tree, jax.Array]) -> Any:
+        return self.loss(output, target[0]) * target[1]
+
+
+def clipped_grad(learner: Learner, loss: Loss, bound: float | jax.Array, *, reduction: str = "mean") -> ClippedGradFn:
+    """A function that gives the sum or mean of per-sample gradients, each scaled down to at most `bound`.
+
+    The building block of DP-SGD (Abadi et al., "Deep Learning with Differential Privacy", 2016), without its noise. It
+    costs `sample_norms` and one summed gradient, in which each sample's loss is weighted by its scale.
+
+    Args:
+      learner: batched by a strategy.
+      loss: as in `sequence_grad`.
+      bound: the largest norm, `[]`, above 0; inside `jax.jit` it may be traced, and is then not checked.
+      reduction: `"mean"` or `"sum"` over samples.
+
+    Returns:
+      `(params, carry, inputs, targets, *, mask=None, reset=None, key=None) -> (gradients, ClippedAux)`, whose
+      `clipped` counts the samples that were scaled down, and whose `norms` are those before.
+
+    Raises:
+      StrategyError: the learner is of one sample.
+      OptionError: a bound that is not above 0, another reduction.
+    """
+    check_batched(learner, "clipped_grad")
+    _check_bound(bound)
+    check_choice("reduction", reduction, ("mean", "sum"))
+    return ClippedGradFn(learner, loss, bound, reduction)
+
+
+def _check_bound(bound: Any) -> None:
+    """Raise OptionError unless the bound is one number above 0; a value traced by `jax.jit` is not known yet."""
+    if not _is_real_number(bound) or (not isinstance(bound, Tracer) and not bound > 0):
+        raise OptionError("bound", got=repr(bound), expected="a number above 0", repair="Give the largest norm.")
+
+
+def _is_real_number(value: Any) -> bool:
+    if not isinstance(value, (int, float, np.generic, np.ndarray, jax.Array)) or np.shape(value):
+        return False
+    dtype = jnp.result_type(value) if isinstance(value, (int, float)) else value.dtype
+    return any(jnp.issubdtype(dtype, kind) for kind in (np.integer, np.floating))
