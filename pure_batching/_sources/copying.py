@@ -28,6 +28,8 @@ _REPAIR = (
 _WITHOUT_MODULES = (type, types.ModuleType, types.CodeType, types.BuiltinFunctionType, str, bytes, int, float, complex)
 _ARRAY_LIBRARIES = ("jax", "jaxlib", "numpy")
 
+_MODULES = (brainstate.graph.Node, brainstate.State)
+
 
 def copy_module(module: brainstate.nn.Module) -> brainstate.nn.Module:
     """Copy a module with its modules, states, containers and functions.
@@ -49,8 +51,8 @@ class _Copier:
         """Copy a value; `place` is how it is reached, such as `Net.layers[0].linear`."""
         if id(value) in self.made:
             return self.made[id(value)]
-        for kind, make in _MAKERS.items():
-            if isinstance(value, kind):
+        for kinds, make in _MAKERS.items():
+            if _is_one_of(value, kinds):
                 return make(self, value, place)
         return self._other(value, place) if self.holds_module(value) else value
 
@@ -163,23 +165,27 @@ def _weak(copier: _Copier, value: Any, place: str) -> Any:
 
 
 # The first kind that fits makes the copy.
-_MAKERS: dict[Any, Callable[[_Copier, Any, str], Any]] = {
-    (brainstate.graph.Node, brainstate.State): _object,
-    types.SimpleNamespace: _namespace,
-    tuple: _tuple,
+_MAKERS: dict[tuple[type, ...], Callable[[_Copier, Any, str], Any]] = {
+    _MODULES: _object,
+    (types.SimpleNamespace,): _namespace,
+    (tuple,): _tuple,
     (list, collections.deque): _list,
     (set, frozenset): _set,
-    dict: _dict,
-    functools.partial: _partial,
-    types.MethodType: _method,
-    types.FunctionType: _function,
-    weakref.ref: _weak,
+    (dict,): _dict,
+    (functools.partial,): _partial,
+    (types.MethodType,): _method,
+    (types.FunctionType,): _function,
+    (weakref.ref,): _weak,
 }
 
 
+def _is_one_of(value: Any, kinds: tuple[type, ...]) -> bool:
+    """`isinstance`, but BrainState's modules are an abstract base class, which would ask all of its subclasses."""
+    return any(kind in kinds for kind in type(value).__mro__)
+
+
 def _is_module(value: Any) -> bool:
-    is_one = isinstance(value, (brainstate.graph.Node, brainstate.State))
-    return is_one and value is not brainstate.random.DEFAULT
+    return _is_one_of(value, _MODULES) and value is not brainstate.random.DEFAULT
 
 
 def _is_full(cell: types.CellType) -> bool:
