@@ -15,7 +15,7 @@ from .errors import BatchSizeError, SampleCouplingError, StrategyError
 
 
 def loop(learner: Learner, batch_size: int) -> Learner:
-    """A batch by `jax.lax.map` over samples: slow, and the definition of `pb.manual` and `pb.vmap`.
+    """Run a batch by `jax.lax.map` over samples: slow, but it defines what `pb.manual` and `pb.vmap` mean.
 
         def step(params, carries, inputs):
             return [learner.step(params, carries[i], inputs[i]) for i in range(B)]
@@ -36,7 +36,7 @@ def loop(learner: Learner, batch_size: int) -> Learner:
 
 
 def vmap(learner: Learner, batch_size: int) -> Learner:
-    """A batch by `jax.vmap` of the single-sample program; its meaning is `pb.loop`.
+    """Run a batch by `jax.vmap` of the single-sample program; its meaning is `pb.loop`.
 
     Where the learner was captured with an `axis_name`, samples reach each other along it.
 
@@ -56,7 +56,7 @@ def vmap(learner: Learner, batch_size: int) -> Learner:
 
 
 def manual(learner: Learner, batch_size: int, *, allow_coupling: bool = False) -> Learner:
-    """A batch by tracing the module again, on `(B, ...)` arrays; its meaning is `pb.loop`.
+    """Run a batch by tracing the module again, on `(B, ...)` arrays; its meaning is `pb.loop`.
 
     Args:
       learner: a learner of one sample.

@@ -23,7 +23,7 @@ from .errors import CarryError, NativeError
 
 
 def from_native(learner: Learner, algorithm: brainscale.ETraceVjpAlgorithm) -> Carry:
-    """The carry that continues a training begun in BrainScale: states, traces and running index.
+    """Make the carry that continues a training begun in BrainScale: states, traces and running index.
 
     Args:
       learner: of one sample, or batched, as the algorithm is.

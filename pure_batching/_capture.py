@@ -19,7 +19,7 @@ def capture(
     environ: dict[str, Any] | None = None,
     axis_name: str | None = None,
 ) -> tuple[Learner, Params]:
-    """A BrainScale module as a learner of one sample, and its trainable values.
+    """Read a BrainScale module as a learner of one sample, and take its trainable values.
 
     The module is read and left as it was. Its hidden states must be `HiddenState`s and its traced weights
     `ETraceParam`s; `NonTempParam` and plain `ParamState` weights get the ordinary gradient of each step.

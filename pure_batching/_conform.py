@@ -176,14 +176,21 @@ def _to_dtype(array: Any, dtype: Any, name: str) -> jax.Array:
     if array.dtype == dtype:
         return array
     if is_key(dtype) or is_key(array.dtype) or not _is_promoted(array, dtype):
-        is_number = jnp.issubdtype(dtype, jnp.inexact)
         raise DtypeError(
             name,
             got=array.dtype,
             expected=dtype,
-            repair=f"Convert it with .astype({str(dtype)!r}){_OR_CAPTURE if is_number else '.'}",
+            repair=_repair_of_dtype(array, dtype),
         )
     return array.astype(dtype)
+
+
+def _repair_of_dtype(array: jax.Array, dtype: Any) -> str:
+    """Numbers that a conversion would round or cut off are a case for another capture."""
+    if jnp.issubdtype(array.dtype, jnp.inexact) and jnp.issubdtype(dtype, jnp.integer):
+        return f"Capture the module with an example of dtype {array.dtype}: {dtype} numbers would lose what it holds."
+    is_number = jnp.issubdtype(dtype, jnp.inexact)
+    return f"Convert it with .astype({str(dtype)!r}){_OR_CAPTURE if is_number else '.'}"
 
 
 def _is_promoted(array: jax.Array, dtype: Any) -> bool:

@@ -67,7 +67,7 @@ def _line(texts: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def explain(learner: Learner) -> Explanation:
-    """How each weight of a learner learns: by a trace, by the gradient of the step, or not at all, and why.
+    """Say how each weight of a learner learns: by a trace, by the gradient of the step, or not at all, and why.
 
     Args:
       learner: of one sample or batched; the shapes of traces are those of one sample.

@@ -662,6 +662,15 @@ class TestArguments:
         with pytest.raises(StructureError, match=r"pb\.audit: got a learner and 1 example input, expected"):
             pb.audit(bench("GRUCell", seed).learner, jnp.ones(N_IN))
 
+    def test_a_learner_with_settings(self, seed: int) -> None:
+        with pytest.raises(StructureError, match=r"pb\.audit: got a learner and settings, expected a learner alone"):
+            pb.audit(bench("GRUCell", seed).learner, environ={"fit": True})
+
+    @pytest.mark.parametrize("size", [1, SAMPLES + 1, "many"])
+    def test_another_size_for_a_batch(self, size: Any, seed: int) -> None:
+        with pytest.raises(BatchSizeError, match=f"got batch size {size!r} for pb.vmap of 3 samples, expected 3"):
+            pb.audit(bench("GRUCell", seed).batched("vmap"), batch_size=size)
+
     @pytest.mark.parametrize("size", [1, 0])
     def test_a_batch_of_fewer_than_two(self, size: int, seed: int) -> None:
         with pytest.raises(BatchSizeError, match="got batch size"):

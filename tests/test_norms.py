@@ -13,7 +13,7 @@ from brainscale.nn import Linear
 import pure_batching as pb
 from pure_batching._algorithms.base import Factors
 from pure_batching._learning import norms as _norms
-from pure_batching.errors import OptionError, StrategyError
+from pure_batching.errors import LossError, OptionError, StrategyError
 
 from .alive import assert_gradients_alive
 from .bench import RULES, SAMPLES, STEPS, STRATEGIES, Bench, Request, bench
@@ -187,3 +187,9 @@ class TestClippedGrad:
     def test_reduction(self, seed: int) -> None:
         with pytest.raises(OptionError, match=r"reduction: got 'none', expected 'mean' or 'sum'"):
             pb.clipped_grad(bench("tutorial", seed).batched("vmap"), lambda out, _: out.sum(), 1.0, reduction="none")
+
+
+@pytest.mark.parametrize("make", [pb.sample_norms, lambda learner, loss: pb.clipped_grad(learner, loss, 1.0)])
+def test_a_loss_that_cannot_be_called_is_refused_at_once(make: Any, seed: int) -> None:
+    with pytest.raises(LossError, match="loss: got NoneType, expected a function"):
+        make(bench("GRUCell", seed).batched("vmap"), None)

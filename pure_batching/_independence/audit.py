@@ -81,10 +81,14 @@ def _reason(verdict: Verdict) -> str:
     }[verdict.kind]
 
 
+# Samples of an audited module: two others, so that no verdict holds for neighbours alone.
+DEFAULT_SIZE = 3
+
+
 def audit(
     net_or_learner: Any,
     *example_inputs: Tree,
-    batch_size: int = 3,
+    batch_size: int | None = None,
     environ: dict[str, Any] | None = None,
     probe: bool = True,
     params: Params | None = None,
@@ -100,7 +104,8 @@ def audit(
       net_or_learner: a module, or an unbatched learner, which is run as `pb.manual` runs it, even where its samples are
         coupled; or a batched learner, which is audited as it is.
       *example_inputs: for a module, the arguments of one step of one sample.
-      batch_size: the number of samples, where the learner has none yet; at least 2.
+      batch_size: the number of samples of a module or an unbatched learner, at least 2; 3 by default. A batched
+        learner has its own.
       environ: for a module, settings (`dt`, `fit`) on top of those in force.
       probe: whether undecided leaves are tried with numbers.
       params: the weights of the trial; by default the module's own, or drawn ones.
@@ -109,17 +114,17 @@ def audit(
       a verdict for each leaf that the step computes; `print` it to read it.
 
     Raises:
-      StructureError: example inputs for a learner, which has seen its own at capture.
+      StructureError: example inputs or settings for a learner, which has seen its own at capture.
       StructureError, ShapeError, DtypeError, UnitError: params of another module.
       OptionError: a `probe` that is no flag.
-      BatchSizeError: fewer than two samples.
+      BatchSizeError: fewer than two samples, or another number than that of a batched learner.
       CaptureError, RandomnessError, StrategyError: the module cannot be captured, or `pb.manual` cannot run it; audit
         `pb.vmap(learner, B)` instead.
     """
     check_flag("probe", probe)
     learner, own = _learner(net_or_learner, example_inputs, environ)
     weights = own if params is None else learner.check_params(params)
-    size = _check_size(batch_size if learner.batch_size is None else learner.batch_size)
+    size = _check_size(learner, batch_size)
     batched = learner if learner.batch_size is not None else learner.run_by(Manual(size))
     leaves = _verdicts(batched)
     undecided = [name for name, verdict in leaves.items() if verdict.kind == "undecided"]
@@ -140,17 +145,27 @@ def _verdicts(learner: Learner) -> dict[str, Verdict]:
 def _learner(given: Any, examples: tuple[Tree, ...], environ: dict[str, Any] | None) -> tuple[Learner, Params | None]:
     if not isinstance(given, Learner):
         return capture(given, *examples, algorithm=BPTT(), environ=environ)
-    if examples:
+    if examples or environ is not None:
+        more = count(len(examples), "example input") if examples else "settings"
         raise StructureError(
             "pb.audit",
-            got=f"a learner and {count(len(examples), 'example input')}",
+            got=f"a learner and {more}",
             expected="a learner alone",
-            repair="A learner has seen its examples at capture; leave them out.",
+            repair="A learner has seen its examples and settings at capture; leave them out.",
         )
     return given, None
 
 
-def _check_size(size: Any) -> int:
+def _check_size(learner: Learner, given: Any) -> int:
+    own = learner.batch_size
+    if given is not None and own is not None and given != own:
+        raise BatchSizeError(
+            "pb.audit",
+            got=f"batch size {given!r} for {learner.strategy.name} of {own} samples",
+            expected=f"{own}",
+            repair="A batched learner has its own batch size; leave batch_size out.",
+        )
+    size = own or (DEFAULT_SIZE if given is None else given)
     if not isinstance(size, numbers.Integral) or size < 2:  # noqa: PLR2004 - one sample has no neighbour
         raise BatchSizeError(
             "pb.audit",

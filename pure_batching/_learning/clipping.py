@@ -15,7 +15,7 @@ from ..errors import OptionError
 from .carry import Carry
 from .learner import Learner
 from .norms import NormFn, check_batched
-from .sequence import sequence_grad
+from .sequence import check_loss_function, sequence_grad
 from .sequence_fn import SequenceFn
 from .steps import Steps
 
@@ -71,7 +71,7 @@ class _Weighted:
 
 
 def clipped_grad(learner: Learner, loss: Loss, bound: float | jax.Array, *, reduction: str = "mean") -> ClippedGradFn:
-    """A function that gives the sum or mean of per-sample gradients, each scaled down to at most `bound`.
+    """Make a function that gives the sum or mean of per-sample gradients, each scaled down to at most `bound`.
 
     The building block of DP-SGD (Abadi et al., "Deep Learning with Differential Privacy", 2016), without its noise. It
     costs `sample_norms` and one summed gradient, in which each sample's loss is weighted by its scale.
@@ -88,9 +88,11 @@ def clipped_grad(learner: Learner, loss: Loss, bound: float | jax.Array, *, redu
 
     Raises:
       StrategyError: the learner is of one sample.
+      LossError: a loss that cannot be called.
       OptionError: a bound that is not above 0, another reduction.
     """
     check_batched(learner, "clipped_grad")
+    check_loss_function(loss)
     _check_bound(bound)
     check_choice("reduction", reduction, ("mean", "sum"))
     return ClippedGradFn(learner, loss, bound, reduction)

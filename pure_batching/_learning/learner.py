@@ -82,7 +82,7 @@ class Learner(eqx.Module):
         return before if self.batch_size is None else (*before, ("B", self.batch_size))
 
     def init(self, key: jax.Array | None = None) -> Carry:
-        """A fresh carry.
+        """Make a fresh carry.
 
         Args:
           key: a random key, typed or raw, for random initial states and random steps; None stands for
@@ -97,7 +97,7 @@ class Learner(eqx.Module):
         return _init(self, jax.random.key(0) if key is None else check_key(key))
 
     def step(self, params: Params, carry: Carry, *inputs: Tree) -> tuple[Carry, Tree]:
-        """One step.
+        """Run one step.
 
         `jax.grad` through it with respect to `params` gives the online gradient of this step, and with respect to
         `inputs` the ordinary one. No gradient flows through the carry.

@@ -15,7 +15,7 @@ from ..errors import StrategyError
 from .carry import Carry
 from .learner import Learner, check_learner
 from .online import collect
-from .sequence import Aux, check_loss
+from .sequence import Aux, check_loss, check_loss_function
 from .sequence_fn import SequenceFn, begin
 from .steps import Steps
 from .task import Task
@@ -38,7 +38,7 @@ class NormFn(SequenceFn[tuple[jax.Array, Aux]]):
 
 
 def sample_norms(learner: Learner, loss: Loss) -> NormFn:
-    """A function that gives the norm of every sample's gradient over a whole sequence.
+    """Make a function that gives the norm of every sample's gradient over a whole sequence.
 
     No leaf `[B, *param.shape]` is built: gradients are held for as many samples at a time as fit into 32 MiB, for one
     at least and for half of the batch at most. For an online rule that starts afresh, a matrix that multiplies a
@@ -58,8 +58,10 @@ def sample_norms(learner: Learner, loss: Loss) -> NormFn:
 
     Raises:
       StrategyError: the learner is of one sample.
+      LossError: a loss that cannot be called.
     """
     check_batched(learner, "sample_norms")
+    check_loss_function(loss)
     return NormFn(learner, loss)
 
 

@@ -65,7 +65,7 @@ class GradFn(SequenceFn[tuple[Params, Aux]]):
 def sequence_grad(
     learner: Learner, loss: Loss, *, reduction: str = "mean", window: int | None = None, outputs: bool = False
 ) -> GradFn:
-    """A function that gives the online gradient of a whole sequence.
+    """Make a function that gives the online gradient of a whole sequence.
 
     It equals `jax.grad` of the losses summed over a `jax.lax.scan` of `learner.step`, at every window, for algorithms
     with `vjp="single-step"`. With `"multi-step"`, and for BPTT, a window is what credit is propagated back through, so
@@ -95,7 +95,7 @@ def sequence_grad(
       LossError: a loss that cannot be called.
     """
     check_learner(learner, "sequence_grad")
-    _check_loss_function(loss)
+    check_loss_function(loss)
     check_choice("reduction", reduction, REDUCTIONS)
     check_flag("outputs", outputs)
     if window is not None and not is_count(window):
@@ -174,7 +174,7 @@ def _complete(task: Task, params: Params, gradients: Params, *, mean: bool = Fal
     return jax.tree.map(lambda x: x / size, whole) if mean and size else whole
 
 
-def _check_loss_function(loss: object) -> None:
+def check_loss_function(loss: object) -> None:
     """Raise LossError for what is no function."""
     if not callable(loss):
         raise LossError(

@@ -48,7 +48,8 @@ class SequenceFn(abc.ABC, Generic[Found]):
             is drawn from `fold_in` of the sample's key and the step, so that no two lives of a sample start alike.
           key: a random key, typed or raw; sample `i` of a batch gets `fold_in(key, i)`. It is needed where the module
             draws random numbers in a fresh start: with `carry=None`, and with `reset` if the initial state is random.
-            Pass another key at each call, or the same noise comes again.
+            Pass another key at each call, or the same noise comes again. A carry holds the keys of its samples, so
+            that the noise after it comes from these: with a carry, `key` serves random resets alone.
 
         Raises:
           ShapeError, BatchSizeError, DtypeError, UnitError, StructureError, CarryError, LossError: an argument does

@@ -6,7 +6,7 @@ import numpy as np
 
 from pure_batching.errors import BatchSizeError, DtypeError, ShapeError, StructureError, UnitError
 
-from .provoke import FLAGS, Refusal, first, gradient, mantissas, without
+from .provoke import FLAGS, Refusal, first, fractions_for_whole_numbers, gradient, mantissas, without
 
 DATA = (
     Refusal(
@@ -162,6 +162,12 @@ DATA = (
         lambda seed: gradient(seed, precision=32, inputs=first(lambda x: x.astype(np.float64))),
         DtypeError,
         "inputs[0]: got float64, expected float32. Convert it with .astype('float32'), or capture the module with",
+    ),
+    Refusal(
+        "fractions for a model that was captured with integers",
+        lambda _: fractions_for_whole_numbers(),
+        DtypeError,
+        "inputs[0]: got float64, expected int64. Capture the module with an example of dtype float64",
     ),
     Refusal(
         "complex numbers",

@@ -10,6 +10,7 @@ import brainunit as u
 import jax
 import jax.numpy as jnp
 import numpy as np
+from brainscale.nn import Linear
 from brainstate import HiddenState, ShortTermState
 from brainstate.nn import Module
 
@@ -18,6 +19,7 @@ from pure_batching.errors import PureBatchingError
 
 from ..bench import SAMPLES, STEPS, Request, bench
 from ..models import MODELS, N_IN, N_REC
+from ..modules import Leaky
 
 Tree = Any
 
@@ -52,6 +54,13 @@ def gradient(
     made = bench(name, seed, precision=precision)
     given, wanted = made.data(STEPS, SAMPLES)
     return made.grad_fn(Request("vmap"))(params(made.params), carry, inputs(given), targets(wanted), **flags)
+
+
+def fractions_for_whole_numbers() -> Any:
+    """The step of a module that was captured with integers, given numbers between them."""
+    net = Leaky(Linear(N_IN, N_REC), (N_REC,), is_recurrent=False)
+    learner, params = pb.capture(net, np.zeros(N_IN, np.int64), algorithm=pb.ES_D_RTRL(0.9))
+    return learner.step(params, learner.init(), np.full(N_IN, 0.5))
 
 
 def step(
