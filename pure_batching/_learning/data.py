@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -111,7 +110,12 @@ def _timed(tree: Tree, changing: Tree) -> Timed:
 
     `like` gives `changing` the structure of `tree`, whose units may have been converted since.
     """
-    return Timed(*eqx.partition(tree, like(tree, jax.tree.leaves(changing))))
+    is_changing = like(tree, jax.tree.leaves(changing))
+
+    def part(*, wanted: bool) -> Tree:
+        return jax.tree.map(lambda x, changes: x if changes == wanted else None, tree, is_changing)
+
+    return Timed(part(wanted=True), part(wanted=False))
 
 
 def _check_unmasked(learner: Learner, mask: Any) -> None:
