@@ -186,7 +186,7 @@ def _to_dtype(array: Any, dtype: Any, name: str) -> jax.Array:
 
 
 def _repair_of_dtype(array: jax.Array, dtype: Any) -> str:
-    """Numbers that a conversion would round or cut off are a case for another capture."""
+    """Say how to repair a dtype: by a conversion, or by another capture where a conversion would lose fractions."""
     if jnp.issubdtype(array.dtype, jnp.inexact) and jnp.issubdtype(dtype, jnp.integer):
         return f"Capture the module with an example of dtype {array.dtype}: {dtype} numbers would lose what it holds."
     is_number = jnp.issubdtype(dtype, jnp.inexact)

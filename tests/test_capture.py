@@ -19,6 +19,8 @@ import pytest
 from brainscale.nn import Linear
 
 import pure_batching as pb
+from pure_batching._reader import executing
+from pure_batching._reader.jacobians import jacobians
 from pure_batching.errors import CaptureError
 
 from .alive import assert_alive, assert_moving
@@ -451,8 +453,8 @@ def test_a_weight_that_brainscale_relates_to_no_hidden_state() -> None:
     assert "does not fit" in pb.explain(learner).rows[0].reason
 
 
-class WithConstant(brainstate.nn.Module):
-    """Computes something from numbers alone in each of its methods, and notes in `COMPUTED` when it really does."""
+class AroundLeaky(brainstate.nn.Module):
+    """One hidden state inside, whose numbers a test changes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -460,6 +462,13 @@ class WithConstant(brainstate.nn.Module):
 
     def init_state(self, batch_size: int | None = None, **_: Any) -> None:
         self.inner.init_state(batch_size)
+
+
+class WithConstant(AroundLeaky):
+    """Computes something from numbers alone in each of its methods, and notes in `COMPUTED` when it really does."""
+
+    def init_state(self, batch_size: int | None = None, **_: Any) -> None:
+        super().init_state(batch_size)
         self.inner.h.value = self.inner.h.value + one_noted()
 
     def update(self, x: jax.Array) -> jax.Array:
@@ -479,15 +488,11 @@ def noted(number: np.ndarray) -> np.ndarray:
     return np.asarray(number)
 
 
-class WithArrayOutsideStates(brainstate.nn.Module):
+class WithArrayOutsideStates(AroundLeaky):
     """Its `init_state` leaves an array in an attribute that is no state, in a container that JAX does not know."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = Leaky(Linear(N_IN, N_REC), (N_REC,), is_recurrent=False)
-
     def init_state(self, batch_size: int | None = None, **_: Any) -> None:
-        self.inner.init_state(batch_size)
+        super().init_state(batch_size)
         self.kept = SimpleNamespace(scale=jnp.full(N_REC, 3.0))
 
     def update(self, x: jax.Array) -> jax.Array:
@@ -519,6 +524,26 @@ class TestConstants:
         after, output = batched.step(params, batched.init(), np.ones((SAMPLES, N_IN)))
         assert_moving(output)
         assert_identical(output, 3.0 * after.hidden["inner.h"])
+
+
+class TestDerivatives:
+    def test_of_a_step_are_traced_once(self, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+        """By the check of `pb.manual` for coupled samples, and then by no gradient."""
+        calls: list[None] = []
+
+        def counted(*args: Any) -> Any:
+            calls.append(None)
+            return jacobians(*args)
+
+        monkeypatch.setattr(executing, "jacobians", counted)
+        made = MODELS["tutorial"]
+        net, given = made.build(seed), made.inputs(seed)
+        learner, params = pb.capture(net, *given, algorithm=pb.ES_D_RTRL(0.9), environ=made.settings)
+        batched = pb.manual(learner, SAMPLES)
+        steps = jax.tree.map(lambda x: np.broadcast_to(x, (STEPS, SAMPLES, *x.shape)), given)
+        grad_fn = pb.sequence_grad(batched, made.loss)
+        grad_fn(params, None, steps, np.zeros((STEPS, SAMPLES), int))
+        assert len(calls) == 1
 
 
 class TestDeterminism:

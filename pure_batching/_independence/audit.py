@@ -81,7 +81,7 @@ def _reason(verdict: Verdict) -> str:
     }[verdict.kind]
 
 
-# Samples of an audited module: two others, so that no verdict holds for neighbours alone.
+# How many samples an audit runs by default; each then has two others.
 DEFAULT_SIZE = 3
 
 

@@ -99,7 +99,7 @@ class ModuleSource(Source):
         """The step of one of `size` samples along the axis, if there is one, of a module that is built for it."""
         found: list[TracedStep] = []
 
-        def trace(_: Any = None) -> None:
+        def trace(_: Any) -> None:
             found.append(traced_step(build(), inputs, self.axis_name))
 
         def along() -> None:
