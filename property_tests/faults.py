@@ -24,11 +24,11 @@ from rich.table import Table
 from .catalogue import FAULTS, Fault
 
 ROOT = Path(__file__).parents[1]
-COPIED = ("pure_batching", "tests", "pyproject.toml")
+COPIED = ("pure_batching", "tests", "property_tests", "pyproject.toml")
 PASSED, FAILED = 0, 1
 
 # Compares the audit with numbers.
-AUDIT = "test_audit.py::TestNumbers"
+AUDIT = "tests/test_audit.py::TestNumbers"
 
 
 class Verdict(NamedTuple):
@@ -52,8 +52,9 @@ def tried(fault: Fault, *, asks_audit: bool = False) -> Verdict:
 
 
 def _outcome(copy: Path, test: str) -> int:
-    # Some of the tests have cases that are left out by default.
-    command = [sys.executable, "-m", "pytest", "--all", "-q", "-x", "-n0", "-p", "no:cacheprovider", f"tests/{test}"]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n0", "-p", "no:cacheprovider", test]
+    if test.startswith("tests/"):
+        command.append("--all")  # some of these have cases that are left out by default
     return subprocess.run(command, cwd=copy, capture_output=True, check=False).returncode
 
 

@@ -330,6 +330,22 @@ class Unit(Module):
         return self.cell(x / jnp.sqrt((x**2).sum(-1, keepdims=True)))
 
 
+class Silent(Module):
+    """A leaky cell that is silent at small inputs, and a weight without a trace behind it."""
+
+    def __init__(self, n_in: int, n_rec: int) -> None:
+        super().__init__()
+        self.drive, self.n_rec = brainscale.nn.Linear(n_in, n_rec, b_init=None), n_rec
+        self.gain = brainstate.ParamState(jnp.ones(n_rec))
+
+    def init_state(self, batch_size: int | None = None) -> None:
+        self.hidden = HiddenState(jnp.zeros(self.n_rec))
+
+    def update(self, x: Array) -> Array:
+        self.hidden.value = 0.9 * self.hidden.value + jax.nn.relu(jnp.abs(self.drive(x)) - 10.0)
+        return self.gain.value * self.hidden.value
+
+
 class Watched(Module):
     """Calls `seen` each time that Python runs its update, and hands on to another module."""
 

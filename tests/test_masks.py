@@ -16,7 +16,7 @@ from pure_batching.errors import BatchSizeError, DtypeError, ShapeError
 from .alive import assert_gradients_alive, assert_moving
 from .bench import ONLINE_RULES, RULES, SAMPLES, STEPS, STRATEGIES, WINDOW, Bench, Data, Request, Result, bench
 from .models import N_IN, N_REC
-from .modules import Unit
+from .modules import Silent, Unit
 from .trees import (
     assert_close,
     assert_differ,
@@ -262,6 +262,11 @@ class TestApart:
         assert_not_identical(late.other["past.write_ptr"], early.other["past.write_ptr"])
 
 
+def cosine_distance(output: jax.Array, target: jax.Array) -> jax.Array:
+    """One less the cosine of the angle between output and target."""
+    return 1 - jnp.vdot(output, target) / (jnp.linalg.norm(output) * jnp.linalg.norm(target))
+
+
 class TestMaskedSteps:
     @every_rule
     def test_nothing_happens_to_a_sample_without_steps(self, rule: str, seed: int) -> None:
@@ -288,6 +293,20 @@ class TestMaskedSteps:
         got = grad_fn(params, None, padded, np.zeros((STEPS, SAMPLES)), mask=mask)
         assert_gradients_alive(want[0])
         assert_identical(got, want)
+
+    @pytest.mark.parametrize("rule", ["ES_D_RTRL", "D_RTRL", "D_RTRL multi-step", "BPTT"])
+    def test_an_output_that_has_no_direction(self, rule: str, seed: int) -> None:
+        """A cell that is silent at small inputs, under a loss that has no derivative at an output of zeros."""
+        learner, params = pb.capture(Silent(N_IN, N_REC), np.ones(N_IN), algorithm=RULES[rule])
+        data = np.random.default_rng(seed)
+        inputs, targets = data.normal(size=(STEPS, SAMPLES, N_IN)), data.normal(size=(STEPS, SAMPLES, N_REC))
+        grad_fn = pb.sequence_grad(pb.vmap(learner, SAMPLES), cosine_distance, reduction="sum")
+        mask = np.ones((STEPS, SAMPLES), bool)
+        mask[0] = False
+        got, _ = grad_fn(params, None, 1000 * inputs, targets, mask=mask)
+        want, _ = grad_fn(params, None, 1000 * inputs[1:], targets[1:])
+        assert_gradients_alive(want)
+        assert_close(got, want)
 
     @pytest.mark.parametrize("rule", ["ES_D_RTRL", "D_RTRL multi-step"])
     def test_counts_steps_or_windows(self, rule: str, seed: int) -> None:

@@ -33,16 +33,14 @@ class Factors(NamedTuple):
     dys: dict[str, tuple[jax.Array, ...]]
 
 
-class WindowEnd(NamedTuple):
-    """The result of a window of `K` steps.
+class Parts(NamedTuple):
+    """A gradient in two parts.
 
     Attributes:
-      trace: the trace after the window.
-      factors: the gradient as outer products, `[K, ...]`, to be contracted for all steps and samples at once.
-      dense: the part of the gradient that is no outer product, by path of the weight; empty where there is none.
+      factors: outer products, `[K, ...]` of a window, to be contracted for all steps and samples at once.
+      dense: the part that is no outer product, by path of the weight; empty where there is none.
     """
 
-    trace: Trace
     factors: tuple[Factors, ...]
     dense: Params
 
@@ -50,8 +48,8 @@ class WindowEnd(NamedTuple):
 class Algorithm(eqx.Module):
     """An online-learning rule.
 
-    In a window of `K` steps, `step` is called at each step, inside a scan, and `finish_window` once after it. All
-    methods work on one sample; a strategy maps them over a batch.
+    In a window of `K` steps, `step` is called at each step, inside a scan. After it, `window_trace` and
+    `window_gradient` are called once each. All methods work on one sample; a strategy maps them over a batch.
     """
 
     @property
@@ -76,7 +74,7 @@ class Algorithm(eqx.Module):
     def step(
         self, program: Program, params: Params, trace: Trace, jacobians: Jacobians, signal: Signal, count: jax.Array
     ) -> tuple[Trace, Record]:
-        """Advance the trace one step; return it and the record that `finish_window` will need.
+        """Advance the trace one step; return it and the record that the end of the window will need.
 
         Args:
           program: the program of one sample.
@@ -88,10 +86,10 @@ class Algorithm(eqx.Module):
         """
 
     @abc.abstractmethod
-    def finish_window(
+    def window_trace(
         self, program: Program, params: Params, trace_before: Trace, trace_after: Trace, records: Record
-    ) -> WindowEnd:
-        """The trace and the gradient at the end of a window.
+    ) -> Trace:
+        """The trace after a window.
 
         Args:
           program: the program of one sample.
@@ -102,10 +100,14 @@ class Algorithm(eqx.Module):
         """
 
     @abc.abstractmethod
+    def window_gradient(self, program: Program, params: Params, trace_before: Trace, records: Record) -> Parts:
+        """The gradient of a window; the arguments are those of `window_trace`."""
+
+    @abc.abstractmethod
     def gradient_of_trace(
         self, program: Program, params: Params, trace: Trace, signal: Signal, count: jax.Array
-    ) -> tuple[tuple[Factors, ...], Params]:
-        """The gradient of a trace under a signal `dloss/dh`: the factors of one step, and the dense part.
+    ) -> Parts:
+        """The gradient of a trace under a signal `dloss/dh`, with the factors of one step.
 
         Args:
           program: the program of one sample.

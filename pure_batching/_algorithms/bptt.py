@@ -6,7 +6,7 @@ import jax
 from .._options import check_choice
 from .._program import Jacobians, Params, Program, Relation
 from ..errors import AlgorithmError
-from .base import Algorithm, Credit, Factors, Signal, WindowEnd
+from .base import Algorithm, Credit, Parts, Signal
 
 
 class BPTT(Algorithm):
@@ -50,24 +50,31 @@ class BPTT(Algorithm):
         del program, params, jacobians, signal, count
         return trace, ()
 
-    def finish_window(
+    def window_trace(
         self,
         program: Program,
         params: Params,
         trace_before: tuple[()] | None,
         trace_after: tuple[()],
         records: tuple[()],
-    ) -> WindowEnd:
-        """The empty trace, and no part of the gradient."""
+    ) -> tuple[()]:
+        """The empty trace."""
         del program, params, trace_before, records
-        return WindowEnd(trace_after, (), {})
+        return trace_after
+
+    def window_gradient(
+        self, program: Program, params: Params, trace_before: tuple[()] | None, records: tuple[()]
+    ) -> Parts:
+        """No part of the gradient: backpropagation gives the whole."""
+        del program, params, trace_before, records
+        return Parts((), {})
 
     def gradient_of_trace(
         self, program: Program, params: Params, trace: tuple[()], signal: Signal, count: jax.Array
-    ) -> tuple[tuple[Factors, ...], Params]:
+    ) -> Parts:
         """No part of the gradient: credit ends at the start of the window."""
         del program, params, trace, signal, count
-        return (), {}
+        return Parts((), {})
 
     def traces_of(self, relation: Relation, trace: tuple[()]) -> dict[str, jax.Array]:
         """None: a use learns by the gradient of its window."""

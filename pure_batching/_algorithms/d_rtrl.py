@@ -26,9 +26,8 @@ from .base import (
     VJPS,
     Algorithm,
     Credit,
-    Factors,
+    Parts,
     Signal,
-    WindowEnd,
     add_gradients,
     credit_of,
     own_signal,
@@ -113,7 +112,7 @@ class D_RTRL(Algorithm):
         signal: Signal,
         count: jax.Array,
     ) -> tuple[ParameterTrace, DiagonalRecord]:
-        """The trace of the default rule, whose factors need it now; `finish_window` makes the published trace."""
+        """The trace of the default rule, whose factors need it now; `window_trace` makes the published one."""
         del count
         record = DiagonalRecord(jacobians.xs, jacobians.dfs, jacobians.diagonals, signal, {}, {})
         if self.normalises:
@@ -122,27 +121,31 @@ class D_RTRL(Algorithm):
         own = {group.name: own_signal(group, jacobians, signal[group.name]) for group in program.groups}
         return trace, record._replace(signal=own)
 
-    def finish_window(
+    def window_trace(
         self,
         program: Program,
         params: Params,
         trace_before: ParameterTrace | None,
         trace_after: ParameterTrace,
         records: DiagonalRecord,
-    ) -> WindowEnd:
+    ) -> ParameterTrace:
+        """The trace of the last step with the default rule, else that of all steps in one contraction."""
+        return trace_after if self.normalises else linear_trace(program, params, trace_before, records)
+
+    def window_gradient(
+        self, program: Program, params: Params, trace_before: ParameterTrace | None, records: DiagonalRecord
+    ) -> Parts:
         """The reverse scan of the class's docstring: one for each group or, with scale factors, one for each leaf."""
         factors, back = factors_and_adjoint(program, records)
-        dense = {} if trace_before is None else _dense(program, params, trace_before, back)
-        trace = trace_after if self.normalises else linear_trace(program, params, trace_before, records)
-        return WindowEnd(trace, (factors,), dense)
+        return Parts((factors,), {} if trace_before is None else _dense(program, params, trace_before, back))
 
     def gradient_of_trace(
         self, program: Program, params: Params, trace: ParameterTrace, signal: Signal, count: jax.Array
-    ) -> tuple[tuple[Factors, ...], Params]:
+    ) -> Parts:
         """The contraction of the trace with the signal."""
         del count
         each = {k.name: {leaf.name: signal[k.group.name] for leaf in r.leaves} for r, k in uses(program)}
-        return (), _dense(program, params, trace, each)
+        return Parts((), _dense(program, params, trace, each))
 
     def traces_of(self, relation: Relation, trace: ParameterTrace) -> dict[str, jax.Array]:
         """A trace for each array of the weight and each hidden group."""

@@ -17,8 +17,8 @@ from .base import (
     Algorithm,
     Credit,
     Factors,
+    Parts,
     Signal,
-    WindowEnd,
     apply_matrix,
     credit_of,
     own_signal,
@@ -136,24 +136,31 @@ class ES_D_RTRL(Algorithm):
             signal = {group.name: own_signal(group, jacobians, signal[group.name]) for group in program.groups}
         return new, self._factors(program, new, signal, count)
 
-    def finish_window(
+    def window_trace(
         self,
         program: Program,
         params: Params,
         trace_before: InputOutputTrace | None,
         trace_after: InputOutputTrace,
         records: Factors,
-    ) -> WindowEnd:
-        """The trace of the last step; the records of the steps are the factors already."""
+    ) -> InputOutputTrace:
+        """The trace of the last step."""
+        del program, params, trace_before, records
+        return trace_after
+
+    def window_gradient(
+        self, program: Program, params: Params, trace_before: InputOutputTrace | None, records: Factors
+    ) -> Parts:
+        """The records of the steps, which are the factors already."""
         del program, params, trace_before
-        return WindowEnd(trace_after, (records,), {})
+        return Parts((records,), {})
 
     def gradient_of_trace(
         self, program: Program, params: Params, trace: InputOutputTrace, signal: Signal, count: jax.Array
-    ) -> tuple[tuple[Factors, ...], Params]:
+    ) -> Parts:
         """The factors of one step with this trace."""
         del params
-        return (self._factors(program, trace, signal, count),), {}
+        return Parts((self._factors(program, trace, signal, count),), {})
 
     def traces_of(self, relation: Relation, trace: InputOutputTrace) -> dict[str, jax.Array]:
         """The trace of the input, and one of the output for each hidden group."""

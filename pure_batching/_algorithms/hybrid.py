@@ -10,7 +10,7 @@ import jax
 from .._program import Jacobians, Params, Program, Relation
 from ._diagonal_window import DiagonalRecord
 from ._parameter_trace import ParameterTrace
-from .base import Algorithm, Credit, Factors, Signal, WindowEnd, add_gradients, credit_of
+from .base import Algorithm, Credit, Factors, Parts, Signal, add_gradients, credit_of
 from .d_rtrl import D_RTRL
 from .es_d_rtrl import ES_D_RTRL, InputOutputTrace
 
@@ -83,29 +83,40 @@ class Hybrid(Algorithm):
         weights, record = d.step(full, params, trace.by_parameter, _seen_by(full, jacobians), signal, count)
         return HybridTrace(inputs, weights), (factors, record)
 
-    def finish_window(
+    def window_trace(
         self,
         program: Program,
         params: Params,
         trace_before: HybridTrace | None,
         trace_after: HybridTrace,
         records: tuple[Factors, DiagonalRecord],
-    ) -> WindowEnd:
-        """The end of the window for each algorithm."""
+    ) -> HybridTrace:
+        """The trace of each algorithm."""
         (es, io), (d, full) = self._parts(program)
         before = (None, None) if trace_before is None else trace_before
-        inputs = es.finish_window(io, params, before[0], trace_after.by_input_output, records[0])
-        weights = d.finish_window(full, params, before[1], trace_after.by_parameter, records[1])
-        return WindowEnd(HybridTrace(inputs.trace, weights.trace), inputs.factors + weights.factors, weights.dense)
+        inputs = es.window_trace(io, params, before[0], trace_after.by_input_output, records[0])
+        return HybridTrace(inputs, d.window_trace(full, params, before[1], trace_after.by_parameter, records[1]))
+
+    def window_gradient(
+        self,
+        program: Program,
+        params: Params,
+        trace_before: HybridTrace | None,
+        records: tuple[Factors, DiagonalRecord],
+    ) -> Parts:
+        """The gradient of the window by each algorithm."""
+        (es, io), (d, full) = self._parts(program)
+        before = (None, None) if trace_before is None else trace_before
+        inputs = es.window_gradient(io, params, before[0], records[0])
+        return _both(inputs, d.window_gradient(full, params, before[1], records[1]))
 
     def gradient_of_trace(
         self, program: Program, params: Params, trace: HybridTrace, signal: Signal, count: jax.Array
-    ) -> tuple[tuple[Factors, ...], Params]:
+    ) -> Parts:
         """The gradients by both traces."""
         (es, io), (d, full) = self._parts(program)
-        factors, none = es.gradient_of_trace(io, params, trace.by_input_output, signal, count)
-        more, dense = d.gradient_of_trace(full, params, trace.by_parameter, signal, count)
-        return factors + more, add_gradients(none, dense)
+        inputs = es.gradient_of_trace(io, params, trace.by_input_output, signal, count)
+        return _both(inputs, d.gradient_of_trace(full, params, trace.by_parameter, signal, count))
 
     def traces_of(self, relation: Relation, trace: HybridTrace) -> dict[str, jax.Array]:
         """The traces of the algorithm that follows the use."""
@@ -130,6 +141,11 @@ def _needs_parameter_trace(relation: Relation) -> bool:
     weight = sum(math.prod(leaf.spec.shape) for leaf in relation.leaves)
     ends = math.prod(relation.x.spec.shape) + math.prod(relation.y.shape)
     return relation.gradient == "adaptive" and ends > weight
+
+
+def _both(one: Parts, other: Parts) -> Parts:
+    """The parts of two algorithms' gradients, of which each names its own weights' uses."""
+    return Parts(one.factors + other.factors, add_gradients(one.dense, other.dense))
 
 
 def _seen_by(program: Program, jacobians: Jacobians) -> Jacobians:

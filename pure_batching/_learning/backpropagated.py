@@ -3,14 +3,14 @@
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 
 from .._algorithms.base import Trace, add_gradients
 from .._program import Jacobians, Params, States
 from .carry import Carry
+from .lives import continued, counted, credited
 from .steps import Steps, select
-from .task import Task, Window, frozen, losses_of, neutral, restarted
-from .traces import end_window, step_trace, trace_gradient
+from .task import Task, Window, blanked, frozen, losses_of, neutral, restarted, runnable
+from .traces import step_trace, trace_gradient, window_trace
 
 if TYPE_CHECKING:
     from .learner import Learner
@@ -27,8 +27,10 @@ def run_backpropagated(task: Task, params: Params, carry: Carry, steps: Steps, f
         def one(states: States, changing: Any) -> tuple[States, Any]:
             data = steps.at(changing)
             before = restarted(task, states, fresh.states, data)
-            done = learner.execute(params, before, data.inputs, learner.zero_perturbation())
-            emitted = (losses_of(task, done.output, data), neutral(done.jacobians, data), done.output)
+            start = runnable(before, fresh.states, data.mask)
+            done = learner.execute(params, start, data.inputs, learner.zero_perturbation())
+            outputs = blanked(done.output, data.mask) if task.outputs else None
+            emitted = (losses_of(task, done.output, data), neutral(done.jacobians, data), outputs)
             return frozen(done.states, before, data.mask), emitted
 
         states, emitted = jax.lax.scan(around_step(one), carry.states._replace(hidden=hidden), steps.changing())
@@ -36,9 +38,10 @@ def run_backpropagated(task: Task, params: Params, carry: Carry, steps: Steps, f
 
     gradient = jax.grad(total, argnums=(0, 1), has_aux=True)
     (within, of_hidden), (states, (losses, jacobians, outputs)) = gradient(params, carry.hidden)
-    behind = trace_gradient(learner, params, carry.trace, of_hidden, carry.update_count)
+    trace = credited(carry.trace, steps, fresh.trace)
+    behind = trace_gradient(learner, params, trace, of_hidden, carry.update_count)
     after = _updated(learner, params, carry, states, jacobians, steps, fresh)
-    return Window(after, add_gradients(within, behind), losses, outputs if task.outputs else None)
+    return Window(after, add_gradients(within, behind), losses, outputs)
 
 
 def _run_each_sample(task: Task, params: Params, carry: Carry, steps: Steps, fresh: Carry) -> Window:
@@ -71,22 +74,14 @@ def _updated(
 
     def one(trace: Trace, step: tuple[Jacobians, Any, Any]) -> tuple[Trace, Any]:
         before = trace if step[2] is None else select(step[2], fresh.trace, trace)
-        new, record = step_trace(learner, params, before, step[0], signal, carry.update_count)
+        start = runnable(before, fresh.trace, step[1])
+        new, record = step_trace(learner, params, start, step[0], signal, carry.update_count)
         return frozen(new, before, step[1]), record
 
     carried, records = jax.lax.scan(one, carry.trace, (jacobians, steps.mask, steps.reset))
-    trace, _ = end_window(learner, params, carry.trace, carried, records, per_sample=False)
-    return Carry(*states, trace=trace, update_count=_counted(carry.update_count, steps))
-
-
-def _counted(count: jax.Array, steps: Steps) -> jax.Array:
-    """The update count after the window: +1 if any unmasked step follows the last reset, which sets it to 0 first."""
-    none = jnp.zeros((steps.length, *count.shape), bool)
-    reset = none if steps.reset is None else steps.reset
-    mask = ~none if steps.mask is None else steps.mask
-    resets_from_here = jnp.cumsum(reset[::-1], 0)[::-1]
-    is_last_life = resets_from_here - reset == 0
-    return jnp.where(reset.any(0), 0, count) + (mask & is_last_life).any(0)
+    old, records = continued(carry.trace, records, steps, fresh.trace)
+    trace = window_trace(learner, params, old, carried, records)
+    return Carry(*states, trace=trace, update_count=counted(carry.update_count, steps))
 
 
 def _as_it_is(step: Any) -> Any:

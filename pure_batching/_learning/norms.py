@@ -7,18 +7,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._algorithms.base import Factors, WindowEnd, contract
+from .._algorithms.base import Factors, contract
 from .._program import Loss, Params, Relation
 from .._strategies.loop import each_in_turn
 from .._tree import Tree, nbytes
 from ..errors import StrategyError
 from .carry import Carry
 from .learner import Learner, check_learner
-from .online import collect
+from .online import collect, with_trace
 from .sequence import Aux, check_loss, check_loss_function
 from .sequence_fn import SequenceFn, begin
 from .steps import Steps
 from .task import Task
+from .traces import window_parts
 from .window import run_window
 
 # The gradients of as many samples are held at once as fit into this many bytes.
@@ -110,13 +111,9 @@ def _from_factors(task: Task, params: Params, carry: Carry, steps: Steps, fresh:
     """The norms from the outer products of one window over the whole sequence, which begins afresh."""
     learner, done = task.learner, collect(task, params, carry, steps, fresh)
 
-    def finish(params: Params, *own: Any) -> WindowEnd:
-        return learner.algorithm.finish_window(learner.program, params, None, *own)
-
-    axes: Any = (0, 1, 0)
-    end = learner.each(finish, (0, 1), WindowEnd(*axes))(params, done.carry.trace, done.records)
-    squares = sum(_squares(learner, params, end.factors, path) for path in _weights(learner))
-    after = done.carry._replace(trace=end.trace)
+    parts = window_parts(learner, params, None, done.records)
+    squares = sum(_squares(learner, params, parts.factors, path) for path in _weights(learner))
+    after = with_trace(task, params, done, steps, None, fresh)
     return jnp.sqrt(jnp.asarray(squares)), Aux(after, done.losses, None)
 
 

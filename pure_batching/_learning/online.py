@@ -9,13 +9,14 @@ from .._algorithms.base import Signal, Trace, add_gradients
 from .._program import Params, Perturbation, States, Step
 from .._tree import Tree
 from .carry import Carry
+from .lives import continued, credited
 from .steps import StepData, Steps
-from .task import Task, Window, frozen, losses_of, masked, neutral, number, restarted
-from .traces import end_window, step_trace
+from .task import Task, Window, blanked, frozen, loss_of, losses_of, neutral, restarted, runnable
+from .traces import step_trace, window_gradient, window_trace
 
 
 class Collected(NamedTuple):
-    """A window after its last step and before `finish_window`.
+    """A window after its last step and before its end.
 
     Attributes:
       carry: the carry after the steps, with the trace that the last `Algorithm.step` returned.
@@ -35,9 +36,16 @@ class Collected(NamedTuple):
 def run_online(task: Task, params: Params, carry: Carry, steps: Steps, trace_before: Trace, fresh: Carry) -> Window:
     """A window with `credit="trace"`; the arguments are those of `run_window`."""
     done = collect(task, params, carry, steps, fresh)
-    ended = end_window(task.learner, params, trace_before, done.carry.trace, done.records, per_sample=task.per_sample)
-    after = done.carry._replace(trace=ended[0])
-    return Window(after, add_gradients(ended[1], done.direct), done.losses, done.outputs)
+    before = credited(trace_before, steps, fresh.trace)
+    traced = window_gradient(task.learner, params, before, done.records, per_sample=task.per_sample)
+    after = with_trace(task, params, done, steps, trace_before, fresh)
+    return Window(after, add_gradients(traced, done.direct), done.losses, done.outputs)
+
+
+def with_trace(task: Task, params: Params, done: Collected, steps: Steps, trace_before: Trace, fresh: Carry) -> Carry:
+    """The carry after a window, with the trace of its end; the arguments are those of `run_window`."""
+    before, records = continued(trace_before, done.records, steps, fresh.trace)
+    return done.carry._replace(trace=window_trace(task.learner, params, before, done.carry.trace, records))
 
 
 def collect(task: Task, params: Params, carry: Carry, steps: Steps, fresh: Carry) -> Collected:
@@ -46,12 +54,13 @@ def collect(task: Task, params: Params, carry: Carry, steps: Steps, fresh: Carry
     def one(state: tuple[Carry, Params], changing: Any) -> tuple[tuple[Carry, Params], Any]:
         data = steps.at(changing)
         before = restarted(task, state[0], fresh, data)
-        done, direct, signal, losses = _signal(task, params, before, data)
+        start = runnable(before, fresh, data.mask)
+        done, direct, signal, losses = _signal(task, params, start, data)
         jacobians = neutral(done.jacobians, data)
-        trace, record = step_trace(task.learner, params, before.trace, jacobians, signal, before.update_count)
-        new = Carry(*done.states, trace=trace, update_count=before.update_count + 1)
+        trace, record = step_trace(task.learner, params, start.trace, jacobians, signal, start.update_count)
+        new = Carry(*done.states, trace=trace, update_count=start.update_count + 1)
         after = frozen(new, before, data.mask)
-        outputs = done.output if task.outputs else None
+        outputs = blanked(done.output, data.mask) if task.outputs else None
         return (after, add_gradients(state[1], direct)), (record, losses, outputs)
 
     start = (carry, _zero_direct(task, params))
@@ -73,7 +82,7 @@ def _signal(task: Task, params: Params, carry: Carry, data: StepData) -> tuple[S
     (of_direct, of_hidden), (done, losses) = gradient(direct, learner.zero_perturbation())
     if task.per_sample and direct and learner.batch_size is not None:
         of_direct = _direct_of_each_sample(task, params, carry, data)
-    return done, of_direct, learner.program.signal(of_hidden), losses
+    return done, of_direct, learner.program.signal(blanked(of_hidden, data.mask)), losses
 
 
 def _direct_of_each_sample(task: Task, params: Params, carry: Carry, data: StepData) -> Params:
@@ -89,7 +98,7 @@ def _direct_of_each_sample(task: Task, params: Params, carry: Carry, data: StepD
         def loss(direct: Params) -> jax.Array:
             whole = states._replace(shared=shared)
             done = program.execute(params | direct, whole, data.inputs, program.zero_perturbation())
-            return masked(number(task.loss(done.output, data.targets)), data.mask)
+            return loss_of(task, done.output, data.targets, data.mask)
 
         return jax.grad(loss)({path: params[path] for path in program.direct})
 

@@ -9,7 +9,7 @@ from .._algorithms.base import add_gradients
 from .._program import Params, Perturbation
 from .._tree import Tree
 from .carry import Carry
-from .traces import end_window, step_trace, trace_gradient
+from .traces import step_trace, trace_gradient, window_gradient, window_trace
 
 if TYPE_CHECKING:
     from .learner import Learner
@@ -42,20 +42,21 @@ def _through_trace(learner: "Learner") -> tuple[Any, Any]:
         direct = {path: params[path] for path in program.direct}
         zero = learner.zero_perturbation()
         output, pullback, (states, jacobians) = jax.vjp(run, direct, inputs, zero, has_aux=True)
-        trace, _ = window(params, carry, jacobians, zero)
+        carried, records = one_step(params, carry, jacobians, zero)
+        trace = window_trace(learner, params, carry.trace, carried, records)
         new = Carry(*states, trace=trace, update_count=carry.update_count + 1)
         return (new, output), (pullback, params, carry, jacobians)
 
-    def window(params: Params, carry: Carry, jacobians: Any, of_hidden: Perturbation) -> Any:
+    def one_step(params: Params, carry: Carry, jacobians: Any, of_hidden: Perturbation) -> Any:
         signal = program.signal(of_hidden)
         carried, record = step_trace(learner, params, carry.trace, jacobians, signal, carry.update_count)
-        records = jax.tree.map(lambda x: x[None], record)
-        return end_window(learner, params, carry.trace, carried, records, per_sample=False)
+        return carried, _alone(record)
 
     def backward(residuals: Any, cotangent: tuple[Carry, Tree]) -> Any:
         pullback, params, carry, jacobians = residuals
         direct, inputs, of_hidden = pullback(cotangent[1])
-        _, traced = window(params, carry, jacobians, of_hidden)
+        _, records = one_step(params, carry, jacobians, of_hidden)
+        traced = window_gradient(learner, params, carry.trace, records, per_sample=False)
         return _complete(params, traced, direct), None, inputs
 
     return forward, backward
@@ -74,8 +75,7 @@ def _through_window(learner: "Learner") -> tuple[Any, Any]:
         output, pullback, (states, jacobians) = jax.vjp(run, params, inputs, carry.hidden, has_aux=True)
         signal = program.signal(learner.zero_perturbation())
         carried, record = step_trace(learner, params, carry.trace, jacobians, signal, carry.update_count)
-        records = jax.tree.map(lambda x: x[None], record)
-        trace, _ = end_window(learner, params, carry.trace, carried, records, per_sample=False)
+        trace = window_trace(learner, params, carry.trace, carried, _alone(record))
         new = Carry(*states, trace=trace, update_count=carry.update_count + 1)
         return (new, output), (pullback, params, carry.trace, carry.update_count)
 
@@ -86,6 +86,11 @@ def _through_window(learner: "Learner") -> tuple[Any, Any]:
         return _complete(params, within, behind), None, inputs
 
     return forward, backward
+
+
+def _alone(record: Any) -> Any:
+    """The records of a window of one step, `[1, B, ...]`."""
+    return jax.tree.map(lambda x: x[None], record)
 
 
 def _complete(params: Params, *parts: Params) -> Params:

@@ -131,8 +131,13 @@ def _blank(data: Tree, mask: jax.Array) -> Tree:
 
     A norm, a root and a logarithm have no derivative at zero, but they have one at one.
     """
-    return select(mask, data, jax.tree.map(_harmless, data))
+    return select(mask, data, harmless(data))
 
 
-def _harmless(leaf: jax.Array) -> jax.Array:
-    return jnp.ones_like(leaf) if jnp.issubdtype(leaf.dtype, jnp.inexact) else jnp.zeros_like(leaf)
+def harmless(tree: Tree) -> Tree:
+    """Ones in place of real numbers, 0 in place of integers: most functions have a derivative there."""
+
+    def constant(leaf: jax.Array) -> jax.Array:
+        return jnp.ones_like(leaf) if jnp.issubdtype(leaf.dtype, jnp.inexact) else jnp.zeros_like(leaf)
+
+    return jax.tree.map(constant, tree)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from .._program import Jacobians, Loss, Params
 from .._tree import Tree, is_quantity
 from .carry import Carry
-from .steps import StepData, select
+from .steps import StepData, harmless, select
 
 if TYPE_CHECKING:
     from .learner import Learner
@@ -42,10 +42,21 @@ class Window(NamedTuple):
 def losses_of(task: Task, output: Tree, data: StepData) -> jax.Array:
     """The loss of each sample at one step, `[B]`; 0 where the step is masked."""
 
-    def loss(_: None, output: Tree, target: Tree) -> jax.Array:
-        return number(task.loss(output, target))
+    def loss(_: None, *own: Any) -> jax.Array:
+        return loss_of(task, *own)
 
-    return masked(task.learner.each(loss)(None, output, data.targets), data.mask)
+    return task.learner.each(loss)(None, output, data.targets, data.mask)
+
+
+def loss_of(task: Task, output: Tree, target: Tree, mask: jax.Array | None) -> jax.Array:
+    """The loss of one sample at one step; 0 where the step is masked.
+
+    The output is selected before the loss, the loss after it: where a masked output has no derivative, such as a norm
+    at zero, no NaN comes back from it.
+    """
+    if mask is None:
+        return number(task.loss(output, target))
+    return jnp.where(mask, number(task.loss(select(mask, output, harmless(output)), target)), 0)
 
 
 def number(loss: Any) -> Any:
@@ -53,9 +64,9 @@ def number(loss: Any) -> Any:
     return loss.to_decimal() if is_quantity(loss) else loss
 
 
-def masked(losses: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """Losses with 0 where the step is masked."""
-    return losses if mask is None else jnp.where(mask, losses, 0)
+def blanked(tree: Tree, mask: jax.Array | None) -> Tree:
+    """A tree with zeros where the step is masked."""
+    return tree if mask is None else select(mask, tree, jax.tree.map(jnp.zeros_like, tree))
 
 
 def restarted(task: Task, now: Any, fresh: Any, data: StepData) -> Any:
@@ -73,6 +84,11 @@ def restarted(task: Task, now: Any, fresh: Any, data: StepData) -> Any:
         drawn = task.learner.fresh_samples(data.restart_key)
         fresh = fresh._replace(hidden=drawn.hidden, other={**fresh.other, **drawn.other})
     return select(data.reset, fresh._replace(keys=now.keys), now)
+
+
+def runnable(before: Any, fresh: Any, mask: jax.Array | None) -> Any:
+    """What a step is run from: at a masked step a fresh start, since the sample's own states may be broken."""
+    return before if mask is None else select(mask, before, fresh)
 
 
 def frozen(new: Any, old: Any, mask: jax.Array | None) -> Any:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import chex
 import jax
 
-from .._algorithms.base import Factors, Signal, Trace, WindowEnd, add_gradients, contract
+from .._algorithms.base import Parts, Signal, Trace, add_gradients, contract
 from .._program import Jacobians, Params
 
 if TYPE_CHECKING:
@@ -24,24 +24,40 @@ def step_trace(
     return learner.each(step)(params, trace, jacobians, signal, count)
 
 
-def end_window(
-    learner: "Learner", params: Params, trace_before: Trace, trace_after: Trace, records: Any, *, per_sample: bool
-) -> tuple[Trace, Params]:
-    """The trace after a window, and the gradient of the traced weights, from records `[K, B, ...]`."""
+def window_trace(learner: "Learner", params: Params, trace_before: Trace, trace_after: Trace, records: Any) -> Trace:
+    """`Algorithm.window_trace` for every sample, from records `[K, B, ...]`."""
 
-    def finish(params: Params, *own: Any) -> WindowEnd:
-        return learner.algorithm.finish_window(learner.program, params, *own)
+    def trace(params: Params, *own: Any) -> Trace:
+        return learner.algorithm.window_trace(learner.program, params, *own)
 
-    axes: Any = WindowEnd(0, 1, 0)  # type: ignore[arg-type]
-    end = learner.each(finish, (0, 0, 1), axes)(params, trace_before, trace_after, records)
-    chex.assert_tree_shape_prefix((end.trace, end.dense), learner.lead)
-    return end.trace, traced_gradient(learner, params, end.factors, end.dense, per_sample=per_sample)
+    after = learner.each(trace, (0, 0, 1))(params, trace_before, trace_after, records)
+    chex.assert_tree_shape_prefix(after, learner.lead)
+    return after
 
 
-def traced_gradient(
-    learner: "Learner", params: Params, factors: tuple[Factors, ...], dense: Params, *, per_sample: bool
+def window_parts(learner: "Learner", params: Params, trace_before: Trace, records: Any) -> Parts:
+    """`Algorithm.window_gradient` for every sample, from records `[K, B, ...]`.
+
+    The factors are `[K, B, ...]`, the dense part is `[B, ...]`.
+    """
+
+    def parts(params: Params, *own: Any) -> Parts:
+        return learner.algorithm.window_gradient(learner.program, params, *own)
+
+    axes: Any = Parts(1, 0)  # type: ignore[arg-type]
+    return learner.each(parts, (0, 1), axes)(params, trace_before, records)
+
+
+def window_gradient(
+    learner: "Learner", params: Params, trace_before: Trace, records: Any, *, per_sample: bool
 ) -> Params:
+    """The gradient of the traced weights from records `[K, B, ...]`."""
+    return traced_gradient(learner, params, window_parts(learner, params, trace_before, records), per_sample=per_sample)
+
+
+def traced_gradient(learner: "Learner", params: Params, parts: Parts, *, per_sample: bool) -> Params:
     """The gradient of the traced weights from factors `[K, B, ...]` and a dense part `[B, ...]`."""
+    factors, dense = parts
     fun = partial(contract, learner.program, params)
     if learner.batch_size is None:
         return add_gradients(fun(factors), dense)
@@ -67,5 +83,6 @@ def trace_gradient(learner: "Learner", params: Params, trace: Any, of_hidden: An
     def gradient(params: Params, *own: Any) -> Any:
         return learner.algorithm.gradient_of_trace(learner.program, params, *own)
 
-    factors, dense = learner.each(gradient)(params, trace, signal, count)
-    return traced_gradient(learner, params, jax.tree.map(lambda x: x[None], factors), dense, per_sample=False)
+    parts = learner.each(gradient)(params, trace, signal, count)
+    of_one_step = jax.tree.map(lambda x: x[None], parts.factors)
+    return traced_gradient(learner, params, Parts(of_one_step, parts.dense), per_sample=False)
