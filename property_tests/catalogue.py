@@ -119,6 +119,41 @@ FAULTS = (
         "property_tests/test_poison.py::test_a_gradient[D_RTRL published-vmap-3]",
     ),
     Fault(
+        "a second derivative is taken of traces that are held constant",
+        "_learning/traces.py",
+        "return first_derivative(learner.each(parts, (0, 1), axes)(params, trace_before, records))",
+        "return learner.each(parts, (0, 1), axes)(params, trace_before, records)",
+        "tests/test_second_derivative.py::test_of_an_online_rule_is_refused",
+    ),
+    Fault(
+        "squares of a norm overflow",
+        "_learning/euclid.py",
+        "return jax.lax.cond(is_exact, lambda: plain, lambda: measured(SCALED))",
+        "return plain",
+        "tests/test_precision.py::TestSums::test_norms_in_float32",
+    ),
+    Fault(
+        "what is compiled keeps its learner",
+        "_learning/step.py",
+        "pair(learner.detached())",
+        "pair(learner)",
+        "tests/test_lifetime.py::TestMemory::test_nothing_outlives_the_last_reference",
+    ),
+    Fault(
+        "samples on several devices are gathered",
+        "_learning/traces.py",
+        "array.swapaxes(0, 1) if jax.device_count() > 1 else array",
+        "array",
+        "tests/test_sharding.py::test_a_gradient",
+    ),
+    Fault(
+        "two generators of a module draw the same numbers",
+        "_sources/blueprint.py",
+        "jax.random.fold_in(key, zlib.crc32(path.encode()))",
+        "key",
+        "tests/test_globals.py::TestGeneratorsOfAModule::test_each_sample_and_each_generator_draws_its_own",
+    ),
+    Fault(
         "the running index is stale",
         "_learning/online.py",
         "new = Carry(*done.states, trace=trace, update_count=start.update_count + 1)",
@@ -142,7 +177,7 @@ FAULTS = (
     Fault(
         "a sum is taken for a mean",
         "_learning/sequence.py",
-        'mean=grad_fn.reduction == "mean"',
+        'mean=reduction == "mean"',
         "mean=False",
         "tests/test_strategies.py::TestReduction::test_every_strategy",
     ),
@@ -337,9 +372,9 @@ FAULTS = (
     ),
     Fault(
         "the Gram form leaves out products of different steps",
-        "_learning/norms.py",
-        "    return (of_x * of_dy).sum((1, 2))",
-        "    return jnp.trace(of_x * of_dy, axis1=1, axis2=2)",
+        "_learning/euclid.py",
+        "((unit_x @ unit_x.T) * (unit_dy @ unit_dy.T)).sum()",
+        "jnp.trace((unit_x @ unit_x.T) * (unit_dy @ unit_dy.T))",
         "tests/test_norms.py::TestSampleNorms::test_gram_form",
     ),
     Fault(

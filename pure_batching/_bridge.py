@@ -16,8 +16,9 @@ from ._conform import conform
 from ._learning.carry import Carry
 from ._learning.learner import Learner
 from ._program import Relation
+from ._sources.blueprint import states_of
 from ._sources.tracing import state_name
-from ._tree import Tree, like, moved, path_name, spec_of, spec_text
+from ._tree import Tree, like, moved, spec_of, spec_text
 from ._wording import count, listed
 from .errors import CarryError, NativeError
 
@@ -106,17 +107,22 @@ class _Native(NamedTuple):
     algorithm: Any
     states: dict[str, brainstate.State]
     relations: tuple[Any, ...]
+    name_of: dict[Any, str]
 
     @classmethod
     def of(cls, learner: Learner, algorithm: Any) -> "_Native":
         _check_kind(learner, algorithm)
         _check_decay(learner, algorithm)
-        states = {state_name(path, state): state for path, state in algorithm.path_to_states.items()}
+        names = {id(state): path for path, state in states_of(algorithm.model4compile).items()}
+        name_of = {
+            path: state_name(names.get(id(state), ""), state) for path, state in algorithm.path_to_states.items()
+        }
+        states = {name_of[path]: state for path, state in algorithm.path_to_states.items()}
         eqns = algorithm.graph.module_info.jaxpr.eqns
         order = {var: place for place, eqn in enumerate(eqns) for var in eqn.outvars}
         relations = tuple(sorted(algorithm.graph.hidden_param_op_relations, key=lambda relation: order[relation.y]))
-        _check_module(learner, states, [path_name(relation.path) for relation in relations])
-        native = cls(learner, algorithm, states, relations)
+        _check_module(learner, states, [name_of[relation.path] for relation in relations])
+        native = cls(learner, algorithm, states, relations, name_of)
         _check_samples(native)
         return native
 
@@ -184,30 +190,28 @@ class _Native(NamedTuple):
         state_of = dict(zip(order, getattr(self.algorithm, traces).values(), strict=True))
         found = []
         for ours, theirs in zip(self.learner.program.relations, self.relations, strict=True):
-            groups = {_name_of(group): group for group in theirs.hidden_groups}
+            groups = {self._name_of(group): group for group in theirs.hidden_groups}
             for link in ours.links:
                 group = groups[link.group.name]
-                found.append((link.name, state_of[id(theirs), id(group)], _columns(group)))
+                found.append((link.name, state_of[id(theirs), id(group)], self._columns(group)))
         return found
 
+    def _name_of(self, group: Any) -> str:
+        """The name that a learner gives to a hidden group."""
+        return ", ".join(sorted(self.name_of[path] for path in group.hidden_paths))
 
-def _name_of(group: Any) -> str:
-    """The name that a learner gives to a hidden group."""
-    return ", ".join(sorted(map(path_name, group.hidden_paths)))
+    def _columns(self, group: Any) -> tuple[int, ...]:
+        """Where BrainScale, whose order of states differs in each process, keeps the columns of our sorted states."""
+        columns, start = {}, 0
+        for path, state in zip(group.hidden_paths, group.hidden_states, strict=True):
+            columns[self.name_of[path]] = range(start, start + state.num_state)
+            start += state.num_state
+        return tuple(column for path in sorted(columns) for column in columns[path])
 
 
 def _columns_of(tree: Tree, columns: Any) -> list[jax.Array]:
     """The arrays of a trace with the states of its group in another order."""
     return [array[..., list(columns)] for array in jax.tree.leaves(tree)]
-
-
-def _columns(group: Any) -> tuple[int, ...]:
-    """Where BrainScale, whose order of states differs in each process, keeps the columns of our sorted states."""
-    columns, start = {}, 0
-    for path, state in zip(group.hidden_paths, group.hidden_states, strict=True):
-        columns[path_name(path)] = range(start, start + state.num_state)
-        start += state.num_state
-    return tuple(column for path in sorted(columns) for column in columns[path])
 
 
 def _first(value: Tree, spec: Tree) -> Tree:

@@ -31,6 +31,8 @@ def conform(value: Tree, spec: Tree, root: str, axes: Axes = (), untimed: frozen
       ShapeError: another shape; BatchSizeError where only the batch axis differs.
       DtypeError: no numbers, or a dtype that JAX does not promote to that of `spec`: it would lose digits, or its kind.
     """
+    if not untimed and _fits(value, spec, axes):
+        return value
     got, expected = named_leaves(value, root), named_leaves(spec, root)
     axes_of = {name: axes[1:] if name in untimed else axes for name, _ in (*got, *expected)}
     _check_names(dict(got), dict(expected), axes_of)
@@ -38,6 +40,17 @@ def conform(value: Tree, spec: Tree, root: str, axes: Axes = (), untimed: frozen
         _conform_leaf(leaf, want, name, axes_of[name]) for (name, leaf), (_, want) in zip(got, expected, strict=True)
     ]
     return jax.tree.unflatten(jax.tree.structure(spec, is_leaf=is_quantity), leaves)
+
+
+def _fits(value: Tree, spec: Tree, axes: Axes) -> bool:
+    """Whether every leaf is an array as specified; to see this takes no names, and a thirtieth of the time."""
+    lead = tuple(size for _, size in axes)
+    leaves, structure = jax.tree.flatten(value)
+    specs, wanted = jax.tree.flatten(spec)
+    return structure == wanted and all(
+        isinstance(leaf, jax.Array) and leaf.dtype == want.dtype and leaf.shape == (*lead, *want.shape)
+        for leaf, want in zip(leaves, specs, strict=True)
+    )
 
 
 def _check_names(got: Mapping[str, Any], expected: Mapping[str, Any], axes_of: Mapping[str, Axes]) -> None:
@@ -173,7 +186,7 @@ _OR_CAPTURE = ", or capture the module with this dtype."
 
 def _to_dtype(array: Any, dtype: Any, name: str) -> jax.Array:
     array = jnp.asarray(array)
-    if array.dtype == dtype:
+    if array.dtype == dtype or (is_key(dtype) and is_key(array.dtype)):  # a random key may be of any implementation
         return array
     if is_key(dtype) or is_key(array.dtype) or not _is_promoted(array, dtype):
         raise DtypeError(

@@ -2,14 +2,16 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 
 from ._algorithms.base import Trace
 from ._learning.learner import Learner, check_learner
 from ._program import Program, Use, Way
+from ._tree import nbytes
 
-_HEADER = ("weight", "learns by", "hidden states", "trace", "where")
+_HEADER = ("weight", "learns by", "hidden states", "trace", "for one sample", "where")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Row:
         (within one window, where the learner propagates back through it); or `"none"`.
       groups: the hidden groups that the use reaches, each by the paths of its states; empty without a trace.
       traces: the shape of each trace of one sample, such as `{"weight of h": (5, 7, 1)}`; empty without a trace.
+      nbytes: the size of these traces, in bytes for one sample; a trace that several uses share counts for each.
       where: the source line of the use, such as `net.py:33 (Net.update)`; "" where it is not known.
       reason: why there is no trace; "" where there is one.
     """
@@ -30,6 +33,7 @@ class Row:
     way: Way
     groups: tuple[str, ...]
     traces: Mapping[str, tuple[int, ...]]
+    nbytes: int
     where: str
     reason: str
 
@@ -59,7 +63,8 @@ class Explanation:
 
 def _cells(row: Row) -> tuple[str, ...]:
     traces = ", ".join(f"{name} {list(shape)}" for name, shape in row.traces.items())
-    return row.weight, row.way, " and ".join(row.groups), traces, row.where
+    size = f"{row.nbytes:,} B" if row.traces else ""
+    return row.weight, row.way, " and ".join(row.groups), traces, size, row.where
 
 
 def _line(texts: Sequence[str], widths: Sequence[int]) -> str:
@@ -85,11 +90,12 @@ def explain(learner: Learner) -> Explanation:
 
 
 def _row(learner: Learner, trace: Trace, use: Use) -> Row:
-    return Row(use.weight, use.way, use.groups, _traces(learner, learner.program, trace, use), use.where, use.reason)
+    arrays = _traces(learner, learner.program, trace, use)
+    shapes = {name: tuple(array.shape) for name, array in arrays.items()}
+    return Row(use.weight, use.way, use.groups, shapes, nbytes(arrays), use.where, use.reason)
 
 
-def _traces(learner: Learner, program: Program, trace: Trace, use: Use) -> dict[str, tuple[int, ...]]:
-    """The shapes of the traces of a use."""
+def _traces(learner: Learner, program: Program, trace: Trace, use: Use) -> dict[str, Any]:
+    """The specifications of the traces of a use."""
     relation = next((relation for relation in program.relations if relation.name == use.relation), None)
-    arrays = {} if relation is None else learner.algorithm.traces_of(relation, trace)
-    return {name: tuple(array.shape) for name, array in arrays.items()}
+    return {} if relation is None else learner.algorithm.traces_of(relation, trace)

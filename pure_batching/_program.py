@@ -35,7 +35,7 @@ class States(NamedTuple):
 
 
 class Jacobians(NamedTuple):
-    """The derivatives of one step, mantissas only.
+    """The derivatives of one step, mantissas only, in the dtype of traces.
 
     Attributes:
       xs: what enters each weight operation, `[..., *x.shape]`, by the name of the first relation that reads it.
@@ -66,13 +66,15 @@ class Group:
       name: the paths, joined.
       paths: the hidden states, sorted.
       widths: how many states each path holds along its last axis; 0 stands for one state without an axis of its own.
+      dtypes: of the states.
       varshape: the shape of one state of one sample.
-      dtype: of the states side by side.
+      dtype: of the states side by side, and of their traces.
     """
 
     name: str
     paths: tuple[str, ...]
     widths: tuple[int, ...]
+    dtypes: tuple[Any, ...]
     varshape: tuple[int, ...]
     dtype: Any
 
@@ -89,13 +91,14 @@ class Group:
     def join(self, states: Any) -> jax.Array:
         """States of the group side by side, `[..., *varshape, ns]`."""
         columns = [x if width else jnp.expand_dims(x, -1) for x, width in zip(states, self.widths, strict=True)]
+        columns = [x.astype(self.dtype) for x in columns]
         return columns[0] if len(columns) == 1 else jnp.concatenate(columns, -1)
 
     def part(self, joined: jax.Array) -> list[jax.Array]:
         """The inverse of `join`."""
         parts, start = [], 0
-        for width in self.widths:
-            piece = joined[..., start : start + max(width, 1)]
+        for width, dtype in zip(self.widths, self.dtypes, strict=True):
+            piece = joined[..., start : start + max(width, 1)].astype(dtype)
             parts.append(piece if width else piece[..., 0])
             start += max(width, 1)
         return parts
@@ -106,7 +109,7 @@ class WeightLeaf(NamedTuple):
 
     Attributes:
       name: its name within the weight.
-      spec: its shape and dtype.
+      spec: its shape, and the dtype of its trace.
       axes: for each axis of `y`, the axis of the array that it is aligned with, or None if it is of size one; None
         where an element of the array reaches more than one element of `y`.
       is_factor: whether `y` is `x @ array` plus terms that do not depend on the array.
@@ -134,7 +137,8 @@ class Operation(NamedTuple):
     """The equations of one use of a weight, `(x, *arrays of w) -> y` of one sample, as data.
 
     Attributes:
-      jaxpr: a closed jaxpr from `(x, *arrays of w)`, or from the arrays alone for an element-wise weight, to `y`.
+      jaxpr: a closed jaxpr from `(x, *arrays of w)`, or from the arrays alone for an element-wise weight, to `y`, in
+        the dtype of traces.
       shape: of the hidden states that `y` reaches, to which `y` is broadcast.
       derivative: a closed jaxpr `(x, dy, *arrays of w) -> dw` of the user's own; None where the equations are
         differentiated.

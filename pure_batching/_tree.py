@@ -1,6 +1,6 @@
 """Trees of arrays with units: readable paths and specifications."""
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import brainunit as u
@@ -34,11 +34,6 @@ def with_unit(array: Any, unit: Any) -> Any:
 def same_dimension(one: Any, other: Any) -> bool:
     """Whether a number in one unit can be converted to the other."""
     return u.have_same_dim(one, other)
-
-
-def path_name(path: Iterable[Hashable]) -> str:
-    """`("syn", "comm", "weight_op")` -> `"syn.comm.weight_op"`."""
-    return ".".join(str(key) for key in path)
 
 
 def named_leaves(tree: Tree, root: str) -> list[tuple[str, Any]]:

@@ -9,6 +9,7 @@ import braintools
 import brainunit as u
 import jax
 import jax.numpy as jnp
+import numpy as np
 from brainpy.state import CUBA, LIF, AlignPostProj, Expon
 from brainscale import ElemWiseParam, NonTempParam
 from brainscale.nn import BatchNorm1d, Conv1d, Conv2d, LeakyRateReadout, Linear, LoRA, MinimalRNNCell, SignedWLinear
@@ -344,6 +345,54 @@ class Silent(Module):
     def update(self, x: Array) -> Array:
         self.hidden.value = 0.9 * self.hidden.value + jax.nn.relu(jnp.abs(self.drive(x)) - 10.0)
         return self.gain.value * self.hidden.value
+
+
+class OwnGenerators(Module):
+    """Noise of two random generators of its own, of the process's, and initial states of one of them."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.weight = brainscale.nn.Linear(size, size)
+        self.one, self.two = brainstate.random.RandomState(0), brainstate.random.RandomState(0)
+
+    def init_state(self, batch_size: int | None = None) -> None:
+        self.h = HiddenState(self.one.rand(self.size))
+
+    def update(self, x: Array) -> Array:
+        noise = jnp.stack([source.rand(self.size) for source in (self.one, self.two, brainstate.random)])
+        self.h.value = jnp.tanh(0.5 * self.h.value + self.weight(x + noise.sum(0)))
+        return noise + 0 * self.h.value
+
+
+class Mixed(Module):
+    """A leaky cell whose weights, inputs and states have each a float type of their own."""
+
+    def __init__(self, n_in: int, n_rec: int, weights: Any, inputs: Any, states: Any, leak: float = 0.5) -> None:
+        super().__init__()
+        self.n_rec, self.states, self.leak, self.inputs = n_rec, states, leak, inputs
+        values = np.random.default_rng(0).normal(size=(n_in, n_rec)).astype(np.float32) / n_in
+        arrays = {"weight": jnp.asarray(values, weights), "bias": jnp.zeros(n_rec, weights)}
+        self.weight = brainscale.ETraceParam(arrays, brainscale.MatMulOp())
+
+    def init_state(self, batch_size: int | None = None) -> None:
+        self.h = HiddenState(jnp.zeros(self.n_rec, self.states))
+
+    def update(self, x: Array) -> Array:
+        drive = self.weight.execute(x.astype(jax.tree.leaves(self.weight.value)[0].dtype))
+        self.h.value = jnp.tanh(self.leak * self.h.value + drive.astype(self.states))
+        return self.h.value
+
+
+class Widening(Module):
+    """A state in float32 that comes back in float64."""
+
+    def init_state(self, batch_size: int | None = None) -> None:
+        self.h = HiddenState(jnp.zeros(3, np.float32))
+
+    def update(self, x: Array) -> Array:
+        self.h.value = 0.5 * self.h.value + x
+        return self.h.value
 
 
 class Watched(Module):

@@ -21,6 +21,7 @@ from brainscale.nn import Linear
 import pure_batching as pb
 from pure_batching._reader import executing
 from pure_batching._reader.jacobians import jacobians
+from pure_batching._sources.tracing import RANDOM
 from pure_batching.errors import CaptureError
 
 from .alive import assert_alive, assert_moving
@@ -124,8 +125,8 @@ class TestWhereStatesBelong:
 
     def test_random_keys(self, seed: int) -> None:
         start = bench("noisy", seed).start("vmap")
-        assert list(start.keys) == ["random"]
-        assert start.keys["random"].shape[0] == SAMPLES
+        assert list(start.keys) == [RANDOM]
+        assert start.keys[RANDOM].shape[0] == SAMPLES
         assert not start.other
         assert not start.shared
 
@@ -141,7 +142,8 @@ class TestWhereStatesBelong:
                 brainstate.nn.init_all_states(net)
             carry = made.learner.init()
             found = [*made.params, *carry.hidden, *carry.other, *carry.shared, *carry.keys]
-            assert sorted(set(found) - {"random"}) == sorted(".".join(map(str, path)) for path in states_of(net))
+            assert sorted(set(found) - {RANDOM}) == sorted(pb.read_states(net))
+            assert len(pb.read_states(net)) == len(states_of(net))
             assert len(found) == len(set(found))
 
 
@@ -441,7 +443,7 @@ class TestEnvironment:
         learner, _ = pb.capture(
             model.build(seed), *model.inputs(seed), algorithm=pb.ES_D_RTRL(0.9), environ={**model.settings, "fit": fit}
         )
-        assert list(learner.init().keys) == (["random"] if fit else [])
+        assert list(learner.init().keys) == ([RANDOM] if fit else [])
 
 
 @pytest.mark.filterwarnings("ignore:(jax.core|core.Jaxpr).*:DeprecationWarning")

@@ -18,7 +18,19 @@ ROOT = Path(__file__).parents[1]
 
 # From the bottom up; a folder is one room, whose own files may not import each other in a circle.
 ORDER = (
-    *("errors", "_wording", "_options", "_tree", "_conform", "_program", "_reader", "_sources", "_algorithms"),
+    *(
+        "errors",
+        "_wording",
+        "_options",
+        "_tree",
+        "_numerics",
+        "_precision",
+        "_conform",
+        "_program",
+        "_reader",
+        "_sources",
+        "_algorithms",
+    ),
     *(
         "_strategies",
         "_learning",

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from .._program import Group, Program, Relation, WeightLeaf
-from .base import map_operation
+from .base import arrays_of, map_operation
 
 # By the name of the link, then by the name of the weight's leaf.
 Leaves = dict[str, dict[str, jax.Array]]
@@ -81,7 +81,7 @@ def outer(relation: Relation, weight: Any, x: jax.Array | None, values: jax.Arra
       x: `[K, *x.shape]`, None for an element-wise weight.
       values: `[K, *y.shape, ns]`.
     """
-    arrays = jax.tree.leaves(weight)
+    arrays = arrays_of(relation, weight)
 
     def one_state(column: jax.Array) -> list[jax.Array]:
         def summed(*leaves: jax.Array) -> jax.Array:

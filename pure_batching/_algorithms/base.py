@@ -192,11 +192,16 @@ def add_gradients(*parts: Params) -> Params:
 
 def _weight_gradient(relation: Relation, weight: Any, x: jax.Array | None, dys: tuple[jax.Array, ...]) -> Any:
     """The pullback of the operation mapped over `N`: for a product with a matrix, one product of matrices."""
-    leaves, treedef = jax.tree.flatten(weight)
+    leaves, treedef = arrays_of(relation, weight), jax.tree.structure(weight)
     _, pullback = jax.vjp(lambda *values: map_operation(relation, x, values, dys[0].shape[0]), *leaves)
     if len(dys) == 1:
         return jax.tree.unflatten(treedef, pullback(dys[0]))
     return jax.tree.unflatten(treedef, [pullback(dy)[i] for i, dy in enumerate(dys)])
+
+
+def arrays_of(relation: Relation, weight: Any) -> list[jax.Array]:
+    """The arrays of a weight, in the dtype of traces."""
+    return [array.astype(leaf.spec.dtype) for array, leaf in zip(jax.tree.leaves(weight), relation.leaves, strict=True)]
 
 
 def map_operation(relation: Relation, x: jax.Array | None, leaves: Any, size: int) -> jax.Array:

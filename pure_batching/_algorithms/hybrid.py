@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -59,8 +59,13 @@ class Hybrid(Algorithm):
         """No: the steps of a window are kept."""
         return False
 
-    def choice(self, program: Program) -> dict[str, str]:
-        """Which algorithm follows each use of a weight: `{relation: "D_RTRL" or "ES_D_RTRL"}`."""
+    def choice(self, learner: Any) -> dict[str, str]:
+        """Which algorithm follows each use of a weight: `{relation: "D_RTRL" or "ES_D_RTRL"}`.
+
+        Args:
+          learner: a learner, or its program.
+        """
+        program: Program = getattr(learner, "program", learner)
         return {r.name: "D_RTRL" if _needs_parameter_trace(r) else "ES_D_RTRL" for r in program.relations}
 
     def init(self, program: Program) -> HybridTrace:

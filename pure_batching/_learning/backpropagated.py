@@ -1,14 +1,16 @@
 """A window with credit by backpropagation inside it, and by the trace for the steps before it."""
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import jax
 
-from .._algorithms.base import Trace, add_gradients
+from .._algorithms.base import Trace
 from .._program import Jacobians, Params, States
 from .carry import Carry
 from .lives import continued, counted, credited
 from .steps import Steps, select
+from .sums import summed
 from .task import Task, Window, blanked, frozen, losses_of, neutral, restarted, runnable
 from .traces import step_trace, trace_gradient, window_trace
 
@@ -41,21 +43,22 @@ def run_backpropagated(task: Task, params: Params, carry: Carry, steps: Steps, f
     trace = credited(carry.trace, steps, fresh.trace)
     behind = trace_gradient(learner, params, trace, of_hidden, carry.update_count)
     after = _updated(learner, params, carry, states, jacobians, steps, fresh)
-    return Window(after, add_gradients(within, behind), losses, outputs)
+    return Window(after, summed(params, within, behind), losses, outputs)
 
 
 def _run_each_sample(task: Task, params: Params, carry: Carry, steps: Steps, fresh: Carry) -> Window:
     """The gradient of each sample, by windows of one sample."""
     one_sample = task.learner.one_of_its_samples()
 
-    def of_sample(common: tuple[Params, Any], carry: Carry, steps: Steps, fresh: Carry) -> Window:
-        params, shared = common
-        whole = carry._replace(shared=shared)
-        return run_backpropagated(task._replace(learner=one_sample), params, whole, steps, fresh)
+    def of_sample(common: tuple[Params, Any, Any], carry: Carry, steps: Steps, fresh: Carry) -> Window:
+        params, shared, positions = common
+        whole, window = carry._replace(shared=shared), dataclasses.replace(steps, positions=positions)
+        return run_backpropagated(task._replace(learner=one_sample), params, whole, window, fresh)
 
     axes: Any = Window(0, 0, 1, 1)  # type: ignore[arg-type]
     each = task.learner.each(of_sample, (0, Steps.sample_axes(), 0), axes)
-    window = each((params, carry.shared), carry._replace(shared={}), steps, fresh._replace(shared={}))
+    common, of_samples = (params, carry.shared, steps.positions), dataclasses.replace(steps, positions=None)
+    window = each(common, carry._replace(shared={}), of_samples, fresh._replace(shared={}))
     shared = jax.tree.map(lambda leaf: leaf[0], window.carry.shared)  # the same for every sample
     return window._replace(carry=window.carry._replace(shared=shared))
 

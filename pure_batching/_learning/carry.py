@@ -40,6 +40,13 @@ class Carry(NamedTuple):
         """The shapes and dtypes of each field, without the numbers."""
         return f"Carry({', '.join(f'{name}={spec_text(field)}' for name, field in self._asdict().items())})"
 
+    @staticmethod
+    def sample_axes() -> "Carry":
+        """The axis of the samples in each field; None for what they share."""
+        axes: Any = 0
+        nowhere: Any = None
+        return Carry(axes, axes, axes, nowhere, axes, axes)
+
     @property
     def states(self) -> States:
         """The module's part of the carry."""

@@ -3,19 +3,21 @@
 import dataclasses
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
 from .._options import check_choice
+from .._precision import accumulating
 from .._program import Loss, Params
 from .._tree import Tree
 from ..errors import OptionError
 from .carry import Carry
 from .learner import Learner
 from .norms import NormFn, check_batched
-from .sequence import check_loss_function, sequence_grad
+from .sequence import check_loss_function, checked_window, sequence_grad
 from .sequence_fn import SequenceFn
 from .steps import Steps
 
@@ -36,7 +38,7 @@ class ClippedAux(NamedTuple):
     clipped: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class ClippedGradFn(SequenceFn[tuple[Params, ClippedAux]]):
     """The function that `clipped_grad` makes.
 
@@ -47,30 +49,38 @@ class ClippedGradFn(SequenceFn[tuple[Params, ClippedAux]]):
 
     bound: float | jax.Array
     reduction: str
+    window: int | None
 
     def run(
         self, params: Params, carry: Carry | None, steps: Steps, key: jax.Array | None
     ) -> tuple[Params, ClippedAux]:
         """The gradient for arguments that were checked; both passes draw the same random numbers."""
-        norms, aux = NormFn(self.learner, self.loss).run(params, carry, steps, key)
+        norms, aux = NormFn(self.learner, self.loss, self.window).run(params, carry, steps, key)
         bound = jnp.asarray(self.bound, norms.dtype)
         scales = jnp.minimum(1, bound / jnp.maximum(norms, jnp.finfo(norms.dtype).tiny))
-        weighted = sequence_grad(self.learner, _Weighted(self.loss), reduction=self.reduction)
+        weighted = sequence_grad(self.learner, _Weighted(self.loss), reduction=self.reduction, window=self.window)
         gradients, _ = weighted.run(params, carry, steps.with_weights(scales), key)
         return gradients, ClippedAux(aux.carry, aux.losses, norms, (scales < 1).sum())
 
 
-@dataclasses.dataclass(frozen=True)
-class _Weighted:
+class _Weighted(eqx.Module):
     """A loss times the weight of its sample: the gradient of the sum is the weighted sum of the samples' gradients."""
 
     loss: Loss
 
     def __call__(self, output: Tree, target: tuple[Tree, jax.Array]) -> Any:
-        return self.loss(output, target[0]) * target[1]
+        loss = self.loss(output, target[0])
+        return loss.astype(accumulating(loss.dtype)) * target[1]
 
 
-def clipped_grad(learner: Learner, loss: Loss, bound: float | jax.Array, *, reduction: str = "mean") -> ClippedGradFn:
+def clipped_grad(
+    learner: Learner,
+    loss: Loss,
+    bound: float | jax.Array,
+    *,
+    reduction: str = "mean",
+    window: int | None = None,
+) -> ClippedGradFn:
     """Make a function that gives the sum or mean of per-sample gradients, each scaled down to at most `bound`.
 
     The building block of DP-SGD (Abadi et al., "Deep Learning with Differential Privacy", 2016), without its noise. It
@@ -81,6 +91,7 @@ def clipped_grad(learner: Learner, loss: Loss, bound: float | jax.Array, *, redu
       loss: as in `sequence_grad`.
       bound: the largest norm, `[]`, above 0; inside `jax.jit` it may be traced, and is then not checked.
       reduction: `"mean"` or `"sum"` over samples.
+      window: as in `sequence_grad`; memory then does not grow with `T`, but for the losses.
 
     Returns:
       `(params, carry, inputs, targets, *, mask=None, reset=None, key=None) -> (gradients, ClippedAux)`, whose
@@ -89,13 +100,13 @@ def clipped_grad(learner: Learner, loss: Loss, bound: float | jax.Array, *, redu
     Raises:
       StrategyError: the learner is of one sample.
       LossError: a loss that cannot be called.
-      OptionError: a bound that is not above 0, another reduction.
+      OptionError: a bound that is not above 0, another reduction, a window that is not a positive integer.
     """
     check_batched(learner, "clipped_grad")
     check_loss_function(loss)
     _check_bound(bound)
     check_choice("reduction", reduction, ("mean", "sum"))
-    return ClippedGradFn(learner, loss, bound, reduction)
+    return ClippedGradFn(learner, loss, bound, reduction, checked_window(window))
 
 
 def _check_bound(bound: Any) -> None:

@@ -1,7 +1,7 @@
 """Learner: a source with a learning rule and a strategy, and pure functions of explicit arrays."""
 
+import copy
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -19,6 +19,8 @@ from .._tree import Tree, is_key, spec_text, with_lead
 from .._wording import count
 from ..errors import CarryError, DtypeError, PureBatchingError, ShapeError, StructureError
 from .carry import Carry, apart
+from .compiled import compiled, kept
+from .sharding import SampleAxes
 from .step import differentiable_step
 
 
@@ -62,6 +64,12 @@ class Learner(eqx.Module):
         """The learner of one sample for a function that `each`, or another mapping, runs for all samples."""
         return self.run_by(OneOf(self.batch_size or 1))
 
+    def detached(self) -> "Learner":
+        """The same learner, which does not lead to what was compiled for it."""
+        source = copy.copy(self.source)
+        source.memory = {}
+        return Learner(source, self.program, self.algorithm, self.strategy)
+
     def __repr__(self) -> str:
         inputs = ", ".join(spec_text(spec) for spec in self.program.inputs)
         batch = "one sample" if self.batch_size is None else f"{self.strategy.name} of {self.batch_size} samples"
@@ -94,7 +102,9 @@ class Learner(eqx.Module):
         Raises:
           DtypeError: no random key.
         """
-        return _init(self, jax.random.key(0) if key is None else check_key(key))
+        with self.source.numerics.in_force():
+            run = compiled(self, Learner.fresh, axes=SampleAxes((None,), Carry.sample_axes()))
+            return run(jax.random.key(0) if key is None else check_key(key))
 
     def step(self, params: Params, carry: Carry, *inputs: Tree) -> tuple[Carry, Tree]:
         """Run one step.
@@ -114,7 +124,12 @@ class Learner(eqx.Module):
           StructureError, ShapeError, BatchSizeError, DtypeError, UnitError: an argument does not fit.
           CarryError: the carry belongs to another learner.
         """
-        return _step(self, self.check_params(params), self.check_carry(carry), self.check_inputs(inputs))
+        numerics = self.source.numerics
+        with numerics.for_arguments().in_force():
+            checked = self.check_params(params), self.check_carry(carry), self.check_inputs(inputs)
+        with numerics.in_force():
+            axes = SampleAxes((None, Carry.sample_axes(), 0), (Carry.sample_axes(), 0))
+            return compiled(self, differentiable_step, axes=axes)(*checked)
 
     def execute(self, params: Params, states: States, inputs: tuple[Tree, ...], perturbation: Perturbation) -> Step:
         """`Program.execute` for all samples."""
@@ -149,6 +164,9 @@ class Learner(eqx.Module):
         Args:
           is_apart: whether each sample has its own of the states that the source shares.
         """
+        return kept(self, lambda: self._carry_spec(is_apart=is_apart), "carry_spec", is_apart)
+
+    def _carry_spec(self, *, is_apart: bool) -> Carry:
         trace = jax.eval_shape(lambda: self.algorithm.init(self.program))
         update_count: Any = jax.ShapeDtypeStruct((), jnp.int32)
         own = Carry(*self.program.states, trace=trace, update_count=update_count)
@@ -170,7 +188,7 @@ class Learner(eqx.Module):
                 repair="pb.capture returns a learner and its params; pass the second.",
             )
         try:
-            return conform(params, self.program.params, "params")
+            return conform(params if isinstance(params, dict) else dict(params), self.program.params, "params")
         except ShapeError as error:
             repair = "Pass the params that capture() returned with this learner."
             raise ShapeError(error.where, got=error.got, expected=error.expected, repair=repair) from error
@@ -228,13 +246,3 @@ def check_learner(learner: object, name: str) -> None:
             expected="a Learner",
             repair="pb.capture returns a learner and its params; pass the first.",
         )
-
-
-@partial(jax.jit, static_argnums=0)
-def _init(learner: Learner, key: jax.Array) -> Carry:
-    return learner.fresh(key)
-
-
-@partial(jax.jit, static_argnums=0)
-def _step(learner: Learner, params: Params, carry: Carry, inputs: tuple[Tree, ...]) -> tuple[Carry, Tree]:
-    return differentiable_step(learner, params, carry, inputs)

@@ -25,7 +25,7 @@ def credited(trace: Trace, steps: Steps, fresh: Trace) -> Trace:
     if trace is None or not steps.have_flags:
         return trace
     mask, reset = _flags(steps)
-    is_first_life = jnp.cumsum(reset, 0) == 0
+    is_first_life = jnp.cumsum(reset.astype(jnp.int32), 0) == 0
     return select((mask & is_first_life).any(0), trace, fresh)
 
 
@@ -46,9 +46,9 @@ def continued(trace: Trace, records: Any, steps: Steps, fresh: Trace) -> tuple[T
 
 def is_last_life(steps: Steps) -> jax.Array:
     """Whether no reset follows a step in its window, `[K, B]`."""
-    _, reset = _flags(steps)
-    from_here = jnp.cumsum(reset[::-1], 0)[::-1]
-    return from_here - reset == 0
+    resets = _flags(steps)[1].astype(jnp.int32)
+    from_here = jnp.cumsum(resets[::-1], 0)[::-1]
+    return from_here == resets
 
 
 def counted(count: jax.Array, steps: Steps) -> jax.Array:
@@ -56,7 +56,7 @@ def counted(count: jax.Array, steps: Steps) -> jax.Array:
     if not steps.have_flags:
         return count + 1
     mask, reset = _flags(steps)
-    return jnp.where(reset.any(0), 0, count) + (mask & is_last_life(steps)).any(0)
+    return jnp.where(reset.any(0), 0, count) + (mask & is_last_life(steps)).any(0).astype(count.dtype)
 
 
 def _flags(steps: Steps) -> tuple[jax.Array, jax.Array]:

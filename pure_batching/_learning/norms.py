@@ -1,7 +1,6 @@
 """The norm of every sample's gradient, without the gradients themselves."""
 
 import dataclasses
-from functools import partial
 from typing import Any
 
 import jax
@@ -9,36 +8,42 @@ import jax.numpy as jnp
 
 from .._algorithms.base import Factors, contract
 from .._program import Loss, Params, Relation
-from .._strategies.loop import each_in_turn
-from .._tree import Tree, nbytes
+from .._tree import nbytes
 from ..errors import StrategyError
 from .carry import Carry
+from .compiled import SplitLoss, compiled
+from .euclid import Measure, norm_of, norms_by
 from .learner import Learner, check_learner
 from .online import collect, with_trace
-from .sequence import Aux, check_loss, check_loss_function
-from .sequence_fn import SequenceFn, begin
+from .sequence import Aux, check_loss, check_loss_function, checked_window, run_windows, window_length
+from .sequence_fn import SequenceFn, arguments_axes, begin
+from .sharding import SampleAxes
 from .steps import Steps
 from .task import Task
+from .tiles import each_in_tiles
 from .traces import window_parts
-from .window import run_window
 
 # The gradients of as many samples are held at once as fit into this many bytes.
 TILE_BUDGET = 32 * 2**20
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class NormFn(SequenceFn[tuple[jax.Array, Aux]]):
     """`(params, carry, inputs, targets, *, mask=None, reset=None, key=None) -> (norms, Aux)`; made by `sample_norms`.
 
     The norms `[B]` are those of every sample's gradient over the whole sequence.
     """
 
+    window: int | None = None
+
     def run(self, params: Params, carry: Carry | None, steps: Steps, key: jax.Array | None) -> tuple[jax.Array, Aux]:
         """The norms for arguments that were checked."""
-        return _sample_norms(self, params, carry, steps, key)
+        axes = SampleAxes(arguments_axes(), (0, Aux.sample_axes()))
+        run = compiled(self.learner, _sample_norms, self.window, axes=axes)
+        return run(SplitLoss.of(self.loss), params, carry, steps, key)
 
 
-def sample_norms(learner: Learner, loss: Loss) -> NormFn:
+def sample_norms(learner: Learner, loss: Loss, *, window: int | None = None) -> NormFn:
     """Make a function that gives the norm of every sample's gradient over a whole sequence.
 
     No leaf `[B, *param.shape]` is built: gradients are held for as many samples at a time as fit into 32 MiB, for one
@@ -46,13 +51,15 @@ def sample_norms(learner: Learner, loss: Loss) -> NormFn:
     vector costs `T^2 (in + out)` per sample (the Gram form: gradients are sums of `T` outer products, whose inner
     products are products of two numbers) where that is less than `T in out`; other weights are contracted for a few
     samples at a time, which costs what the summed gradient costs, and memory for those few. Weights without a trace, a
-    carry that goes on, and algorithms that propagate back run the whole sequence for a few samples at a time. The norm
-    is that of the numbers in the params' own units. What the algorithm carries comes besides, of which D_RTRL's traces
-    have such leaves; and along a named axis the samples are differentiated all at once.
+    carry that goes on, several windows, and algorithms that propagate back run the whole sequence for a few samples at
+    a time. The norm is that of the numbers in the params' own units, in float32 at least; no square inside it overflows
+    or vanishes. What the algorithm carries comes besides, of which D_RTRL's traces have such leaves; and along a named
+    axis the samples are differentiated all at once.
 
     Args:
       learner: batched by a strategy.
       loss: as in `sequence_grad`.
+      window: as in `sequence_grad`; memory then does not grow with `T`, but for the losses.
 
     Returns:
       `(params, carry, inputs, targets, *, mask=None, reset=None, key=None) -> (norms [B], Aux)`.
@@ -60,10 +67,11 @@ def sample_norms(learner: Learner, loss: Loss) -> NormFn:
     Raises:
       StrategyError: the learner is of one sample.
       LossError: a loss that cannot be called.
+      OptionError: a window that is not a positive integer.
     """
     check_batched(learner, "sample_norms")
     check_loss_function(loss)
-    return NormFn(learner, loss)
+    return NormFn(learner, loss, checked_window(window))
 
 
 def check_batched(learner: Learner, name: str) -> None:
@@ -75,69 +83,81 @@ def check_batched(learner: Learner, name: str) -> None:
         )
 
 
-@partial(jax.jit, static_argnums=0)
 def _sample_norms(
-    norm_fn: NormFn, params: Params, carry: Carry | None, steps: Steps, key: jax.Array | None
+    learner: Learner,
+    window: int | None,
+    loss: SplitLoss,
+    params: Params,
+    carry: Carry | None,
+    steps: Steps,
+    key: jax.Array | None,
 ) -> tuple[jax.Array, Aux]:
-    learner = norm_fn.learner
-    check_loss(learner, norm_fn.loss, steps.targets)
+    task = Task(learner, loss.whole(), per_sample=False, outputs=False)
+    check_loss(learner, task.loss, steps.targets)
     start, fresh, steps = begin(learner, carry, steps, key)
-    task = Task(learner, norm_fn.loss, per_sample=False, outputs=False)
+    length = window_length(learner, steps.length, window)
     is_online = learner.algorithm.credit == "trace" and not learner.program.direct
-    if is_online and carry is None:
+    if is_online and carry is None and length == steps.length:
         return _from_factors(task, params, start, steps, fresh)
-    return _sample_by_sample(task, params, start, steps, fresh)
+    return _sample_by_sample(task, params, start, steps, length, fresh)
 
 
-def _sample_by_sample(task: Task, params: Params, carry: Carry, steps: Steps, fresh: Carry) -> tuple[jax.Array, Aux]:
+def _sample_by_sample(
+    task: Task, params: Params, carry: Carry, steps: Steps, length: int, fresh: Carry
+) -> tuple[jax.Array, Aux]:
     """The whole sequence for as many samples at once as `TILE_BUDGET` allows."""
     learner = task.learner
     one = task._replace(learner=learner.one_of_its_samples())
 
     def own(common: tuple[Params, Any], carry: Carry, steps: Steps, fresh: Carry) -> Any:
         whole = carry._replace(shared=common[1])
-        window = run_window(one, common[0], whole, steps, whole.trace, fresh)
-        return _square(window.gradients), window.carry, window.losses
+        gradients, aux = run_windows(one, common[0], whole, steps, length, whole.trace, fresh)
+        return norm_of(jax.tree.leaves(gradients)), aux.carry, aux.losses
 
-    in_tiles = each_in_turn(learner.lead[0], tile=_tile(learner, nbytes(params)))
+    in_tiles = each_in_tiles(learner.lead[0], tile=_tile(learner, nbytes(params)))
     each = in_tiles if learner.source.axis_name is None else learner.each
     mapped = each(own, (0, Steps.sample_axes(), 0), (0, 0, 1))
-    squares, after, losses = mapped((params, carry.shared), carry._replace(shared={}), steps, fresh._replace(shared={}))
+    norms, after, losses = mapped((params, carry.shared), carry._replace(shared={}), steps, fresh._replace(shared={}))
     shared = jax.tree.map(lambda leaf: leaf[0], after.shared)  # the same for every sample
-    return jnp.sqrt(squares), Aux(after._replace(shared=shared), losses, None)
+    return norms, Aux(after._replace(shared=shared), losses, None)
 
 
 def _from_factors(task: Task, params: Params, carry: Carry, steps: Steps, fresh: Carry) -> tuple[jax.Array, Aux]:
     """The norms from the outer products of one window over the whole sequence, which begins afresh."""
     learner, done = task.learner, collect(task, params, carry, steps, fresh)
-
     parts = window_parts(learner, params, None, done.records)
-    squares = sum(_squares(learner, params, parts.factors, path) for path in _weights(learner))
+
+    def measured(measure: Measure) -> jax.Array:
+        own = [one for path in _weights(learner) for one in _measures(measure, learner, params, parts.factors, path)]
+        return jax.vmap(lambda *parts: measure.of_parts(parts))(*own) if own else jnp.zeros(learner.lead)
+
     after = with_trace(task, params, done, steps, None, fresh)
-    return jnp.sqrt(jnp.asarray(squares)), Aux(after, done.losses, None)
+    return norms_by(measured), Aux(after, done.losses, None)
 
 
 def _weights(learner: Learner) -> list[str]:
     return sorted({relation.weight for relation in learner.program.relations})
 
 
-def _squares(learner: Learner, params: Params, parts: tuple[Factors, ...], path: str) -> jax.Array:
-    """The squared norm `[B]` of one weight's gradient: each leaf by its cheaper form."""
+def _measures(
+    measure: Measure, learner: Learner, params: Params, parts: tuple[Factors, ...], path: str
+) -> list[jax.Array]:
+    """The measures `[B]` of parts of one weight's gradient: each leaf by its cheaper form."""
     uses = [(r, part) for part in parts for r in learner.program.relations if r.weight == path and r.name in part.dys]
     relation, factors = uses[0]
     products = _gram_leaves(relation, factors) if len(uses) == 1 else []
-    gram = sum(_gram(relation, factors, i) for i in products)
+    measures = [_gram(measure, relation, factors, i) for i in products]
     names = {relation.name for relation, _ in uses}
     kept = tuple(part._replace(dys={k: dy for k, dy in part.dys.items() if k in names}) for part in parts)
 
     def own(params: Params, factors: tuple[Factors, ...]) -> jax.Array:
         leaves = jax.tree.leaves(contract(learner.program, params, factors)[path])
-        return _square([leaf for i, leaf in enumerate(leaves) if i not in products])
+        return measure.of_arrays([leaf for i, leaf in enumerate(leaves) if i not in products])
 
     if len(products) == len(jax.tree.leaves(params[path])):
-        return jnp.asarray(gram)
-    each = each_in_turn(learner.lead[0], tile=_tile(learner, nbytes(params[path])))
-    return gram + each(own, (1,))(params, kept)
+        return measures
+    each = each_in_tiles(learner.lead[0], tile=_tile(learner, nbytes(params[path])))
+    return [*measures, each(own, (1,))(params, kept)]
 
 
 def _gram_leaves(relation: Relation, factors: Factors) -> list[int]:
@@ -150,16 +170,11 @@ def _gram_leaves(relation: Relation, factors: Factors) -> list[int]:
     ]
 
 
-def _gram(relation: Relation, factors: Factors, i: int) -> jax.Array:
-    """`|sum_t x[t] (x) dy[t]|^2 = sum_{t, s} (x[t] . x[s]) (dy[t] . dy[s])`, `[B]`."""
+def _gram(measure: Measure, relation: Relation, factors: Factors, i: int) -> jax.Array:
+    """The measure `[B]` of a matrix's gradient, a sum of `T` outer products."""
     dys: Any = factors.dys[relation.name]
     x, dy = factors.xs[relation.x.name if relation.x else ""], dys[i if len(dys) > 1 else 0]
-    of_x, of_dy = (jnp.einsum("tbi,sbi->bts", values, values) for values in (x, dy))
-    return (of_x * of_dy).sum((1, 2))
-
-
-def _square(tree: Tree) -> jax.Array:
-    return jnp.asarray(sum(jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(tree)))
+    return jax.vmap(measure.of_products, in_axes=1)(x, dy)
 
 
 def _tile(learner: Learner, size: int) -> int:

@@ -3,7 +3,6 @@
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from .._algorithms.base import Signal, Trace, add_gradients
 from .._program import Params, Perturbation, States, Step
@@ -11,6 +10,7 @@ from .._tree import Tree
 from .carry import Carry
 from .lives import continued, credited
 from .steps import StepData, Steps
+from .sums import accumulating_part, summed
 from .task import Task, Window, blanked, frozen, loss_of, losses_of, neutral, restarted, runnable
 from .traces import step_trace, window_gradient, window_trace
 
@@ -61,7 +61,8 @@ def collect(task: Task, params: Params, carry: Carry, steps: Steps, fresh: Carry
         new = Carry(*done.states, trace=trace, update_count=start.update_count + 1)
         after = frozen(new, before, data.mask)
         outputs = blanked(done.output, data.mask) if task.outputs else None
-        return (after, add_gradients(state[1], direct)), (record, losses, outputs)
+        gradients = add_gradients(state[1], accumulating_part(params, direct))
+        return (after, gradients), (record, losses, outputs)
 
     start = (carry, _zero_direct(task, params))
     (carry, direct), (records, losses, outputs) = jax.lax.scan(one, start, steps.changing())
@@ -110,4 +111,4 @@ def _zero_direct(task: Task, params: Params) -> Params:
     learner = task.learner
     lead = learner.lead if task.per_sample else ()
     direct = {path: params[path] for path in learner.program.direct}
-    return jax.tree.map(lambda x: jnp.zeros((*lead, *x.shape), x.dtype), direct)
+    return summed(direct, lead=lead)

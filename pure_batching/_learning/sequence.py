@@ -4,27 +4,30 @@ Memory grows with the window, not with `T`.
 """
 
 import dataclasses
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from .._algorithms.base import add_gradients
+from .._algorithms.base import Trace, add_gradients
 from .._options import check_choice, check_flag, is_count
+from .._precision import cast_like
 from .._program import Jacobians, Loss, Params
 from .._tree import Tree, nbytes, spec_text, unit_of
 from ..errors import LossError, OptionError
 from .carry import Carry
+from .compiled import SplitLoss, compiled
 from .learner import Learner, check_learner
-from .sequence_fn import SequenceFn, begin
+from .sequence_fn import SequenceFn, arguments_axes, begin
+from .sharding import SampleAxes
 from .steps import Steps, Timed
+from .sums import summed
 from .task import Task
 from .window import run_window
 
 REDUCTIONS = ("mean", "sum", "none")
 
-# With `window=None`, the records of a window stay below this many bytes.
+# With `window=None`, what a window keeps stays below this many bytes.
 STACK_BUDGET = 256 * 2**20
 
 
@@ -41,8 +44,14 @@ class Aux(NamedTuple):
     losses: jax.Array
     outputs: Tree
 
+    @staticmethod
+    def sample_axes() -> "Aux":
+        """The axis of the samples in each field."""
+        axis: Any = 1
+        return Aux(Carry.sample_axes(), axis, axis)
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class GradFn(SequenceFn[tuple[Params, Aux]]):
     """The function that `sequence_grad` makes.
 
@@ -59,7 +68,10 @@ class GradFn(SequenceFn[tuple[Params, Aux]]):
 
     def run(self, params: Params, carry: Carry | None, steps: Steps, key: jax.Array | None) -> tuple[Params, Aux]:
         """The gradient for arguments that were checked."""
-        return run_sequence(self, params, carry, steps, key)
+        of_gradient = 0 if self.reduction == "none" else None
+        axes = SampleAxes(arguments_axes(), (of_gradient, Aux.sample_axes()))
+        run = compiled(self.learner, run_sequence, self.reduction, self.window, self.outputs, axes=axes)
+        return run(SplitLoss.of(self.loss), params, carry, steps, key)
 
 
 def sequence_grad(
@@ -76,14 +88,15 @@ def sequence_grad(
       loss: `(output, target) -> []`, a real number for one sample at one step.
       reduction: over samples: `"mean"`, `"sum"`, or `"none"` for per-sample gradients.
       window: how many steps are stacked and contracted at once; 1 is online and needs no memory that grows with `T`.
-        None takes the whole sequence while its records stay below 256 MiB, else the largest window whose records do;
+        None takes the whole sequence while what a window keeps stays below 256 MiB, else the largest window that does;
         where the gradient depends on the window, it takes the whole sequence in any case.
       outputs: whether `Aux.outputs` holds the module's outputs.
 
     Returns:
       `(params, carry, inputs, targets, *, mask=None, reset=None, key=None) -> (gradients, Aux)`; see `GradFn`
       and its `__call__`. It is compiled once for each learner, loss and shape: define the loss once, outside the
-      training loop. It is no function to differentiate: `jax.grad` through its losses is backpropagation through time.
+      training loop. With an online rule its results have no derivative: `jax.grad` through them raises
+      AlgorithmError.
 
       Dtypes: an array is converted where JAX would promote it to the captured dtype (bool and integers to any float,
       float32 to float64); a conversion that would lose digits or the kind is a DtypeError. With x64 off, a float64
@@ -98,11 +111,18 @@ def sequence_grad(
     check_loss_function(loss)
     check_choice("reduction", reduction, REDUCTIONS)
     check_flag("outputs", outputs)
-    if window is not None and not is_count(window):
+    return GradFn(learner, loss, reduction, checked_window(window), outputs)
+
+
+def checked_window(window: int | None) -> int | None:
+    """The number of steps of a window, or None for the rule of `sequence_grad`; OptionError for anything else."""
+    if window is None:
+        return None
+    if not is_count(window):
         raise OptionError(
             "window", got=repr(window), expected="None or an integer >= 1", repair="Give a number of steps."
         )
-    return GradFn(learner, loss, reduction, None if window is None else int(window), outputs)
+    return int(window)
 
 
 def window_length(learner: Learner, time: int, window: int | None) -> int:
@@ -111,37 +131,67 @@ def window_length(learner: Learner, time: int, window: int | None) -> int:
         return min(window, time)
     if learner.algorithm.credit == "window":
         return time
-    stacked = (learner.batch_size or 1) * nbytes(_record_spec(learner))
-    return max(1, min(time, STACK_BUDGET // max(stacked, 1)))
+    stacked, once = ((learner.batch_size or 1) * nbytes(spec) for spec in _kept_specs(learner))
+    budget = max(STACK_BUDGET - 2 * once, STACK_BUDGET // 4)
+    return max(1, min(time, budget // max(stacked, 1)))
 
 
-def _record_spec(learner: Learner) -> Tree:
-    """The specification of the record that one step of one sample leaves for the end of its window."""
+def _kept_specs(learner: Learner) -> tuple[Tree, Tree]:
+    """The specifications of what each step of one sample keeps until the end of its window, and of the trace.
+
+    A step keeps its record, and at the end of the window the factors that are made of it, their terms and the adjoints.
+    """
     program, algorithm = learner.program, learner.algorithm
 
-    def record(params: Params, jacobians: Jacobians) -> Any:
-        signal = program.signal(program.zero_perturbation())
-        return algorithm.step(program, params, algorithm.init(program), jacobians, signal, jnp.zeros((), jnp.int32))[1]
+    def kept(params: Params, jacobians: Jacobians) -> tuple[Tree, Tree]:
+        signal, trace = program.signal(program.zero_perturbation()), algorithm.init(program)
+        _, record = algorithm.step(program, params, trace, jacobians, signal, jnp.zeros((), jnp.int32))
+        parts = algorithm.window_gradient(program, params, trace, jax.tree.map(lambda x: x[None], record))
+        made = [factors.dys for factors in parts.factors]
+        return (record, made, made, made), trace
 
-    return jax.eval_shape(record, program.params, program.derivatives)
+    return jax.eval_shape(kept, program.params, program.derivatives)
 
 
-@partial(jax.jit, static_argnums=0)
 def run_sequence(
-    grad_fn: GradFn, params: Params, carry: Carry | None, steps: Steps, key: jax.Array | None
+    learner: Learner,
+    reduction: str,
+    window: int | None,
+    outputs: bool,  # noqa: FBT001
+    loss: SplitLoss,
+    params: Params,
+    carry: Carry | None,
+    steps: Steps,
+    key: jax.Array | None,
 ) -> tuple[Params, Aux]:
-    """`grad_fn` on arguments that were checked."""
-    learner, time = grad_fn.learner, steps.length
-    check_loss(learner, grad_fn.loss, steps.targets)
-    task = Task(learner, grad_fn.loss, grad_fn.reduction == "none", grad_fn.outputs)
+    """The gradient function of these options, on arguments that were checked."""
+    task = Task(learner, loss.whole(), reduction == "none", outputs)
+    check_loss(learner, task.loss, steps.targets)
     start, fresh, steps = begin(learner, carry, steps, key)
-    length = window_length(learner, time, grad_fn.window)
-    if length == time:
-        window = run_window(task, params, start, steps, None if carry is None else start.trace, fresh)
-        gradients, aux = window.gradients, Aux(window.carry, window.losses, window.outputs)
-    else:
-        gradients, aux = _windows(task, params, start, steps, length, fresh)
-    return _complete(task, params, gradients, mean=grad_fn.reduction == "mean"), aux
+    length = window_length(learner, steps.length, window)
+    trace = None if carry is None else start.trace
+    gradients, aux = run_windows(task, params, start, steps, length, trace, fresh)
+    return _complete(task, params, gradients, mean=reduction == "mean"), aux
+
+
+def run_windows(
+    task: Task, params: Params, carry: Carry, steps: Steps, length: int, trace: Trace, fresh: Carry
+) -> tuple[Params, Aux]:
+    """The sequence in windows of some length, in the dtypes in which gradients are added up.
+
+    Args:
+      task: the learner, the loss, and the form of the result.
+      params: trainable values by path.
+      carry: before the sequence.
+      steps: its data, `[T, B, ...]`.
+      length: of a window.
+      trace: the carry's; None where it is all zeros.
+      fresh: the carry of a sample that starts anew.
+    """
+    if length == steps.length:
+        window = run_window(task, params, carry, steps, trace, fresh)
+        return window.gradients, Aux(window.carry, window.losses, window.outputs)
+    return _windows(task, params, carry, steps, length, fresh)
 
 
 def _windows(task: Task, params: Params, carry: Carry, steps: Steps, length: int, fresh: Carry) -> tuple[Params, Aux]:
@@ -155,7 +205,7 @@ def _windows(task: Task, params: Params, carry: Carry, steps: Steps, length: int
 
     whole, left = divmod(steps.length, length)
     # The position is counted in the carry: as scanned-over numbers it would need memory that grows with the sequence.
-    begun = (carry, _complete(task, params, {}), jnp.zeros((), jnp.int32))
+    begun = (carry, summed(params, lead=_lead(task)), jnp.zeros((), jnp.int32))
     (carry, gradients, _), emitted = jax.lax.scan(one, begun, None, length=whole)
     emitted = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), emitted)
     if left:
@@ -165,13 +215,15 @@ def _windows(task: Task, params: Params, carry: Carry, steps: Steps, length: int
     return gradients, Aux(carry, *emitted)
 
 
-def _complete(task: Task, params: Params, gradients: Params, *, mean: bool = False) -> Params:
+def _complete(task: Task, params: Params, gradients: Params, *, mean: bool) -> Params:
     """Gradients of all weights, zeros where there is none, reduced over samples."""
-    size = task.learner.batch_size
-    lead = task.learner.lead if task.per_sample else ()
-    zeros = jax.tree.map(lambda x: jnp.zeros((*lead, *x.shape), x.dtype), params)
-    whole = add_gradients(zeros, gradients)
-    return jax.tree.map(lambda x: x / size, whole) if mean and size else whole
+    size, whole = task.learner.batch_size, summed(params, gradients, lead=_lead(task))
+    return cast_like(jax.tree.map(lambda x: x / size, whole) if mean and size else whole, params)
+
+
+def _lead(task: Task) -> tuple[int, ...]:
+    """The axes of the samples in the gradient."""
+    return task.learner.lead if task.per_sample else ()
 
 
 def check_loss_function(loss: object) -> None:
@@ -183,6 +235,14 @@ def check_loss_function(loss: object) -> None:
             expected="a function (output, target) -> []",
             repair="Pass the loss of one sample at one step.",
         )
+
+
+def _repair_of_loss(reason: Exception) -> str:
+    if isinstance(reason, jax.errors.ConcretizationTypeError):
+        return "It is traced: jnp.where chooses between arrays, where Python's `if` has no number to look at."
+    if isinstance(reason, (NameError, AttributeError, ImportError)):
+        return "Mend what the message names."
+    return "It gets those of one sample at one step."
 
 
 def check_loss(learner: Learner, loss: Loss, targets: Timed) -> None:
@@ -199,7 +259,7 @@ def check_loss(learner: Learner, loss: Loss, targets: Timed) -> None:
             "loss",
             got=f"{type(reason).__name__}: {str(reason).splitlines()[0] if str(reason) else ''}",
             expected=f"a function of an output {spec_text(learner.program.output)} and a target {spec_text(target)}",
-            repair="It gets those of one sample at one step.",
+            repair=_repair_of_loss(reason),
         ) from reason
     leaves = jax.tree.leaves(result)
     is_number = len(leaves) == 1 and leaves[0].shape == () and jnp.issubdtype(leaves[0].dtype, jnp.floating)

@@ -16,7 +16,7 @@ from .steps import Steps
 Found = TypeVar("Found")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class SequenceFn(abc.ABC, Generic[Found]):
     """`(params, carry, inputs, targets, *, mask=None, reset=None, key=None) -> Found`, for a learner and a loss."""
 
@@ -56,11 +56,20 @@ class SequenceFn(abc.ABC, Generic[Found]):
             not fit. Nothing has run then.
           OptionError: a mask where samples reach each other along an axis; no key where it is needed.
         """
-        return self.run(*check_call(self.learner, params, carry, inputs, targets, mask=mask, reset=reset, key=key))
+        numerics = self.learner.source.numerics
+        with numerics.for_arguments().in_force():
+            checked = check_call(self.learner, params, carry, inputs, targets, mask=mask, reset=reset, key=key)
+        with numerics.in_force():
+            return self.run(*numerics.adopted(checked))
 
     @abc.abstractmethod
     def run(self, params: Params, carry: Carry | None, steps: Steps, key: jax.Array | None) -> Found:
         """The same for arguments that were checked; the key is None only where nothing is drawn from it."""
+
+
+def arguments_axes() -> tuple[Any, ...]:
+    """The axis of the samples in each of `(loss, params, carry, steps, key)`; None for what they share."""
+    return None, None, Carry.sample_axes(), Steps.sample_axes(), None
 
 
 def begin(learner: Learner, carry: Carry | None, steps: Steps, key: jax.Array | None) -> tuple[Carry, Carry, Steps]:

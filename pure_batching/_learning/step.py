@@ -3,12 +3,12 @@
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 
-from .._algorithms.base import add_gradients
+from .._precision import cast_like
 from .._program import Params, Perturbation
 from .._tree import Tree
 from .carry import Carry
+from .sums import summed
 from .traces import step_trace, trace_gradient, window_gradient, window_trace
 
 if TYPE_CHECKING:
@@ -20,7 +20,8 @@ Inputs = tuple[Tree, ...]
 def differentiable_step(learner: "Learner", params: Params, carry: Carry, inputs: Inputs) -> tuple[Carry, Tree]:
     """The next carry and the output. The pullback gives the online gradient of the step; the carry gets zeros."""
     pair = _through_window if learner.algorithm.credit == "window" else _through_trace
-    forward, backward = pair(learner)
+    # JAX keeps these two beside what it compiles from them: if they led back to that, neither would ever be freed.
+    forward, backward = pair(learner.detached())
 
     @jax.custom_vjp
     def step(params: Params, carry: Carry, inputs: Inputs) -> tuple[Carry, Tree]:
@@ -95,4 +96,4 @@ def _alone(record: Any) -> Any:
 
 def _complete(params: Params, *parts: Params) -> Params:
     """Gradients of all weights; a weight that no part names gets zeros."""
-    return add_gradients(jax.tree.map(jnp.zeros_like, params), *parts)
+    return cast_like(summed(params, *parts), params)

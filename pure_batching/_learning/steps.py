@@ -53,21 +53,29 @@ class StepData(eqx.Module):
 
 
 class Steps(eqx.Module):
-    """The data of a sequence: the fields of `StepData` with a time axis in front."""
+    """The data of a sequence, or of a window of it: the fields of `StepData` with a time axis in front.
+
+    Attributes:
+      positions: where the steps of a window stand in the inputs and targets, which are those of the whole sequence:
+        a copy of them would cost as much memory as the records of a window. None where the window is the sequence.
+    """
 
     inputs: Timed
     targets: Timed
     mask: jax.Array | None
     reset: jax.Array | None
     restart_key: jax.Array | None = None
+    positions: jax.Array | None = None
 
     def changing(self) -> Any:
         """The arrays with a time axis, over which a scan runs."""
-        return self.inputs.changing, self.targets.changing, self.mask, self.reset, self.restart_key
+        data = (self.inputs.changing, self.targets.changing) if self.positions is None else self.positions
+        return data, self.mask, self.reset, self.restart_key
 
     def at(self, changing: Any) -> StepData:
         """The data of one step, from one slice of `changing()`."""
-        inputs, targets, mask, reset, restart_key = changing
+        found, mask, reset, restart_key = changing
+        inputs, targets = found if self.positions is None else self._data_at(found)
         data = (self.inputs.at(inputs), self.targets.at(targets))
         arguments, wanted = data if mask is None else _blank(data, mask)
         return StepData(arguments, wanted, mask, reset, restart_key)
@@ -83,13 +91,17 @@ class Steps(eqx.Module):
         return jax.tree.leaves(self.changing())[0].shape[0]
 
     def window(self, start: jax.Array | int, length: int) -> "Steps":
-        """`length` steps from `start`."""
+        """`length` steps from `start` of the whole sequence."""
 
         def cut(tree: Tree) -> Tree:
             return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, length), tree)
 
-        inputs, targets, *flags = cut(self.changing())
-        return Steps(Timed(inputs, self.inputs.constant), Timed(targets, self.targets.constant), *flags)
+        flags = cut((self.mask, self.reset, self.restart_key))
+        return Steps(self.inputs, self.targets, *flags, positions=start + jnp.arange(length, dtype=jnp.int32))
+
+    def _data_at(self, position: jax.Array) -> tuple[Tree, Tree]:
+        data = (self.inputs.changing, self.targets.changing)
+        return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, position, keepdims=False), data)
 
     def with_weights(self, weights: jax.Array) -> "Steps":
         """The same steps, whose targets come with a number for each sample, `[B]`."""

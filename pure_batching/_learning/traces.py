@@ -8,6 +8,8 @@ import jax
 
 from .._algorithms.base import Parts, Signal, Trace, add_gradients, contract
 from .._program import Jacobians, Params
+from .once import first_derivative
+from .sums import accumulating_part
 
 if TYPE_CHECKING:
     from .learner import Learner
@@ -45,7 +47,7 @@ def window_parts(learner: "Learner", params: Params, trace_before: Trace, record
         return learner.algorithm.window_gradient(learner.program, params, *own)
 
     axes: Any = Parts(1, 0)  # type: ignore[arg-type]
-    return learner.each(parts, (0, 1), axes)(params, trace_before, records)
+    return first_derivative(learner.each(parts, (0, 1), axes)(params, trace_before, records))
 
 
 def window_gradient(
@@ -56,16 +58,32 @@ def window_gradient(
 
 
 def traced_gradient(learner: "Learner", params: Params, parts: Parts, *, per_sample: bool) -> Params:
-    """The gradient of the traced weights from factors `[K, B, ...]` and a dense part `[B, ...]`."""
+    """The gradient of the traced weights from factors `[K, B, ...]` and a dense part `[B, ...]`.
+
+    It has the dtype in which gradients of the params are added up.
+    """
+    gradient = _contracted(learner, params, parts, per_sample=per_sample)
+    return accumulating_part(params, gradient)
+
+
+def _contracted(learner: "Learner", params: Params, parts: Parts, *, per_sample: bool) -> Params:
     factors, dense = parts
     fun = partial(contract, learner.program, params)
     if learner.batch_size is None:
         return add_gradients(fun(factors), dense)
     if per_sample:
         return add_gradients(jax.vmap(fun, in_axes=1, axis_size=learner.batch_size)(factors), dense)
-    # Steps and samples as one axis: the gradient of a matrix is then one product of two matrices.
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), factors)
-    return add_gradients(fun(flat), jax.tree.map(lambda x: x.sum(0), dense))
+    return add_gradients(fun(jax.tree.map(_merged, factors)), jax.tree.map(lambda x: x.sum(0), dense))
+
+
+def _merged(array: jax.Array) -> jax.Array:
+    """Steps and samples as one axis, along which the gradient of a matrix is one product of two matrices.
+
+    The samples may lie on several devices, if there are several. Their axis then has to lead, or XLA gathers them all
+    before it merges; with one device the copy that this takes is saved.
+    """
+    ordered = array.swapaxes(0, 1) if jax.device_count() > 1 else array
+    return ordered.reshape(-1, *array.shape[2:])
 
 
 def trace_gradient(learner: "Learner", params: Params, trace: Any, of_hidden: Any, count: jax.Array) -> Params:

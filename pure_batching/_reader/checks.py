@@ -29,6 +29,15 @@ def check_step(traced: TracedStep, name: str) -> None:
                 expected=f"{tuple(spec.shape)}, the shape before",
                 repair="Initialise the state for one sample with the shape that update() gives it.",
             )
+        if traced.kinds[path] == "hidden":
+            _check_dtype(spec_of_var(after).dtype, f"{name}: {leaf}")
+        if not _is_same_type(spec_of_var(after).dtype, spec.dtype):
+            raise CaptureError(
+                f"{name}: {leaf}",
+                got=f"{spec_of_var(after).dtype} after one step",
+                expected=f"{spec.dtype}, the dtype before",
+                repair="Initialise the state with the dtype that update() gives it, or convert the result in update().",
+            )
         if traced.kinds[path] == "param" and before is not after:
             raise CaptureError(
                 f"{name}: {leaf}",
@@ -36,8 +45,6 @@ def check_step(traced: TracedStep, name: str) -> None:
                 expected="one that it only reads",
                 repair="Keep what changes from step to step in a HiddenState or a ShortTermState.",
             )
-        if traced.kinds[path] == "hidden":
-            _check_dtype(spec_of_var(after).dtype, f"{name}: {leaf}")
 
 
 def _rows(traced: TracedStep) -> list[tuple[str, str, Any, Any, Any]]:
@@ -54,6 +61,11 @@ def _rows(traced: TracedStep) -> list[tuple[str, str, Any, Any, Any]]:
 def _array(leaf: Tree) -> Any:
     (array,) = jax.tree.leaves(leaf)
     return array
+
+
+def _is_same_type(after: Any, before: Any) -> bool:
+    """Whether a state keeps its dtype; a counter may come back with 64 bits, which JAX gives it with x64."""
+    return after == before or all(jnp.issubdtype(dtype, jnp.integer) for dtype in (after, before))
 
 
 def _check_dtype(dtype: Any, where: str) -> None:

@@ -6,16 +6,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .._precision import in_float
 from .._program import Operation, WeightLeaf
 from .alignment import aligned_axes, is_product
 from .flat import flat
 from .jaxprs import ClosedJaxpr, Jaxpr, JaxprEqn, Var, evaluate, program
 from .pieces import spec_of_var
+from .widened import widened
 from .written_out import written_out
 
 
 def operation_of(
-    eqn: JaxprEqn, x: Var | None, arrays: Sequence[Var], shape: tuple[int, ...], derivative: Any
+    eqn: JaxprEqn, x: Var | None, arrays: Sequence[Var], shape: tuple[int, ...], derivative: Any, dtype: Any
 ) -> Operation:
     """The operation of an equation that uses a weight.
 
@@ -25,13 +27,17 @@ def operation_of(
       arrays: the variables of the weight's arrays.
       shape: of the hidden states that the result reaches.
       derivative: see `Operation`.
+      dtype: of traces.
     """
     given = [*([] if x is None else [x]), *arrays]
     opened = flat(ClosedJaxpr(program((), given, eqn.outvars, [eqn]), ()))
-    return Operation(ClosedJaxpr(written_out(opened.jaxpr), opened.consts), shape, derivative)
+    equations = widened(ClosedJaxpr(written_out(opened.jaxpr), opened.consts), dtype)
+    return Operation(equations, shape, None if derivative is None else widened(derivative, dtype))
 
 
-def leaves_of(operation: Operation, names: Sequence[str], arrays: Sequence[Var], y: Var) -> tuple[WeightLeaf, ...]:
+def leaves_of(
+    operation: Operation, names: Sequence[str], arrays: Sequence[Var], y: Var, dtype: Any
+) -> tuple[WeightLeaf, ...]:
     """The arrays of a weight, and which element of the output each of their elements reaches."""
     jaxpr: Jaxpr = operation.jaxpr.jaxpr
     inputs, inside = jaxpr.invars[: -len(arrays)], jaxpr.invars[-len(arrays) :]
@@ -40,12 +46,14 @@ def leaves_of(operation: Operation, names: Sequence[str], arrays: Sequence[Var],
     for name, given, var in zip(names, arrays, inside, strict=True):
         axes = aligned_axes(jaxpr, var) if is_whole else None
         is_plain = operation.derivative is None and is_whole and bool(inputs)
-        leaves.append(WeightLeaf(name, spec_of_var(given), axes, is_plain and is_product(jaxpr, inputs[0], var)))
+        native = spec_of_var(given)
+        spec = jax.ShapeDtypeStruct(native.shape, in_float(native.dtype, dtype))
+        leaves.append(WeightLeaf(name, spec, axes, is_plain and is_product(jaxpr, inputs[0], var)))
     return tuple(leaves)
 
 
 def call(operation: Operation, x: jax.Array | None, *arrays: jax.Array) -> jax.Array:
-    """`y` of one sample, `[*shape]`, differentiable with respect to the arrays of the weight."""
+    """`y` of one sample, `[*shape]`, differentiable with respect to the weight's arrays, in the dtype of traces."""
     run = _equations if operation.derivative is None else _with_own_derivative
     return jnp.broadcast_to(run(operation, x, *arrays), operation.shape)
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
+from .._precision import common_float, in_float
 from .._program import Group, Link, Params, Program, Relation, Use, Way, WeightInput
 from .._tree import named_leaves
 from ..errors import CaptureError
@@ -37,10 +37,11 @@ def read(traced: TracedStep, params: Params, single: Program | None = None) -> P
     found = found_groups(step)
     uses = found_uses(step, found)
     order = order_of(step.closed.jaxpr)
-    groups = {one.name: _group(one) for one in found}
     related = _related(uses, order)
+    dtype = common_float(_dtypes(step, found, related))
+    groups = {one.name: _group(one, dtype) for one in found}
     derivative_of = traced.marks.derivative if single is None else _not_differentiated
-    relations = _relations(step, related, groups, derivative_of)
+    relations = _relations(step, related, groups, dtype, derivative_of)
     states = split_states(step) if single is None else with_duties_of(single.states, traced)
     temporaries, parts = _parts(step, found, groups, related, relations, order)
     return Program(
@@ -58,9 +59,16 @@ def read(traced: TracedStep, params: Params, single: Program | None = None) -> P
     )
 
 
-def _group(found: FoundGroup) -> Group:
-    dtype = jnp.result_type(*(spec_of_var(var).dtype for var in found.after))
-    return Group(found.name, found.paths, found.widths, found.varshape, dtype)
+def _group(found: FoundGroup, dtype: Any) -> Group:
+    dtypes = tuple(spec_of_var(var).dtype for var in found.after)
+    return Group(found.name, found.paths, found.widths, dtypes, found.varshape, dtype)
+
+
+def _dtypes(step: FlatStep, found: Sequence[FoundGroup], related: Sequence["_Related"]) -> list[Any]:
+    """Of whatever a trace is made of: hidden states, and the inputs, arrays and results of weights' uses."""
+    ends = [var for one in related for var in (one.relation.x, one.relation.y) if var is not None]
+    arrays = [var for one in related for var in step.before[one.use.weight]]
+    return [spec_of_var(var).dtype for var in (*(var for one in found for var in one.after), *ends, *arrays)]
 
 
 class _Related(NamedTuple):
@@ -93,13 +101,17 @@ def _not_differentiated(*_: Any) -> None:
 
 
 def _relations(
-    step: FlatStep, related: Sequence[_Related], groups: Mapping[str, Group], derivative_of: Callable[..., Any]
+    step: FlatStep,
+    related: Sequence[_Related],
+    groups: Mapping[str, Group],
+    dtype: Any,
+    derivative_of: Callable[..., Any],
 ) -> tuple[Relation, ...]:
     first_reader: dict[Var, str] = {}
     for one in related:
         if one.relation.x is not None:
             first_reader.setdefault(one.relation.x, one.name)
-    return tuple(_relation(step, one, groups, first_reader, derivative_of) for one in related)
+    return tuple(_relation(step, one, groups, first_reader, dtype, derivative_of) for one in related)
 
 
 def _relation(
@@ -107,21 +119,22 @@ def _relation(
     one: _Related,
     groups: Mapping[str, Group],
     first_reader: Mapping[Var, str],
+    dtype: Any,
     derivative_of: Callable[..., Any],
 ) -> Relation:
     weight, (x, y, reached) = one.use.weight, one.relation
     arrays, marks = list(step.before[weight]), step.traced.marks
     spec = jax.ShapeDtypeStruct(_shape_of_states(one.name, reached), spec_of_var(y).dtype)
     derivative = derivative_of(weight, None if x is None else spec_of_var(x), spec_of_var(y))
-    operation = operation_of(one.use.eqn, x, arrays, spec.shape, derivative)
+    operation = operation_of(one.use.eqn, x, arrays, spec.shape, derivative, dtype)
     names = [name.strip("[]'.") or "weight" for name, _ in named_leaves(step.traced.states[weight], "")]
     return Relation(
         name=one.name,
         weight=weight,
-        x=None if x is None else WeightInput(first_reader[x], _trace_spec(x, y)),
+        x=None if x is None else WeightInput(first_reader[x], _trace_spec(x, dtype)),
         y=spec,
         op=operation,
-        leaves=leaves_of(operation, names, arrays, y),
+        leaves=leaves_of(operation, names, arrays, y, dtype),
         gradient=marks.gradient(weight),
         links=tuple(Link(f"{one.name} -> {group.name}", groups[group.name]) for group in reached),
     )
@@ -140,11 +153,10 @@ def _shape_of_states(name: str, reached: Sequence[FoundGroup]) -> tuple[int, ...
     return shapes.pop()
 
 
-def _trace_spec(x: Var, y: Var) -> jax.ShapeDtypeStruct:
-    """The trace of a bool or integer input is kept in the dtype of the weight's output."""
+def _trace_spec(x: Var, dtype: Any) -> jax.ShapeDtypeStruct:
+    """The trace of an input, of bools and integers too."""
     spec = spec_of_var(x)
-    dtype = spec.dtype if jnp.issubdtype(spec.dtype, jnp.inexact) else spec_of_var(y).dtype
-    return jax.ShapeDtypeStruct(spec.shape, dtype)
+    return jax.ShapeDtypeStruct(spec.shape, in_float(spec.dtype, dtype))
 
 
 def _is_direct(path: str, uses: Sequence[FoundUse]) -> bool:

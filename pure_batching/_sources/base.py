@@ -1,10 +1,12 @@
 """Source: what was captured, and the programs that can be read from it."""
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from typing import Any
 
 import jax
 
+from .._numerics import Numerics
 from .._program import Program, States
 from .._tree import Tree
 
@@ -16,11 +18,15 @@ class Source(abc.ABC):
       name: how an error calls the captured thing, such as the class of a module.
       axis_name: the name of the axis along which the step's own code reaches other samples; None where there is none.
       draws_at_start: whether the initial state depends on the random key.
+      numerics: JAX's settings at capture, which hold wherever the source's step is traced or run.
+      memory: what was made once for learners of this source, such as compiled functions; it is freed with the source.
     """
 
     name: str
     axis_name: str | None
     draws_at_start: bool
+    numerics: Numerics
+    memory: dict[Hashable, Any]
 
     @abc.abstractmethod
     def one_of(self, size: int) -> Program:

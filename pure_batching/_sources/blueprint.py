@@ -2,22 +2,33 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import brainstate
 import jax
+import jax.core
 import jax.numpy as jnp
 
+from .._numerics import Numerics
 from .._program import Params
-from .._reader.jaxprs import evaluate
-from .._tree import Tree, like, path_name, spec_of
+from .._reader.jaxprs import Literal, evaluate, inner
+from .._reader.pieces import tainted_by
+from .._tree import Tree, like, spec_of
 from ..errors import CaptureError, OptionError, PureBatchingError
 from .copying import copy_module
+from .paths import path_of
 
 # What cannot be set inside a context, because it belongs to the process.
 _OF_THE_PROCESS = ("platform", "host_device_count")
+
+# BrainState's random generator belongs to the process, and holds a tracer while a function that draws is traced.
+_TRACING = threading.RLock()
+
+_PRECISION = "precision"
 
 
 def _check_environ(environ: object) -> None:
@@ -48,8 +59,11 @@ class Blueprint:
         self.name = type(module).__name__
         self._module = copy_module(module)
         settings = {**brainstate.environ.all(), **(environ or {})}
-        self._is_x64 = jax.config.read("jax_enable_x64")
         self._environ = {key: value for key, value in settings.items() if key not in _OF_THE_PROCESS}
+        self._generator = brainstate.random.DEFAULT.value
+        self.numerics = Numerics.now()
+        if environ and _PRECISION in environ:
+            self.numerics = self.numerics._replace(enable_x64=str(environ[_PRECISION]) == "64")
 
     @property
     def settings(self) -> list[str]:
@@ -58,26 +72,17 @@ class Blueprint:
 
     @contextmanager
     def environment(self) -> Iterator[None]:
-        """The settings that were in force at capture; what is global comes out as it went in.
+        """The settings of the capture, in this thread alone; what belongs to the process comes out as it went in."""
+        with _TRACING, _generator_kept(), _in_force(self._environ), self.numerics.in_force():
+            yield
 
-        BrainState's precision sets JAX's along with its own; here each is what it was at capture.
-        """
-        generator, is_x64 = brainstate.random.DEFAULT.value, jax.config.read("jax_enable_x64")
-        try:
-            with brainstate.environ.context(**self._environ):
-                jax.config.update("jax_enable_x64", self._is_x64)
-                yield
-        finally:
-            brainstate.random.DEFAULT.value = generator
-            jax.config.update("jax_enable_x64", is_x64)
+    def seeded(self) -> Any:
+        """A context in which whatever draws random numbers draws those of the moment of the capture."""
+        return brainstate.random.seed_context(self._generator)
 
     def build(self) -> brainstate.nn.Module:
         """A copy, its states freshly initialised for one sample."""
-        module = copy_module(self._module)
-        is_asked = any(_demands_size(node) for _, node in brainstate.graph.iter_node(module))
-        sizes: dict[str, Any] = {"batch_size": None} if is_asked else {}
-        brainstate.nn.init_all_states(module, **sizes)
-        return module
+        return _initialised(copy_module(self._module))
 
     def build_batched(self, axes: Mapping[str, Tree], batch_size: int) -> brainstate.nn.Module:
         """The same for a batch: every state is repeated along the axis that is given for each leaf of it."""
@@ -101,15 +106,20 @@ class Blueprint:
         states = states_of(self._module)
         return {path: state.value for path, state in states.items() if isinstance(state, brainstate.ParamState)}
 
-    def initial_values(self) -> "PureFunction":
-        """`key -> {path: value}` of all states that are not trainable, freshly initialised for one sample."""
+    def initial_values(self) -> "InitialValues":
+        """The states that are not trainable, freshly initialised for one sample."""
 
-        def build() -> dict[str, Tree]:
-            states = states_of(self.build()).items()
-            return {path: state.value for path, state in states if not isinstance(state, brainstate.ParamState)}
+        def build(key: jax.Array) -> tuple[dict[str, Tree], dict[str, jax.Array]]:
+            module = copy_module(self._module)
+            _reseed(module, key, 0)
+            states = states_of(_initialised(module))
+            _reseed(module, key, 1)  # so that no number of the step is one of the initial states
+            keys = {path: state.value for path, state in states.items() if is_generator(state)}
+            others = {path: state.value for path, state in states.items() if path not in keys}
+            return {path: v for path, v in others.items() if not isinstance(states[path], brainstate.ParamState)}, keys
 
         with self.environment():
-            return PureFunction.of(build)
+            return InitialValues.of(build, self._generator)
 
     def batched_specs(self, batch_size: int) -> dict[str, Tree]:
         """The specifications of the states, by path, as the module itself initialises them for a batch.
@@ -124,7 +134,7 @@ class Blueprint:
             return {path: state.value for path, state in states.items() if not isinstance(state, brainstate.ParamState)}
 
         with self.environment():
-            return PureFunction.of(build).output
+            return Traced.of(build).output
 
 
 def _init_with_batch(module: brainstate.nn.Module, batch_size: int) -> list[Any]:
@@ -165,40 +175,135 @@ def _demands_size(node: Any) -> bool:
 def states_of(module: brainstate.nn.Module) -> dict[str, brainstate.State]:
     """The states of a module by path, sorted."""
     states: Any = brainstate.graph.states(module)
-    return dict(sorted((path_name(path), state) for path, state in states.items()))
+    return dict(sorted((path_of(module, path), state) for path, state in states.items()))
 
 
-class PureFunction(NamedTuple):
-    """A stateful function of no arguments as a pure function of one random key.
+class Traced(NamedTuple):
+    """A stateful function as it was traced once.
 
     Attributes:
       output: the specification of what it returns.
-      draws: whether it reads the random generator.
-      run: `key -> (value, the key that is left)`, for keys in the form that BrainState keeps them in.
+      jaxpr: arguments, states -> outputs, states; closed.
+      states: that it reads; each but the random generator keeps the value that it has now.
     """
 
     output: Tree
-    draws: bool
-    run: Callable[[jax.Array], tuple[Tree, jax.Array]]
+    jaxpr: Any
+    states: Sequence[brainstate.State]
 
     @classmethod
-    def of(cls, function: Callable[[], Tree]) -> "PureFunction":
-        """Trace `function` once; every state that it reads, but the random generator, keeps the value it has now."""
+    def of(cls, function: Callable[..., Tree], *args: Any) -> "Traced":
+        """Trace a function."""
         stateful = brainstate.transform.StatefulFunction(function, return_only_write=False)
-        stateful.make_jaxpr()
-        cache = stateful.get_arg_cache_key()
-        spec, _ = stateful.get_out_shapes_by_cache(cache)
-        states = stateful.get_states_by_cache(cache)
-        values = [state.value for state in states]
-        jaxpr = stateful.get_jaxpr_by_cache(cache)
-        random = [state is brainstate.random.DEFAULT for state in states]
+        stateful.make_jaxpr(*args)
+        cache = stateful.get_arg_cache_key(*args)
+        output, _ = stateful.get_out_shapes_by_cache(cache)
+        return cls(spec_of(output), stateful.get_jaxpr_by_cache(cache), stateful.get_states_by_cache(cache))
 
-        def run(key: jax.Array) -> tuple[Tree, jax.Array]:
-            given = [key if is_random else value for is_random, value in zip(random, values, strict=True)]
-            leaves = evaluate(jaxpr, *jax.tree.leaves(given))
-            count = len(jax.tree.leaves(spec))
+
+class InitialValues(NamedTuple):
+    """The initial states of one sample as a pure function of one random key.
+
+    Attributes:
+      draws: whether a state depends on the key.
+      run: `key -> ({path: value}, {path of a generator: key}, the key that is left)`.
+    """
+
+    draws: bool
+    run: Callable[[jax.Array], tuple[dict[str, Tree], dict[str, jax.Array], jax.Array]]
+
+    @classmethod
+    def of(
+        cls, build: Callable[[jax.Array], tuple[dict[str, Tree], dict[str, jax.Array]]], key: Any
+    ) -> "InitialValues":
+        """Trace `build`, whose own generators and whose uses of the global one all start from the key.
+
+        Args:
+          build: `key -> ({path: value}, {path of a generator: key})`.
+          key: any, in the form that BrainState keeps keys in.
+        """
+        traced = Traced.of(build, key)
+        is_typed = jnp.issubdtype(jnp.asarray(key).dtype, jax.dtypes.prng_key)
+        values = [state.value for state in traced.states]
+        is_global = [state is brainstate.random.DEFAULT for state in traced.states]
+        count = len(jax.tree.leaves(traced.output))
+
+        def run(key: jax.Array) -> tuple[dict[str, Tree], dict[str, jax.Array], jax.Array]:
+            native = _native_key(key, is_typed=is_typed)
+            given = [native if is_one else value for is_one, value in zip(is_global, values, strict=True)]
+            leaves = evaluate(traced.jaxpr, native, *jax.tree.leaves(given))
             after = jax.tree.unflatten(jax.tree.structure(values), leaves[count:])
-            left = [value for is_random, value in zip(random, after, strict=True) if is_random]
-            return like(spec, leaves[:count]), left[0] if left else key
+            left = [value for is_one, value in zip(is_global, after, strict=True) if is_one]
+            return *like(traced.output, leaves[:count]), left[0] if left else native
 
-        return cls(spec_of(spec), any(random), run)
+        return cls(any(is_global) or _depends_on_key(traced), run)
+
+
+def _depends_on_key(traced: Traced) -> bool:
+    """Whether a state that is no generator depends on the first argument."""
+    jaxpr, _ = inner(traced.jaxpr)
+    reached = tainted_by(jaxpr.eqns, jaxpr.invars[:1])
+    results = jaxpr.outvars[: len(jax.tree.leaves(traced.output[0]))]
+    return any(var in reached for var in results if not isinstance(var, Literal))
+
+
+def is_generator(state: brainstate.State) -> bool:
+    """Whether a state is a random generator."""
+    return isinstance(state, brainstate.random.RandomState)
+
+
+def folded_key(key: jax.Array, path: str) -> jax.Array:
+    """The key of the random generator at a path, the same in every process."""
+    return jax.random.fold_in(key, zlib.crc32(path.encode()))
+
+
+def _reseed(module: brainstate.nn.Module, key: jax.Array, stream: int) -> None:
+    """Give each of a module's own random generators a key of its own."""
+    for path, state in states_of(module).items():
+        if is_generator(state):
+            state.value = jax.random.fold_in(folded_key(key, path), stream)
+
+
+def _native_key(key: jax.Array, *, is_typed: bool) -> jax.Array:
+    """A key in the form that BrainState keeps: typed or raw, as its version has it."""
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) == is_typed:
+        return key
+    return jax.random.wrap_key_data(key) if is_typed else jax.random.key_data(key)
+
+
+def _initialised(module: brainstate.nn.Module) -> brainstate.nn.Module:
+    """The module itself, its states freshly initialised for one sample."""
+    is_asked = any(_demands_size(node) for _, node in brainstate.graph.iter_node(module))
+    sizes: dict[str, Any] = {"batch_size": None} if is_asked else {}
+    brainstate.nn.init_all_states(module, **sizes)
+    return module
+
+
+@contextmanager
+def _generator_kept() -> Iterator[None]:
+    """Take a tracer out of BrainState's generator, where older versions leave it."""
+    generator = brainstate.random.DEFAULT.value
+    try:
+        yield
+    finally:
+        if isinstance(brainstate.random.DEFAULT.value, jax.core.Tracer):
+            brainstate.random.DEFAULT.value = generator
+
+
+@contextmanager
+def _in_force(settings: Mapping[str, Any]) -> Iterator[None]:
+    """Let settings of BrainState hold inside the block, in this thread alone.
+
+    A change of BrainState's precision changes JAX's flag of the process along with it, which is taken back at once.
+    """
+    if settings.get(_PRECISION) == brainstate.environ.get(_PRECISION, default=None):
+        with brainstate.environ.context(**{name: value for name, value in settings.items() if name != _PRECISION}):
+            yield
+        return
+    is_x64 = jax.enable_x64.get_global()
+    try:
+        with brainstate.environ.context(**settings):
+            jax.config.update("jax_enable_x64", is_x64)
+            yield
+    finally:
+        jax.config.update("jax_enable_x64", is_x64)

@@ -1,6 +1,6 @@
 """ModuleSource: a BrainScale module that was captured, and the programs that are traced from it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -17,7 +17,8 @@ from .._reader.step import TracedStep
 from .._tree import Tree, spec_of, spec_text, strong, with_lead
 from ..errors import CaptureError, PureBatchingError, StrategyError
 from .base import Source
-from .blueprint import Blueprint, PureFunction
+from .blueprint import Blueprint, Traced, folded_key
+from .kernels import check_kernels
 from .reasons import cause_of, first_lines, repair_of
 from .tracing import RANDOM, traced_step
 
@@ -42,9 +43,10 @@ class ModuleSource(Source):
           CaptureError: the module cannot be traced, or its step cannot be carried on.
         """
         self._blueprint = Blueprint(net, environ)
-        self.name, self.axis_name = self._blueprint.name, axis_name
+        self.name, self.axis_name, self.numerics = self._blueprint.name, axis_name, self._blueprint.numerics
+        self.memory: dict[Hashable, Any] = {}
         self._inputs = spec_of(examples)
-        self._param_specs = spec_of(jax.tree.map(jnp.asarray, self._blueprint.params()))
+        self._param_specs = self._explained(lambda: spec_of(jax.tree.map(jnp.asarray, self._blueprint.params())))
         self._initial_values = self._explained(self._blueprint.initial_values)
         self.draws_at_start = self._initial_values.draws
         # A second strategy of the same size, and an audit, find what was traced for the first.
@@ -53,8 +55,8 @@ class ModuleSource(Source):
         self.one_of(1)
 
     def params(self) -> Params:
-        """The trainable values by path, as they were at capture."""
-        return strong(jax.tree.map(jnp.asarray, self._blueprint.params()), self._param_specs)
+        """Copies of the trainable values by path, which the caller may donate."""
+        return strong(jax.tree.map(jnp.array, self._blueprint.params()), self._param_specs)
 
     def one_of(self, size: int) -> Program:
         """See `Source.one_of`."""
@@ -84,8 +86,9 @@ class ModuleSource(Source):
     def fresh(self, key: jax.Array) -> States:
         """See `Source.fresh`."""
         states = self.one_of(1).states
-        values, left = self._initial_values.run(_native_key(key))
-        known = {**values, RANDOM: left}
+        values, keys, left = self._initial_values.run(key)
+        outside = {path: folded_key(left, path) for path in states.keys}  # a generator that is no part of the module
+        known = {**values, **outside, **keys, RANDOM: left}
         fresh = States(*({path: known[path] for path in field} for field in states))
         return States(*(strong(field, spec) for field, spec in zip(fresh, states, strict=True)))
 
@@ -93,6 +96,7 @@ class ModuleSource(Source):
         with self._blueprint.environment():
             step = self._explained(lambda: self._traced(self._blueprint.build, self._inputs, size))
             check_step(step, self.name)
+            check_kernels(step, self.name)
             return self._explained(lambda: read(step, self._param_specs))
 
     def _traced(self, build: Callable[[], brainstate.nn.Module], inputs: tuple[Tree, ...], size: int) -> TracedStep:
@@ -106,9 +110,10 @@ class ModuleSource(Source):
             mapped = trace if self.axis_name is None else jax.vmap(trace, axis_name=self.axis_name)
             mapped(np.zeros(size))
 
-        PureFunction.of(along)  # a step is read from the shapes of its states, so their values are traced only
+        Traced.of(along)  # a step is read from the shapes of its states, so their values are traced only
         if any(isinstance(const, jax.core.Tracer) for const in found[-1].jaxpr.consts):
-            along()  # init_state left an array outside of the states, which the step reads as a constant
+            with self._blueprint.seeded():
+                along()  # init_state left an array outside of the states, which the step reads as a constant
         return found[-1]
 
     def _trace_batched(self, size: int) -> Program:
@@ -156,15 +161,6 @@ class ModuleSource(Source):
                 expected="a module whose own code carries a batch axis",
                 repair="Use pb.vmap, which needs the step of one sample only.",
             ) from error
-
-
-def _native_key(key: jax.Array) -> jax.Array:
-    """A key in the form that BrainState keeps: typed or raw, as its version has it."""
-    is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    wants_typed = jnp.issubdtype(jnp.asarray(brainstate.random.DEFAULT.value).dtype, jax.dtypes.prng_key)
-    if is_typed == wants_typed:
-        return key
-    return jax.random.wrap_key_data(key) if wants_typed else jax.random.key_data(key)
 
 
 def _same_shapes(two: Tree, three: Tree) -> bool:

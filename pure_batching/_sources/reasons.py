@@ -42,7 +42,7 @@ def repair_of(reason: Exception, blueprint: Blueprint) -> str:
         _FIT: isinstance(reason, KeyError) and "'fit' not found in" in str(reason),
         _UNSET.format(listed(blueprint.settings)): isinstance(reason, KeyError) and "not found in" in str(reason),
         _EVENTS: any(word in str(reason) for word in ("brainevent", "BinaryArray")),
-        _GROUPED: blueprint.holds(brainstate.nn.GroupNorm) and "out of bounds" in str(reason),
+        _GROUPED: "out of bounds" in str(reason) and blueprint.holds(brainstate.nn.GroupNorm),
     }
     text = next((text for text, applies in known.items() if applies), _CHANGE)
     owner, method = _raised_by(reason)

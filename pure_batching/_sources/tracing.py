@@ -7,11 +7,13 @@ import brainstate
 import jax
 
 from .._reader.step import Kind, TracedStep
-from .._tree import Tree, path_name, spec_of, zeros_of
-from .blueprint import states_of
+from .._tree import Tree, spec_of, spec_text, zeros_of
+from ..errors import CaptureError
+from .blueprint import is_generator, states_of
 from .brainscale_marks import BrainScaleMarks, apply_weight_functions_once
 
-RANDOM = "random"
+# No attribute has this name.
+RANDOM = "brainstate.random.DEFAULT"
 
 
 def traced_step(module: brainstate.nn.Module, inputs: tuple[Tree, ...], axis_name: str | None) -> TracedStep:
@@ -45,13 +47,27 @@ def _named(states: Any, own: Mapping[str, brainstate.State]) -> dict[str, brains
     """The states that a step reads or writes, by path; one from outside of the module gets a number."""
     path_of = {id(state): path for path, state in own.items()}
     outside = [state for state in states if id(state) not in path_of and state is not brainstate.random.DEFAULT]
+    _check_outside(outside)
     path_of.update((id(state), f"_unknown_path_{i}") for i, state in enumerate(outside))
-    return {state_name((path_of.get(id(state), ""),), state): state for state in states}
+    return {state_name(path_of.get(id(state), ""), state): state for state in states}
 
 
-def state_name(path: tuple[Any, ...], state: brainstate.State) -> str:
-    """A state's path, or "random" for the global generator, which has none."""
-    return RANDOM if state is brainstate.random.DEFAULT else path_name(path)
+def _check_outside(states: list[brainstate.State]) -> None:
+    """Raise CaptureError for a state that the module does not hold; a random generator may be anywhere."""
+    for state in states:
+        if not is_generator(state):
+            kind = f"{type(state).__name__} {spec_text(spec_of(state.value))}"
+            raise CaptureError(
+                "update()",
+                got=f"a {kind} that no attribute of the module leads to",
+                expected="states that the module holds",
+                repair="Keep it in an attribute of the module, not in a closure or a global variable.",
+            )
+
+
+def state_name(path: str, state: brainstate.State) -> str:
+    """A state's path, or `RANDOM` for the global generator, which has none."""
+    return RANDOM if state is brainstate.random.DEFAULT else path
 
 
 def _kind(state: brainstate.State) -> Kind:
@@ -59,7 +75,7 @@ def _kind(state: brainstate.State) -> Kind:
         return "param"
     if isinstance(state, brainstate.HiddenState):
         return "hidden"
-    return "key" if isinstance(state, brainstate.random.RandomState) else "other"
+    return "key" if is_generator(state) else "other"
 
 
 def _width(state: brainstate.HiddenState) -> int:

@@ -71,16 +71,14 @@ class Loop(Strategy):
         return frozenset()
 
 
-def each_in_turn(size: int, tile: int = 1) -> MapSamples:
-    """The mapping by `jax.lax.map`, which runs `tile` samples at once."""
+def each_in_turn(size: int) -> MapSamples:
+    """The mapping by `jax.lax.map`, one sample after the other."""
 
     def each(fun: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0) -> Callable[..., Any]:
         def mapped(shared: Any, *own: Any) -> Any:
             axes = (in_axes,) * len(own) if isinstance(in_axes, int) else in_axes
             samples = (jnp.arange(size), _moved(own, axes, to_front=True))
-            results = jax.lax.map(
-                lambda sample: fun(shared, *sample[1]), samples, batch_size=tile if tile > 1 else None
-            )
+            results = jax.lax.map(lambda sample: fun(shared, *sample[1]), samples)
             return _moved(results, out_axes, to_front=False)
 
         return mapped

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 import pure_batching as pb
+from pure_batching._sources.paths import path_of
 from pure_batching.testing._native_run import (
     Make as Make,
     Native as Native,
@@ -111,7 +112,7 @@ def parameter_traces(algorithm: Any) -> dict[str, dict[str, jax.Array]]:
     order = [(relation, group) for relation in relations for group in relation.hidden_groups]
     traces = {}
     for (relation, group), state in zip(order, algorithm.etrace_bwg.values(), strict=True):
-        names = [".".join(map(str, path)) for path in group.hidden_paths]
+        names = [path_of(algorithm.model4compile, path) for path in group.hidden_paths]
         counts = [hidden.num_state for hidden in group.hidden_states]
         columns = [(name, k) for name, count in zip(names, counts, strict=True) for k in range(count)]
         sorting = sorted(range(len(columns)), key=columns.__getitem__)
@@ -119,5 +120,5 @@ def parameter_traces(algorithm: Any) -> dict[str, dict[str, jax.Array]]:
             jax.tree_util.keystr(path[:1]): u.get_mantissa(leaf)[..., jnp.array(sorting)]
             for path, leaf in jax.tree_util.tree_leaves_with_path(state.value, is_leaf=u.math.is_quantity)
         }
-        traces[f"{'.'.join(map(str, relation.path))} -> {', '.join(sorted(names))}"] = leaves
+        traces[f"{path_of(algorithm.model4compile, relation.path)} -> {', '.join(sorted(names))}"] = leaves
     return traces

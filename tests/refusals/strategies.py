@@ -47,7 +47,8 @@ STRATEGY = (
         "manual with random numbers",
         lambda seed: pb.manual(bench("noisy", seed).learner, SAMPLES),
         RandomnessError,
-        "pb.manual: got a module that draws from the random key 'random' inside its step, expected ~ Use pb.vmap",
+        "pb.manual: got a module that draws from the random key 'brainstate.random.DEFAULT' inside its step, "
+        "expected ~ Use pb.vmap",
     ),
     Refusal(
         "manual with an output that forgets the batch axis",

@@ -1,0 +1,71 @@
+"""Samples on several devices, whose arrays say so in their type.
+
+Under automatic axes of a mesh, the default of `jax.sharding.Mesh`, XLA lays out whatever is computed. Under explicit
+axes, the default of `jax.make_mesh`, each array's type names its layout, and a function would have to name that of
+everything it makes. So it is run under automatic axes, and its results get the layout of the samples that it was given.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+
+from .._tree import Tree
+
+
+class SampleAxes(NamedTuple):
+    """Where the samples lie.
+
+    Attributes:
+      given: in each argument, as a prefix of their tree; None for an argument that all samples share.
+      made: in the result.
+    """
+
+    given: Any
+    made: Any
+
+
+def under_automatic_axes(function: Callable[..., Any], axes: SampleAxes) -> Callable[..., Any]:
+    """The same function, for arguments under explicit axes too."""
+
+    def run(*args: Any) -> Any:
+        mesh = _explicit_mesh(args)
+        if mesh is None:
+            return function(*args)
+        layouts = _map_axes(lambda axis: _layout(axis, _names(args, axes.given)), axes.made)
+        with jax.sharding.use_abstract_mesh(mesh):
+            return jax.sharding.auto_axes(function, out_sharding=layouts)(*args)
+
+    return run
+
+
+def _explicit_mesh(args: Tree) -> AbstractMesh | None:
+    meshes = [jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(args)]
+    return next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
+
+
+def _names(args: Any, axes: Any) -> Any:
+    """The axes of the mesh along which the samples lie; None where they lie on each device."""
+    found: list[Any] = []
+
+    def look(axis: int | None, part: Tree) -> None:
+        if axis is not None:
+            found.extend(name for leaf in jax.tree.leaves(part) for name in jax.typeof(leaf).sharding.spec[axis:][:1])
+
+    for of_argument, argument in zip(axes, args, strict=True):
+        if argument is not None:
+            jax.tree.map(look, of_argument, argument, is_leaf=_is_none)
+    return next((names for names in found if names is not None), None)
+
+
+def _layout(axis: int | None, names: Any) -> PartitionSpec:
+    return PartitionSpec() if axis is None else PartitionSpec(*(None for _ in range(axis)), names)
+
+
+def _map_axes(fun: Callable[[Any], Any], axes: Any) -> Any:
+    return jax.tree.map(fun, axes, is_leaf=_is_none)
+
+
+def _is_none(node: Any) -> bool:
+    return node is None

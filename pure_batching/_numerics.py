@@ -1,0 +1,61 @@
+"""JAX's settings that decide which numbers a computation gives."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import jax
+
+_NARROW = {"float64": "float32", "complex128": "complex64", "int64": "int32", "uint64": "uint32"}
+
+
+class Numerics(NamedTuple):
+    """The settings of one moment.
+
+    Attributes:
+      enable_x64: whether there are 64-bit numbers.
+      dtype_promotion: how operands of two dtypes become one.
+      matmul_precision: of products where the code asks for none.
+      prng_impl: of keys that are made from seeds.
+    """
+
+    enable_x64: bool
+    dtype_promotion: str
+    matmul_precision: str | None
+    prng_impl: str
+
+    @classmethod
+    def now(cls) -> "Numerics":
+        """Those that are in force in this thread."""
+        settings = jax.config.values
+        return cls(
+            settings["jax_enable_x64"],
+            settings["jax_numpy_dtype_promotion"],
+            settings["jax_default_matmul_precision"],
+            settings["jax_default_prng_impl"],
+        )
+
+    def for_arguments(self) -> "Numerics":
+        """The same with 64-bit numbers where the caller has them, so that an argument is seen as it is."""
+        return self._replace(enable_x64=self.enable_x64 or jax.config.values["jax_enable_x64"])
+
+    def adopted(self, tree: Any) -> Any:
+        """The arrays of a tree, with 32 bits instead of 64 where there are no 64-bit numbers."""
+        if self.enable_x64:
+            return tree
+
+        def narrowed(leaf: jax.Array) -> jax.Array:
+            name = str(leaf.dtype)
+            return leaf.astype(_NARROW[name]) if name in _NARROW else leaf
+
+        return jax.tree.map(narrowed, tree)
+
+    @contextmanager
+    def in_force(self) -> Iterator[None]:
+        """Let them hold inside the block, in this thread alone."""
+        with ExitStack() as stack:
+            stack.enter_context(jax.enable_x64(self.enable_x64))
+            stack.enter_context(jax.numpy_dtype_promotion(self.dtype_promotion))
+            stack.enter_context(jax.default_matmul_precision(self.matmul_precision))
+            stack.enter_context(jax.default_prng_impl(self.prng_impl))
+            yield

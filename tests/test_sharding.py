@@ -1,0 +1,113 @@
+"""Samples on several devices: the gradients of one device, and one sum over all of them."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+
+import pure_batching as pb
+
+from .bench import RULES, STRATEGIES, Bench, bench
+from .trees import assert_close
+
+NAME = "MinimalRNNCell"
+DEVICES, STEPS, SAMPLES = 4, 5, 8
+
+every_kind = pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+
+
+def mesh_of(kind: AxisType) -> jax.sharding.Mesh:
+    return jax.make_mesh((DEVICES,), ("samples",), axis_types=(kind,), devices=jax.devices()[:DEVICES])
+
+
+def placed(tree: Any, kind: AxisType, *spec: str | None) -> Any:
+    return jax.device_put(tree, NamedSharding(mesh_of(kind), P(*spec)))
+
+
+def data(made: Bench, kind: AxisType) -> tuple[Any, Any, Any]:
+    """Params on each device, inputs and targets with their samples on several."""
+    of_samples = placed(tuple(made.data(STEPS, SAMPLES)), kind, None, "samples")
+    return placed(made.params, kind), *of_samples
+
+
+@every_kind
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("rule", RULES)
+def test_a_gradient(rule: str, strategy: str, kind: AxisType) -> None:
+    made = bench(NAME, 0, RULES[rule])
+    grad_fn = pb.sequence_grad(STRATEGIES[strategy](made.learner, SAMPLES), made.model.loss, window=3)
+    compiled = jax.jit(lambda p, x, y: grad_fn(p, None, x, y)).lower(*data(made, kind)).compile()
+    text = compiled.as_text()
+    if strategy != "loop":  # which runs one sample after the other, wherever it lies
+        assert text.count(" all-gather(") == 0
+        # With "multi-step", the gradient inside the windows and that of the trace are added up apart.
+        assert 1 <= text.count(" all-reduce(") <= (2 if "multi" in rule else 1) * 2 * leaves_at_most(made)
+    want = grad_fn(made.params, None, *made.data(STEPS, SAMPLES))
+    assert_close(jax.device_get(compiled(*data(made, kind))), jax.device_get(want))
+
+
+def leaves_at_most(made: Bench) -> int:
+    """XLA sums each array by itself where its passes are off, as in these tests."""
+    return len(jax.tree.leaves(made.params))
+
+
+@every_kind
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_per_sample_gradients_norms_and_clipping(strategy: str, kind: AxisType) -> None:
+    made = bench(NAME, 0)
+    batched, mask = STRATEGIES[strategy](made.learner, SAMPLES), np.ones((STEPS, SAMPLES), bool)
+    mask[1, 2] = False
+    for fun in (
+        pb.sequence_grad(batched, made.model.loss, reduction="none", outputs=True),
+        pb.sample_norms(batched, made.model.loss),
+        pb.clipped_grad(batched, made.model.loss, 0.1),
+    ):
+        params, inputs, targets = data(made, kind)
+        got = fun(params, None, inputs, targets, mask=placed(mask, kind, None, "samples"))
+        want = fun(made.params, None, *made.data(STEPS, SAMPLES), mask=mask)
+        assert_close(jax.device_get(got), jax.device_get(want))
+
+
+@every_kind
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_steps_and_a_carry_that_goes_on(strategy: str, kind: AxisType) -> None:
+    made = bench(NAME, 0)
+    batched = STRATEGIES[strategy](made.learner, SAMPLES)
+    params, inputs, _ = data(made, kind)
+
+    def loss(params: Any, start: Any, inputs: Any) -> Any:
+        carry, _ = batched.step(params, start, *jax.tree.map(lambda x: x[0], inputs))
+        carry, output = batched.step(params, carry, *jax.tree.map(lambda x: x[1], inputs))
+        return (output**2).sum(), carry
+
+    start = batched.init()
+    layout = jax.tree.map(lambda _: "samples", start._replace(shared={}))
+    held = jax.tree.map(lambda leaf, name: placed(leaf, kind, name), start._replace(shared={}), layout)
+    run = jax.jit(jax.grad(loss, has_aux=True))
+    want = run(made.params, start, made.data(STEPS, SAMPLES).inputs)
+    assert_close(jax.device_get(run(params, held, inputs)), jax.device_get(want))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_shard_map(strategy: str) -> None:
+    """Each device runs a learner of its own samples; their gradients are summed by hand."""
+    made, mesh = bench(NAME, 0), mesh_of(AxisType.Auto)
+    grad_fn = pb.sequence_grad(STRATEGIES[strategy](made.learner, SAMPLES // DEVICES), made.model.loss, reduction="sum")
+
+    def own(params: Any, inputs: Any, targets: Any) -> Any:
+        gradients, aux = grad_fn(params, None, inputs, targets)
+        return jax.lax.psum(gradients, "samples"), aux.losses
+
+    split = jax.shard_map(
+        own,
+        mesh=mesh,
+        in_specs=(P(), P(None, "samples"), P(None, "samples")),
+        out_specs=(P(), P(None, "samples")),
+        check_vma=False,
+    )
+    whole = pb.sequence_grad(STRATEGIES[strategy](made.learner, SAMPLES), made.model.loss, reduction="sum")
+    gradients, aux = whole(made.params, None, *made.data(STEPS, SAMPLES))
+    got = jax.jit(split)(*data(made, AxisType.Auto))
+    assert_close(jax.device_get(got), jax.device_get((gradients, aux.losses)))
