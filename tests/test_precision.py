@@ -113,6 +113,26 @@ class TestSums:
         norms, _ = pb.sample_norms(batched, loss)(params, None, inputs, targets)
         np.testing.assert_allclose(np.asarray(norms, np.float64), np.sqrt(squares), rtol=1e-5)
 
+    @pytest.mark.parametrize("scale", [1e-22, 1e22])
+    @pytest.mark.parametrize("n_rec", [6, 40])
+    def test_norms_beside_steps_without_a_gradient(self, scale: float, n_rec: int, seed: int) -> None:
+        """A masked step, and an input of zeros, must not set the scale of the others."""
+        draw, mask = np.random.default_rng(seed), np.ones((STEPS, SAMPLES), bool)
+        mask[1] = False
+        inputs, targets = (draw.normal(size=(STEPS, SAMPLES, n_rec)).astype(np.float32) for _ in "xy")
+        inputs[2] = 0
+        types = (np.float32, np.float32, np.float32)
+        learner, params = pb.capture(Mixed(n_rec, n_rec, *types), inputs[0, 0], algorithm=pb.D_RTRL())
+
+        def norms(factor: float) -> np.ndarray:
+            def loss(output: jax.Array, target: jax.Array) -> jax.Array:
+                return (output * target).sum() * jnp.float32(factor)
+
+            found, _ = pb.sample_norms(pb.vmap(learner, SAMPLES), loss)(params, None, inputs, targets, mask=mask)
+            return np.asarray(found, np.float64)
+
+        np.testing.assert_allclose(norms(scale), norms(1.0) * scale, rtol=1e-5)
+
     def test_a_sample_without_a_gradient(self) -> None:
         """Its norm is zero, and no number is lost for the others."""
         types = (np.float32, np.float32, np.float32)

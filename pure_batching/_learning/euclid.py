@@ -47,14 +47,17 @@ def norm_of(arrays: Sequence[jax.Array]) -> jax.Array:
 def _norm_of_products(x: jax.Array, dy: jax.Array) -> jax.Array:
     """The root of `sum_{t, s} (x[t] . x[s]) (dy[t] . dy[s])`.
 
-    Each step's vectors are divided by their largest entries, and the products of these by the largest product.
+    Each step's vectors are divided by their largest entries, and the products of these by the largest product. A step
+    whose vector is zero weighs nothing.
     """
-    of_x, of_dy = (jax.vmap(lambda vector: _divisor([vector]))(vectors) for vectors in (x, dy))
-    weights = (of_x / of_x.max()) * (of_dy / of_dy.max())
+    of_x, of_dy = (jnp.abs(vectors).max(1) for vectors in (x, dy))
+    most_x, most_dy = _divisor([of_x]), _divisor([of_dy])
+    weights = (of_x / most_x) * (of_dy / most_dy)
     largest = _divisor([weights])
-    unit_x, unit_dy = x / of_x[:, None], (weights / largest)[:, None] * (dy / of_dy[:, None])
+    unit_x, unit_dy = (vectors / jax.vmap(lambda one: _divisor([one]))(vectors)[:, None] for vectors in (x, dy))
+    unit_dy = (weights / largest)[:, None] * unit_dy
     square = ((unit_x @ unit_x.T) * (unit_dy @ unit_dy.T)).sum()
-    return of_x.max() * largest * of_dy.max() * jnp.sqrt(jnp.maximum(square, 0))
+    return most_x * largest * most_dy * jnp.sqrt(jnp.maximum(square, 0))
 
 
 def _divisor(arrays: Sequence[jax.Array]) -> jax.Array:
