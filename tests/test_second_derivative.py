@@ -66,6 +66,19 @@ def test_is_that_of_finite_differences(rule: str, through: Callable[..., Any]) -
     assert abs(got - want) < 1e-6 * abs(want) + 1e-7
 
 
+def test_of_a_trace_between_windows_is_refused() -> None:
+    """The trace depends on the weights, and is held constant; truncated BPTT has none."""
+    made, windowed = bench(NAME, 0, RULES["D_RTRL multi-step"]), bench(NAME, 0, RULES["BPTT"])
+
+    def total(one: Any) -> Callable[[Any], Any]:
+        grad_fn = pb.sequence_grad(one.batched("vmap"), one.model.loss, window=2)
+        return slope(lambda params: grad_fn(params, None, *one.data(STEPS, SAMPLES))[0])
+
+    with pytest.raises(AlgorithmError, match="the second would be wrong"):
+        jax.grad(total(made))(made.params)
+    jax.grad(total(windowed))(windowed.params)
+
+
 def test_a_first_derivative_is_left_alone() -> None:
     """In a scan, with a checkpoint, and under vmap."""
     made = bench(NAME, 0, RULES["D_RTRL"])

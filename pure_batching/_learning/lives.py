@@ -1,8 +1,8 @@
 """The lives of a sample in a window: a reset ends one life and begins the next.
 
 A window gives credit to the trace that came into it only by steps of the life that came in, and the trace that goes
-out is of the last life alone. What belongs to another life is not selected here: multiplied by zero, its NaN or
-infinity would go on.
+out is of the last life alone. The functions here leave other lives out by selection, because a product with zero would
+keep their NaN and infinity.
 """
 
 from typing import Any

@@ -18,6 +18,7 @@ from ..errors import LossError, OptionError
 from .carry import Carry
 from .compiled import SplitLoss, compiled
 from .learner import Learner, check_learner
+from .once import first_derivative
 from .sequence_fn import SequenceFn, arguments_axes, begin
 from .sharding import SampleAxes
 from .steps import Steps, Timed
@@ -212,6 +213,8 @@ def _windows(task: Task, params: Params, carry: Carry, steps: Steps, length: int
         window = run_window(task, params, carry, steps.window(whole * length, left), carry.trace, fresh)
         carry, gradients = window.carry, add_gradients(gradients, window.gradients)
         emitted = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), emitted, (window.losses, window.outputs))
+    if jax.tree.leaves(carry.trace):  # between windows, a trace is held constant
+        gradients = first_derivative(gradients)
     return gradients, Aux(carry, *emitted)
 
 

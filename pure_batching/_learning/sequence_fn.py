@@ -43,7 +43,7 @@ class SequenceFn(abc.ABC, Generic[Found]):
             `brainscale.SingleStepData` has no time axis and is the same at every step.
           targets: the second argument of the loss, with the same leading axes.
           mask: `[T, B]`, whether a step counts; a masked step leaves hidden states, traces, count and random key of its
-            sample as they were and adds no gradient; its loss is 0.
+            sample as they were and adds no gradient; its loss and its output are 0.
           reset: `[T, B]`, whether a sample starts anew before the step; its random key goes on. A random initial state
             is drawn from `fold_in` of the sample's key and the step, so that no two lives of a sample start alike.
           key: a random key, typed or raw; sample `i` of a batch gets `fold_in(key, i)`. It is needed where the module
