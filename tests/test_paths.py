@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import Primitive
 
 import pure_batching as pb
+from pure_batching._sources import kernels
 from pure_batching.errors import CaptureError
 
 from .bench import SAMPLES, STEPS, bench
@@ -132,6 +134,16 @@ class Mixed(brainstate.nn.Module):
 
     def update(self, x: Array) -> Array:
         return self.cells[1](x)
+
+
+def test_an_operation_that_cannot_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As brainevent's where the package that compiles them is missing."""
+    kernel = Primitive("kernel_of_nobody")
+    kernel.def_abstract_eval(lambda x: x)
+    monkeypatch.setattr(kernels, "_names", lambda: frozenset([kernel.name]))
+    zeros = jnp.zeros(N_REC)
+    with pytest.raises(CaptureError, match=r"^Around: got \w+: .*kernel_of_nobody.*Install the package"):
+        pb.capture(Around(lambda: kernel.bind(zeros)), np.ones(N_IN), algorithm=pb.BPTT())
 
 
 class TestWhatUsersPass:

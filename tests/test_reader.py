@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -224,6 +225,10 @@ class TestExplain:
         header = " ".join(text.splitlines()[0].split())
         assert header == "weight learns by hidden states trace for one sample where"
         assert "idle.weight_op" in text
+        rows = pb.explain(learner).rows
+        item = learner.program.groups[0].dtype.itemsize
+        assert [row.nbytes for row in rows] == [item * sum(map(math.prod, row.traces.values())) for row in rows]
+        assert any(f"{row.nbytes:,} B" in text for row in rows if row.nbytes > 0)
         assert "the step does not read it" in text
 
 
