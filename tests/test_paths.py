@@ -146,6 +146,25 @@ def test_an_operation_that_cannot_be_compiled(monkeypatch: pytest.MonkeyPatch) -
         pb.capture(Around(lambda: kernel.bind(zeros)), np.ones(N_IN), algorithm=pb.BPTT())
 
 
+class Dotted(brainstate.nn.Module):
+    """An attribute whose name reads like the path of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        inner = brainscale.nn.MinimalRNNCell(N_IN, N_REC)
+        self.a = brainstate.nn.Module()
+        self.a.b = inner
+        setattr(self, "a.b", brainscale.nn.MinimalRNNCell(N_IN, N_REC))
+
+    def update(self, x: Array) -> Array:
+        return self.a.b(x) + getattr(self, "a.b")(x)
+
+
+def test_two_states_with_one_path_are_refused() -> None:
+    with pytest.raises(CaptureError, match=r"^Dotted: got two states with one path.*Rename"):
+        pb.capture(Dotted(), np.ones(N_IN), algorithm=pb.D_RTRL())
+
+
 class TestWhatUsersPass:
     def test_keys_that_have_no_order(self) -> None:
         with pytest.raises(CaptureError, match=r"^Mixed: got \w+: .*sort"):

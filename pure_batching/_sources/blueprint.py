@@ -175,7 +175,15 @@ def _demands_size(node: Any) -> bool:
 def states_of(module: brainstate.nn.Module) -> dict[str, brainstate.State]:
     """The states of a module by path, sorted."""
     states: Any = brainstate.graph.states(module)
-    return dict(sorted((path_of(module, path), state) for path, state in states.items()))
+    named = {path_of(module, path): state for path, state in states.items()}
+    if len(named) < len(states):
+        raise CaptureError(
+            type(module).__name__,
+            got="two states with one path",
+            expected="names without dots",
+            repair="Rename the attribute or key that has a dot in it, or that reads like an index.",
+        )
+    return {path: named[path] for path in sorted(named)}
 
 
 class Traced(NamedTuple):
