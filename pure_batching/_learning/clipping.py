@@ -16,8 +16,9 @@ from .._tree import Tree
 from ..errors import OptionError
 from .carry import Carry
 from .learner import Learner
+from .losses import check_loss_function
 from .norms import NormFn, check_batched
-from .sequence import check_loss_function, checked_window, sequence_grad
+from .sequence import checked_window, sequence_grad
 from .sequence_fn import SequenceFn
 from .steps import Steps
 

@@ -11,11 +11,12 @@ from .._program import Loss, Params, Relation
 from .._tree import nbytes
 from ..errors import StrategyError
 from .carry import Carry
-from .compiled import SplitLoss, compiled
+from .compiled import compiled
 from .euclid import Measure, norm_of, norms_by
 from .learner import Learner, check_learner
+from .losses import SplitLoss, check_loss, check_loss_function
 from .online import collect, with_trace
-from .sequence import Aux, check_loss, check_loss_function, checked_window, run_windows, window_length
+from .sequence import Aux, checked_window, run_windows, window_length
 from .sequence_fn import SequenceFn, arguments_axes, begin
 from .sharding import SampleAxes
 from .steps import Steps

@@ -13,15 +13,16 @@ from .._algorithms.base import Trace, add_gradients
 from .._options import check_choice, check_flag, is_count
 from .._precision import cast_like
 from .._program import Jacobians, Loss, Params
-from .._tree import Tree, nbytes, spec_text, unit_of
-from ..errors import LossError, OptionError
+from .._tree import Tree, nbytes
+from ..errors import OptionError
 from .carry import Carry
-from .compiled import SplitLoss, compiled
+from .compiled import compiled
 from .learner import Learner, check_learner
+from .losses import SplitLoss, check_loss, check_loss_function
 from .once import first_derivative
 from .sequence_fn import SequenceFn, arguments_axes, begin
 from .sharding import SampleAxes
-from .steps import Steps, Timed
+from .steps import Steps
 from .sums import summed
 from .task import Task
 from .window import run_window
@@ -227,49 +228,3 @@ def _complete(task: Task, params: Params, gradients: Params, *, mean: bool) -> P
 def _lead(task: Task) -> tuple[int, ...]:
     """The axes of the samples in the gradient."""
     return task.learner.lead if task.per_sample else ()
-
-
-def check_loss_function(loss: object) -> None:
-    """Raise LossError for what is no function."""
-    if not callable(loss):
-        raise LossError(
-            "loss",
-            got=type(loss).__name__,
-            expected="a function (output, target) -> []",
-            repair="Pass the loss of one sample at one step.",
-        )
-
-
-def _repair_of_loss(reason: Exception) -> str:
-    if isinstance(reason, jax.errors.ConcretizationTypeError):
-        return "It is traced: jnp.where chooses between arrays, where Python's `if` has no number to look at."
-    if isinstance(reason, (NameError, AttributeError, ImportError)):
-        return "Mend what the message names."
-    return "It gets those of one sample at one step."
-
-
-def check_loss(learner: Learner, loss: Loss, targets: Timed) -> None:
-    """Raise LossError unless the loss of one sample at one step is a real number."""
-
-    def value(output: Tree, target: Tree) -> Any:
-        return loss(output, target)
-
-    target = targets.spec(len(learner.lead))
-    try:
-        result = jax.eval_shape(value, learner.program.output, target)
-    except Exception as reason:
-        raise LossError(
-            "loss",
-            got=f"{type(reason).__name__}: {str(reason).splitlines()[0] if str(reason) else ''}",
-            expected=f"a function of an output {spec_text(learner.program.output)} and a target {spec_text(target)}",
-            repair=_repair_of_loss(reason),
-        ) from reason
-    leaves = jax.tree.leaves(result)
-    is_number = len(leaves) == 1 and leaves[0].shape == () and jnp.issubdtype(leaves[0].dtype, jnp.floating)
-    if not is_number or not unit_of(result).is_unitless:
-        raise LossError(
-            "loss",
-            got=spec_text(result),
-            expected="one real number without a unit for the output and target of one sample at one step",
-            repair="Reduce over features inside the loss; samples and time are added up outside.",
-        )

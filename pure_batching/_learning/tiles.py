@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from .._strategies.base import MapSamples
+from .._strategies.loop import samples_moved
 from .._tree import Tree
 
 
@@ -28,7 +29,7 @@ def each_in_tiles(size: int, tile: int) -> MapSamples:
             results = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)
             if left:
                 results = jax.tree.map(lambda *x: jnp.concatenate(x), results, run(whole * tile, left))
-            return _from_front(results, out_axes)
+            return samples_moved(results, out_axes, to_front=False)
 
         return mapped
 
@@ -42,8 +43,3 @@ def _cut(tree: Tree, axes: Any, start: Any, count: int) -> Tree:
         return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, count, axis), part)
 
     return jax.tree.map(cut, axes, tree)
-
-
-def _from_front(tree: Tree, axes: Any) -> Tree:
-    """The samples' axis of each leaf moved from the front to where `axes` says."""
-    return jax.tree.map(lambda axis, part: jax.tree.map(lambda x: jnp.moveaxis(x, 0, axis), part), axes, tree)

@@ -77,16 +77,16 @@ def each_in_turn(size: int) -> MapSamples:
     def each(fun: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0) -> Callable[..., Any]:
         def mapped(shared: Any, *own: Any) -> Any:
             axes = (in_axes,) * len(own) if isinstance(in_axes, int) else in_axes
-            samples = (jnp.arange(size), _moved(own, axes, to_front=True))
+            samples = (jnp.arange(size), samples_moved(own, axes, to_front=True))
             results = jax.lax.map(lambda sample: fun(shared, *sample[1]), samples)
-            return _moved(results, out_axes, to_front=False)
+            return samples_moved(results, out_axes, to_front=False)
 
         return mapped
 
     return each
 
 
-def _moved(tree: Tree, axes: Any, *, to_front: bool) -> Tree:
+def samples_moved(tree: Tree, axes: Any, *, to_front: bool) -> Tree:
     """The samples' axis of each leaf moved from where `axes` says to the front, or back."""
 
     def move(axis: int, part: Tree) -> Tree:
