@@ -142,6 +142,20 @@ class TestAfterTheCapture:
             with jax.enable_x64(not is_x64):
                 assert_identical(run(), want)
 
+    def test_precision_of_products_and_kind_of_keys(self) -> None:
+        """Those of the capture, for what is traced after it too."""
+        model, noisy = MODELS["MinimalRNNCell"], MODELS["noisy"]
+        learner, params = pb.capture(model.build(0), *model.inputs(0), algorithm=pb.D_RTRL())
+        random, _ = pb.capture(noisy.build(0), *noisy.inputs(0), algorithm=pb.D_RTRL(), environ=noisy.settings)
+        want = jax.tree.map(plain_keys, random.init())
+        with jax.default_matmul_precision("highest"), jax.default_prng_impl("rbg"):
+            step = jax.jit(pb.manual(learner, SAMPLES).step)
+            lowered = step.lower(params, pb.manual(learner, SAMPLES).init(), *model.inputs(0, SAMPLES)).as_text()
+            assert_identical(jax.tree.map(plain_keys, random.init()), want)
+            assert "HIGHEST" in jax.jit(jnp.dot).lower(jnp.ones((2, 2)), jnp.ones((2, 2))).as_text()
+        assert "dot_general" in lowered
+        assert "HIGHEST" not in lowered
+
     @pytest.mark.parametrize("rule", RULES)
     def test_strict_promotion(self, rule: str) -> None:
         model = MODELS["readouts"]
