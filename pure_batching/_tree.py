@@ -49,7 +49,12 @@ def like(tree: Tree, arrays: Sequence[jax.Array]) -> Tree:
 
 def spec_of(tree: Tree) -> Tree:
     """Replace every array by its shape and dtype; units stay."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), tree)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), _dtype(x)), tree)
+
+
+def _dtype(x: Any) -> Any:
+    """That of an array is its own: `jnp.result_type` turns 32 weakly typed bits into 64 where JAX has them."""
+    return x.dtype if isinstance(x, jax.Array) else jnp.result_type(x)
 
 
 def spec_text(spec: Tree) -> str:

@@ -384,6 +384,13 @@ class Mixed(Module):
         return self.h.value
 
 
+class WeakStart(Mixed):
+    """Its state begins as a Python number, repeated."""
+
+    def init_state(self, batch_size: int | None = None) -> None:
+        self.h = HiddenState(jnp.full(self.n_rec, 0.0))
+
+
 class Widening(Module):
     """A state in float32 that comes back in float64."""
 

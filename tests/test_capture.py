@@ -21,6 +21,7 @@ from brainscale.nn import Linear
 import pure_batching as pb
 from pure_batching._reader import executing
 from pure_batching._reader.jacobians import jacobians
+from pure_batching._sources.paths import path_of
 from pure_batching._sources.tracing import RANDOM
 from pure_batching.errors import CaptureError
 
@@ -226,7 +227,7 @@ def ran(model: Model, seed: int, inputs: Tree) -> tuple[Tree, Tree]:
     with brainstate.environ.context(**model.settings):
         brainstate.nn.init_all_states(net)
         outputs = brainstate.transform.for_loop(net.update, *jax.tree.map(jnp.asarray, inputs))
-    states = {".".join(map(str, path)): state for path, state in states_of(net).items()}
+    states = {path_of(net, path): state for path, state in states_of(net).items()}
     hidden = {path: states[path].value for path in sorted(states) if isinstance(states[path], brainstate.HiddenState)}
     return outputs, hidden
 

@@ -13,8 +13,8 @@ import pure_batching as pb
 from pure_batching.errors import CaptureError
 
 from .bench import ONLINE_RULES, RULES, SAMPLES, STEPS
-from .modules import Mixed, Widening
-from .trees import distance, named
+from .modules import Mixed, WeakStart, Widening
+from .trees import assert_identical, distance, named
 
 N_IN, N_REC = 5, 6
 
@@ -76,6 +76,29 @@ class TestMixtures:
         text = r"^Widening: h: got float64 after one step, expected float32, the dtype before\. Initialise the state"
         with pytest.raises(CaptureError, match=text):
             pb.capture(Widening(), np.ones(3), algorithm=pb.D_RTRL())
+
+    @pytest.mark.parametrize("states", [jnp.bfloat16, np.float32, np.float64])
+    def test_a_state_that_begins_as_a_python_number(self, states: Any, seed: int) -> None:
+        """It takes the type that the step gives it, as a carry of `jax.lax.scan` does."""
+        (inputs, targets), types = data(seed), (states, np.float32, states)
+        made = [
+            pb.capture(net(N_IN, N_REC, *types), np.ones(N_IN, np.float32), algorithm=pb.D_RTRL())
+            for net in (Mixed, WeakStart)
+        ]
+        assert [learner.init().hidden["h"].dtype for learner, _ in made] == [states, states]
+        (strong, _), (weak, _) = (
+            pb.sequence_grad(pb.vmap(learner, SAMPLES), squared)(params, None, inputs.astype(np.float32), targets)
+            for learner, params in made
+        )
+        assert_identical(weak, strong)
+
+    def test_a_weight_that_begins_as_a_python_number(self) -> None:
+        """Its 32 bits stay, though they are weak and JAX has 64 when the module is captured."""
+        with jax.enable_x64(new_val=False):
+            net = Mixed(N_IN, N_REC, np.float32, np.float32, np.float32)
+            net.weight.value = {**net.weight.value, "bias": jnp.full(N_REC, 0.5)}
+        _, params = pb.capture(net, np.ones(N_IN, np.float32), algorithm=pb.D_RTRL())
+        assert params["weight"]["bias"].dtype == np.float32
 
 
 class TestSums:

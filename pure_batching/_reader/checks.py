@@ -49,13 +49,12 @@ def check_step(traced: TracedStep, name: str) -> None:
 
 def _rows(traced: TracedStep) -> list[tuple[str, str, Any, Any, Any]]:
     """For each array of each state: its name, path and specification, and its variables before and after the step."""
-    jaxpr, _ = inner(traced.jaxpr)
-    before = jaxpr.invars[len(jax.tree.leaves(traced.inputs)) :]
-    after = jaxpr.outvars[len(jax.tree.leaves(traced.output)) :]
-    names = [
-        (name, path, _array(leaf)) for path, spec in traced.states.items() for name, leaf in named_leaves(spec, path)
+    before, after = traced.variables(inner(traced.jaxpr)[0])
+    return [
+        (name, path, _array(leaf), old, new)
+        for path, spec in traced.states.items()
+        for (name, leaf), old, new in zip(named_leaves(spec, path), before[path], after[path], strict=True)
     ]
-    return [(*name, old, new) for name, old, new in zip(names, before, after, strict=True)]
 
 
 def _array(leaf: Tree) -> Any:

@@ -42,12 +42,13 @@ def _varshape(var: Var, width: int) -> tuple[int, ...]:
 def flattened(traced: TracedStep) -> FlatStep:
     """A traced step with its calls opened, and a perturbation for each hidden state."""
     opened = flat(traced.jaxpr, traced.marks.is_use)
-    before, after = _variables_of_states(traced, opened.jaxpr)
+    before, after = traced.variables(opened.jaxpr)
     eqns = [part for eqn in opened.jaxpr.eqns for part in _plain(eqn, traced.marks)]
     after = _with_own_results(traced, opened.jaxpr, after, eqns)
     perturbations = {path: Var(after[path][0].aval) for path in traced.of_kind("hidden")}
     eqns = _perturbed(eqns, {after[path][0]: var for path, var in perturbations.items()})
-    outputs = [*opened.jaxpr.outvars[: _count(traced.output)], *(var for path in traced.states for var in after[path])]
+    results = opened.jaxpr.outvars[: len(jax.tree.leaves(traced.output))]
+    outputs = [*results, *(var for path in traced.states for var in after[path])]
     inputs = [*opened.jaxpr.invars, *perturbations.values()]
     whole = written_out(program(opened.jaxpr.constvars, inputs, outputs, eqns, opened.jaxpr))
     followed = tuple(without_weights(eqn, traced.marks) for eqn in whole.eqns)
@@ -64,18 +65,6 @@ def _plain(eqn: JaxprEqn, marks: Marks) -> list[JaxprEqn]:
         before += made
         operands.append(operand)
     return [*before, eqn.replace(invars=operands)]
-
-
-def _variables_of_states(traced: TracedStep, jaxpr: Jaxpr) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
-    """The variables of each state's arrays before and after the step."""
-    ins, outs = iter(jaxpr.invars[_count(traced.inputs) :]), iter(jaxpr.outvars[_count(traced.output) :])
-    sizes = {path: _count(spec) for path, spec in traced.states.items()}
-    before = {path: [next(ins) for _ in range(size)] for path, size in sizes.items()}
-    return before, {path: [next(outs) for _ in range(size)] for path, size in sizes.items()}
-
-
-def _count(tree: Any) -> int:
-    return len(jax.tree.leaves(tree))
 
 
 def _with_own_results(

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal as OneOf, NamedTuple
 
+import jax
+
 from .._tree import Tree
 from .jaxprs import ClosedJaxpr, JaxprEqn, Var
 from .loops import OWN_DERIVATIVE, uses_inside
@@ -33,6 +35,18 @@ class TracedStep(NamedTuple):
     widths: Mapping[str, int]
     marks: Marks
     axis_name: str | None
+
+    def variables(self, jaxpr: Any) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
+        """The variables of each state's arrays before and after the step.
+
+        Args:
+          jaxpr: the step, open, with the inputs and outputs of its `jaxpr`.
+        """
+        ins = iter(jaxpr.invars[len(jax.tree.leaves(self.inputs)) :])
+        outs = iter(jaxpr.outvars[len(jax.tree.leaves(self.output)) :])
+        sizes = {path: len(jax.tree.leaves(spec)) for path, spec in self.states.items()}
+        before = {path: [next(ins) for _ in range(size)] for path, size in sizes.items()}
+        return before, {path: [next(outs) for _ in range(size)] for path, size in sizes.items()}
 
     def of_kind(self, kind: Kind) -> list[str]:
         """The paths of the states of a kind, sorted."""

@@ -5,9 +5,11 @@ from typing import Any
 
 import brainstate
 import jax
+import jax.numpy as jnp
 
+from .._reader.jaxprs import inner
 from .._reader.step import Kind, TracedStep
-from .._tree import Tree, spec_of, spec_text, zeros_of
+from .._tree import Tree, like, spec_of, spec_text, zeros_of
 from ..errors import CaptureError
 from .blueprint import is_generator, states_of
 from .brainscale_marks import BrainScaleMarks, apply_weight_functions_once
@@ -25,13 +27,23 @@ def traced_step(module: brainstate.nn.Module, inputs: tuple[Tree, ...], axis_nam
       axis_name: the named axis along which the module reaches other samples, None where there is none.
     """
     apply_weight_functions_once(module)
+    step, states = _traced_once(module, inputs, axis_name)
+    while _settled(states, step):
+        step, states = _traced_once(module, inputs, axis_name)
+    return step
+
+
+def _traced_once(
+    module: brainstate.nn.Module, inputs: tuple[Tree, ...], axis_name: str | None
+) -> tuple[TracedStep, dict[str, brainstate.State]]:
+    """The step with the initial states as they are, and the states."""
     stateful = brainstate.transform.StatefulFunction(module.__call__, return_only_write=False)
     with jax.disable_jit(disable=False):  # without its calls a step shows no marks
         stateful.make_jaxpr(*zeros_of(inputs))
     cache = stateful.get_arg_cache_key(*zeros_of(inputs))
     output, _ = stateful.get_out_shapes_by_cache(cache)
     states = _named(stateful.get_states_by_cache(cache), states_of(module))
-    return TracedStep(
+    step = TracedStep(
         jaxpr=stateful.get_jaxpr_by_cache(cache),
         inputs=inputs,
         output=spec_of(output),
@@ -41,6 +53,35 @@ def traced_step(module: brainstate.nn.Module, inputs: tuple[Tree, ...], axis_nam
         marks=BrainScaleMarks(states),
         axis_name=axis_name,
     )
+    return step, states
+
+
+def _settled(states: Mapping[str, brainstate.State], step: TracedStep) -> bool:
+    """Give initial values of weak type the float type that the step gives them, as `jax.lax.scan` does.
+
+    `jnp.zeros` and `jnp.full` of a Python number are weak: such a state of a module in bfloat16 begins in float32.
+
+    Returns:
+      Whether an initial value changed, so that the step must be traced again.
+    """
+    _, after = step.variables(inner(step.jaxpr)[0])
+    changed = False
+    for path, state in states.items():
+        dtypes = [var.aval.dtype for var in after[path]]
+        if any(map(_is_weaker, jax.tree.leaves(state.value), dtypes)):
+            state.value = like(state.value, [*map(_settled_value, jax.tree.leaves(state.value), dtypes)])
+            changed = True
+    return changed
+
+
+def _is_weaker(value: Any, dtype: Any) -> bool:
+    """Whether a value is a weakly typed float array of another type than the given one."""
+    is_weak = isinstance(value, jax.Array) and jax.typeof(value).weak_type and value.dtype != dtype
+    return is_weak and all(jnp.issubdtype(kind, jnp.floating) for kind in (value.dtype, dtype))
+
+
+def _settled_value(value: Any, dtype: Any) -> Any:
+    return jax.lax.convert_element_type(value, dtype) if _is_weaker(value, dtype) else value
 
 
 def _named(states: Any, own: Mapping[str, brainstate.State]) -> dict[str, brainstate.State]:
