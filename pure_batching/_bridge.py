@@ -277,7 +277,7 @@ def _samples(lead: tuple[int, ...]) -> str:
 
 def _check_aligned(relations: Sequence[Relation]) -> None:
     """BrainScale's D_RTRL keeps one number for each element of a weight, the sum over all that the element reaches."""
-    spread = [(relation, leaf) for relation in relations for leaf in relation.leaves if leaf.axes is None]
+    spread = [(relation, leaf) for relation in relations for leaf in relation.leaves if relation.spread(leaf)]
     if not spread:
         return
     relation, leaf = spread[0]

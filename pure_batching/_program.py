@@ -10,6 +10,7 @@ from typing import Any, Literal as OneOf, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ._tree import Tree
 
@@ -104,20 +105,37 @@ class Group:
         return parts
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scattered:
+    """An axis of `y` whose elements are sums over elements of a weight's array, each of which is in one sum.
+
+    Attributes:
+      axis: of the array.
+      places: `[size of axis]`, for each index along it the index along the axis of `y`.
+    """
+
+    axis: int
+    places: np.ndarray
+
+
+# For each axis of `y`, the axis of a weight's array whose elements reach one index of it only: the same, or that of a
+# table. None for an axis along which an element of the array spreads.
+Axes = tuple[int | Scattered | None, ...]
+
+
 class WeightLeaf(NamedTuple):
     """One array of a weight.
 
     Attributes:
       name: its name within the weight.
       spec: its shape, and the dtype of its trace.
-      axes: for each axis of `y`, the axis of the array that it is aligned with, or None if it is of size one; None
-        where an element of the array reaches more than one element of `y`.
+      axes: for each axis of `y`, the axis of the array that it is aligned with.
       is_factor: whether `y` is `x @ array` plus terms that do not depend on the array.
     """
 
     name: str
     spec: jax.ShapeDtypeStruct
-    axes: tuple[int | None, ...] | None
+    axes: Axes
     is_factor: bool
 
 
@@ -179,6 +197,11 @@ class Relation:
     leaves: tuple[WeightLeaf, ...]
     gradient: str
     links: tuple[Link, ...]
+
+    def spread(self, leaf: WeightLeaf) -> tuple[int, ...]:
+        """The axes of `y` along which an element of a weight's array reaches more than one element."""
+        sizes = zip(leaf.axes, self.y.shape, strict=True)
+        return tuple(place for place, (axis, size) in enumerate(sizes) if axis is None and size != 1)
 
 
 Way = OneOf["trace", "gradient of the step", "none"]

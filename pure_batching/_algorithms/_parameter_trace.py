@@ -1,15 +1,17 @@
 """Traces of the shape of a weight, and their algebra with matrices that act element by element on hidden states.
 
-The trace of an aligned leaf is `[*w.shape, ns]`: a weight element reaches one element of the hidden states. Any other
-leaf needs a number for each element of both, `[*y.shape, *w.shape, ns]`.
+The trace of a leaf is `[*w.shape, ns]` where a weight element reaches one element of the hidden states. Along the axes
+of `y` on which it reaches several, the trace has a number for each: `[*spread, *w.shape, ns]`, at most `[*y.shape,
+*w.shape, ns]`. For a convolution that is `[*places, *kernel, ns]`, since an output channel has a kernel of its own.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from .._program import Group, Program, Relation, WeightLeaf
+from .._program import Group, Program, Relation, Scattered, WeightLeaf
 from .base import arrays_of, map_operation
 
 # By the name of the link, then by the name of the weight's leaf.
@@ -41,25 +43,32 @@ def zeros(program: Program) -> Leaves:
 
 
 def _shape(relation: Relation, leaf: WeightLeaf, group: Group) -> tuple[int, ...]:
-    spread = relation.y.shape if leaf.axes is None else ()
-    return (*spread, *leaf.spec.shape, group.num_states)
+    return (*(relation.y.shape[place] for place in relation.spread(leaf)), *leaf.spec.shape, group.num_states)
 
 
-def placed(leaf: WeightLeaf, values: jax.Array, rank: int) -> jax.Array:
-    """Broadcast `values`, `[*y.shape, ...]`, from the axes of `y` onto the axes of the leaf.
+def placed(relation: Relation, leaf: WeightLeaf, values: jax.Array) -> jax.Array:
+    """Lay values of the hidden elements out on the axes of a leaf's trace.
 
     Args:
-      leaf: an array of the weight.
-      values: of the hidden elements.
-      rank: the number of axes of `y`.
+      relation: the use of the weight.
+      leaf: an array of it.
+      values: `[*y.shape, ...]`.
+
+    Returns:
+      `[*spread, *w.shape, ...]`, with size one along each axis of `w` that no axis of `y` is aligned with.
     """
-    lead, rest, axes = values.shape[:rank], values.shape[rank:], leaf.axes
-    if axes is None:
-        return values.reshape(*lead, *(1 for _ in leaf.spec.shape), *rest)
-    places = [-1 if axis is None else axis for axis in axes]  # an axis of size one may go anywhere
-    ordered = values.transpose(*sorted(range(rank), key=places.__getitem__), *range(rank, values.ndim))
-    sizes = dict(zip(axes, lead, strict=True))
-    return ordered.reshape(*(sizes.get(axis, 1) for axis in range(len(leaf.spec.shape))), *rest)
+    rank, spread = len(leaf.axes), relation.spread(leaf)
+    aligned: dict[int, int] = {}
+    for place, axis in enumerate(leaf.axes):
+        if isinstance(axis, Scattered):
+            values = values.take(axis.places, axis=place, mode="clip")
+        if axis is not None:
+            aligned[axis.axis if isinstance(axis, Scattered) else axis] = place
+    single = [place for place in range(rank) if place not in spread and place not in aligned.values()]
+    order = [*spread, *single, *(aligned[axis] for axis in sorted(aligned))]
+    ordered = values.transpose(*order, *range(rank, values.ndim))
+    own = (size if axis in aligned else 1 for axis, size in enumerate(leaf.spec.shape))
+    return ordered.reshape(*(values.shape[place] for place in spread), *own, *values.shape[rank:])
 
 
 def is_outer_product(leaf: WeightLeaf, x: jax.Array) -> bool:
@@ -84,14 +93,15 @@ def outer(relation: Relation, weight: Any, x: jax.Array | None, values: jax.Arra
     arrays = arrays_of(relation, weight)
 
     def one_state(column: jax.Array) -> list[jax.Array]:
-        def summed(*leaves: jax.Array) -> jax.Array:
-            return (map_operation(relation, x, leaves, column.shape[0]) * column).sum(0)
+        def along(spread: tuple[int, ...], *leaves: jax.Array) -> jax.Array:
+            y = (map_operation(relation, x, leaves, column.shape[0]) * column).sum(0)
+            return y.sum(tuple(place for place in range(y.ndim) if place not in spread))
 
-        y, pullback = jax.vjp(summed, *arrays)
-        pulled = pullback(jnp.ones_like(y))
-        spread = [i for i, leaf in enumerate(relation.leaves) if leaf.axes is None]
-        full = dict(zip(spread, jax.jacrev(summed, spread)(*arrays), strict=True)) if spread else {}
-        return [full.get(i, array) for i, array in enumerate(pulled)]
+        pulled = jax.grad(functools.partial(along, ()), range(len(arrays)))(*arrays)
+        return [
+            jax.jacrev(functools.partial(along, spread), i)(*arrays) if spread else pulled[i]
+            for i, spread in enumerate(map(relation.spread, relation.leaves))
+        ]
 
     columns = jax.vmap(one_state, in_axes=-1, out_axes=-1)(values)
     return {leaf.name: array for leaf, array in zip(relation.leaves, columns, strict=True)}
@@ -99,16 +109,15 @@ def outer(relation: Relation, weight: Any, x: jax.Array | None, values: jax.Arra
 
 def propagated(relation: Relation, leaf: WeightLeaf, matrix: jax.Array, trace: jax.Array) -> jax.Array:
     """`D eps`: matrices `[*y.shape, ns, ns]` on a leaf's trace."""
-    return (placed(leaf, matrix, len(relation.y.shape)) * trace[..., None, :]).sum(-1)
+    return (placed(relation, leaf, matrix) * trace[..., None, :]).sum(-1)
 
 
 def gradient(relation: Relation, weight: Any, signal: dict[str, jax.Array], trace: dict[str, jax.Array]) -> Any:
     """`sum_s L eps` of each leaf, in the weight's structure, from a signal `[*y.shape, ns]` for each."""
-    rank = len(relation.y.shape)
     arrays = []
     for leaf in relation.leaves:
-        product = (placed(leaf, signal[leaf.name], rank) * trace[leaf.name]).sum(-1)
-        arrays.append(product.sum(tuple(range(rank))) if leaf.axes is None else product)
+        product = (placed(relation, leaf, signal[leaf.name]) * trace[leaf.name]).sum(-1)
+        arrays.append(product.sum(tuple(range(len(relation.spread(leaf))))))
     return jax.tree.unflatten(jax.tree.structure(weight), arrays)
 
 

@@ -189,7 +189,7 @@ def _instantaneous(
     largest = {name: _largest(term) for name, term in added.items()}
     for leaf in relation.leaves:
         if x is not None and is_outer_product(leaf, x):
-            added[leaf.name] = beside(leaf, x) * placed(leaf, df, 1)
+            added[leaf.name] = beside(leaf, x) * placed(relation, leaf, df)
             largest[leaf.name] = jnp.maximum(jnp.abs(x).max() * jnp.abs(df).max(), 1)
     return added, largest
 

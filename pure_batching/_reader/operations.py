@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from .._precision import in_float
 from .._program import Operation, WeightLeaf
-from .alignment import aligned_axes, is_product
+from .alignment import aligned_axes, is_product, stretched
 from .flat import flat
 from .jaxprs import ClosedJaxpr, Jaxpr, JaxprEqn, Var, evaluate, program
 from .pieces import spec_of_var
@@ -38,13 +38,14 @@ def operation_of(
 def leaves_of(
     operation: Operation, names: Sequence[str], arrays: Sequence[Var], y: Var, dtype: Any
 ) -> tuple[WeightLeaf, ...]:
-    """The arrays of a weight, and which element of the output each of their elements reaches."""
+    """The arrays of a weight, and which elements of the output each of their elements reaches."""
     jaxpr: Jaxpr = operation.jaxpr.jaxpr
     inputs, inside = jaxpr.invars[: -len(arrays)], jaxpr.invars[-len(arrays) :]
-    is_whole = tuple(spec_of_var(y).shape) == operation.shape
+    own = tuple(spec_of_var(y).shape)
+    is_whole = own == operation.shape
     leaves = []
     for name, given, var in zip(names, arrays, inside, strict=True):
-        axes = aligned_axes(jaxpr, var) if is_whole else None
+        axes = stretched(aligned_axes(operation.jaxpr, var), own, operation.shape)
         is_plain = operation.derivative is None and is_whole and bool(inputs)
         native = spec_of_var(given)
         spec = jax.ShapeDtypeStruct(native.shape, in_float(native.dtype, dtype))

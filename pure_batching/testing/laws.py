@@ -54,7 +54,7 @@ def _no_counterpart(case: Case) -> str | None:
     learner = case.subject.learner
     if counterpart(learner.algorithm) is None:
         return "only brainscale's single-step ES_D_RTRL and D_RTRL are compared with, by rule='brainscale'"
-    spread = [one.weight for one in learner.program.relations if any(leaf.axes is None for leaf in one.leaves)]
+    spread = [one.weight for one in learner.program.relations if any(map(one.spread, one.leaves))]
     if learner.algorithm == D_RTRL() and spread:
         return f"brainscale's D_RTRL adds up the trace of {spread[0]!r}, whose elements each reach several outputs"
     return refusal(lambda: compiled(case.subject))
