@@ -310,8 +310,8 @@ FAULTS = (
     Fault(
         "states lead to each other through a weight inside a branch",
         "_reader/hidden.py",
-        "tuple(without_weights(eqn, traced.marks) for eqn in whole.eqns)",
-        "tuple(whole.eqns)",
+        "else without_weights(written, marks)",
+        "else written",
         "tests/test_reader.py::TestInsideALoop::test_gradient_of_the_step",
     ),
     Fault(
@@ -359,8 +359,8 @@ FAULTS = (
     Fault(
         "the samples of a mapped convolution are kept apart by zeros alone",
         "_reader/written_out.py",
-        """return images == eqn.params["feature_group_count"] == eqn.params["batch_group_count"] == 1""",
-        "return images < 1",
+        """if params["feature_group_count"] > 1:""",
+        """if params["feature_group_count"] > 0:""",
         "tests/test_mappable.py::TestConvolutions::test_what_is_no_number_stays_with_its_sample[conv_rates-D_RTRL-1]",
     ),
     Fault(
@@ -376,6 +376,20 @@ FAULTS = (
         "((unit_x @ unit_x.T) * (unit_dy @ unit_dy.T)).sum()",
         "jnp.trace((unit_x @ unit_x.T) * (unit_dy @ unit_dy.T))",
         "tests/test_norms.py::TestSampleNorms::test_gram_form",
+    ),
+    Fault(
+        "a stored number of a sparse matrix is taken for one of the output it is next to",
+        "_reader/alignment.py",
+        "out[axis] = Scattered(row, table[:, 0])",
+        "out[axis] = Scattered(row, table[::-1, 0])",
+        "tests/test_trace_sizes.py::test_equals_the_trace_of_every_output[sparse-published-vmap]",
+    ),
+    Fault(
+        "the gradient by the trace of a shared kernel is that of one place",
+        "_algorithms/_parameter_trace.py",
+        "product.sum(tuple(range(len(relation.spread(leaf)))))",
+        "product[(0,) * len(relation.spread(leaf))]",
+        "tests/test_trace_sizes.py::test_equals_the_trace_of_every_output[image-published-vmap]",
     ),
     Fault(
         "the running index of BrainScale is not read",

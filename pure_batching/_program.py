@@ -157,12 +157,14 @@ class Operation(NamedTuple):
     Attributes:
       jaxpr: a closed jaxpr from `(x, *arrays of w)`, or from the arrays alone for an element-wise weight, to `y`, in
         the dtype of traces.
+      of_places: the same with convolutions as products, whose derivative at each place of `y` alone is a fast program.
       shape: of the hidden states that `y` reaches, to which `y` is broadcast.
       derivative: a closed jaxpr `(x, dy, *arrays of w) -> dw` of the user's own; None where the equations are
         differentiated.
     """
 
     jaxpr: Any
+    of_places: Any
     shape: tuple[int, ...]
     derivative: Any
 

@@ -15,7 +15,7 @@ from brainstate.nn import Module
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, jaxpr_as_fun
 
 import pure_batching as pb
-from pure_batching._reader.written_out import written_out_equation
+from pure_batching._reader.written_out import written_out
 
 from .alive import assert_gradients_alive, assert_traces_alive
 from .bench import ONLINE_RULES, RULES, SAMPLES, STEPS, STRATEGIES, WINDOW, Request, bench
@@ -196,8 +196,9 @@ class TestConvolutions:
             return jnp.tanh(jax.lax.conv_general_dilated(image, kernel, **params)).sum()
 
         def ours(image: jax.Array, kernel: jax.Array) -> jax.Array:
-            eqn = written_out_equation(convolution(image, kernel))
-            (out,) = jaxpr_as_fun(ClosedJaxpr(Jaxpr((), eqn.invars, eqn.outvars, [eqn]), ()))(image, kernel)
+            eqn = convolution(image, kernel)
+            written = written_out(Jaxpr((), eqn.invars, eqn.outvars, [eqn]))
+            (out,) = jaxpr_as_fun(ClosedJaxpr(written, ()))(image, kernel)
             return jnp.tanh(out).sum()
 
         for derive in (jax.value_and_grad, jax.jacfwd, jax.hessian):

@@ -5,13 +5,13 @@ of `y` on which it reaches several, the trace has a number for each: `[*spread, 
 *w.shape, ns]`. For a convolution that is `[*places, *kernel, ns]`, since an output channel has a kernel of its own.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from .._program import Group, Program, Relation, Scattered, WeightLeaf
+from .._reader.operations import call_of_places
 from .base import arrays_of, map_operation
 
 # By the name of the link, then by the name of the weight's leaf.
@@ -93,18 +93,39 @@ def outer(relation: Relation, weight: Any, x: jax.Array | None, values: jax.Arra
     arrays = arrays_of(relation, weight)
 
     def one_state(column: jax.Array) -> list[jax.Array]:
-        def along(spread: tuple[int, ...], *leaves: jax.Array) -> jax.Array:
-            y = (map_operation(relation, x, leaves, column.shape[0]) * column).sum(0)
-            return y.sum(tuple(place for place in range(y.ndim) if place not in spread))
-
-        pulled = jax.grad(functools.partial(along, ()), range(len(arrays)))(*arrays)
+        _, pullback = jax.vjp(lambda *leaves: map_operation(relation, x, leaves, column.shape[0]), *arrays)
+        pulled = pullback(column)
         return [
-            jax.jacrev(functools.partial(along, spread), i)(*arrays) if spread else pulled[i]
-            for i, spread in enumerate(map(relation.spread, relation.leaves))
+            _place_by_place(relation, leaf, arrays, x, column) if relation.spread(leaf) else array
+            for leaf, array in zip(relation.leaves, pulled, strict=True)
         ]
 
     columns = jax.vmap(one_state, in_axes=-1, out_axes=-1)(values)
     return {leaf.name: array for leaf, array in zip(relation.leaves, columns, strict=True)}
+
+
+def _place_by_place(
+    relation: Relation, leaf: WeightLeaf, arrays: list[jax.Array], x: jax.Array | None, column: jax.Array
+) -> jax.Array:
+    """The sum over `K` of `column dy/dw`, of one state, for each place along the spread axes of `y`.
+
+    Step by step, since the derivatives of a window side by side would be `K` times as large as the trace.
+    """
+    spread, index = relation.spread(leaf), relation.leaves.index(leaf)
+    others = tuple(place for place in range(len(leaf.axes)) if place not in spread)
+
+    def add(total: jax.Array, step: tuple[jax.Array | None, jax.Array]) -> tuple[jax.Array, None]:
+        given, values = step
+
+        def along(array: jax.Array) -> jax.Array:
+            y = call_of_places(relation.op, given, *arrays[:index], array, *arrays[index + 1 :])
+            return (y * values).sum(others)
+
+        return total + jax.jacrev(along)(arrays[index]), None
+
+    sizes = (relation.y.shape[place] for place in spread)
+    total, _ = jax.lax.scan(add, jnp.zeros((*sizes, *leaf.spec.shape), column.dtype), (x, column))
+    return total
 
 
 def propagated(relation: Relation, leaf: WeightLeaf, matrix: jax.Array, trace: jax.Array) -> jax.Array:

@@ -50,9 +50,15 @@ def flattened(traced: TracedStep) -> FlatStep:
     results = opened.jaxpr.outvars[: len(jax.tree.leaves(traced.output))]
     outputs = [*results, *(var for path in traced.states for var in after[path])]
     inputs = [*opened.jaxpr.invars, *perturbations.values()]
-    whole = written_out(program(opened.jaxpr.constvars, inputs, outputs, eqns, opened.jaxpr))
-    followed = tuple(without_weights(eqn, traced.marks) for eqn in whole.eqns)
+    plain = program(opened.jaxpr.constvars, inputs, outputs, eqns, opened.jaxpr)
+    whole = written_out(plain)
+    followed = tuple(_as_followed(*pair, traced.marks) for pair in zip(plain.eqns, whole.eqns, strict=True))
     return FlatStep(traced, ClosedJaxpr(whole, opened.consts), followed, before, after, perturbations)
+
+
+def _as_followed(plain: JaxprEqn, written: JaxprEqn, marks: Marks) -> JaxprEqn:
+    """An equation as traces follow it; where they begin, a use stays as it is."""
+    return plain if marks.is_use(plain) and not marks.is_followed(plain) else without_weights(written, marks)
 
 
 def _plain(eqn: JaxprEqn, marks: Marks) -> list[JaxprEqn]:

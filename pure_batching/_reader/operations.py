@@ -13,7 +13,7 @@ from .flat import flat
 from .jaxprs import ClosedJaxpr, Jaxpr, JaxprEqn, Var, evaluate, program
 from .pieces import spec_of_var
 from .widened import widened
-from .written_out import written_out
+from .written_out import by_patches, written_out
 
 
 def operation_of(
@@ -31,8 +31,10 @@ def operation_of(
     """
     given = [*([] if x is None else [x]), *arrays]
     opened = flat(ClosedJaxpr(program((), given, eqn.outvars, [eqn]), ()))
-    equations = widened(ClosedJaxpr(written_out(opened.jaxpr), opened.consts), dtype)
-    return Operation(equations, shape, None if derivative is None else widened(derivative, dtype))
+    equations, of_places = (
+        widened(flat(ClosedJaxpr(form(opened.jaxpr), opened.consts)), dtype) for form in (written_out, by_patches)
+    )
+    return Operation(equations, of_places, shape, None if derivative is None else widened(derivative, dtype))
 
 
 def leaves_of(
@@ -57,6 +59,11 @@ def call(operation: Operation, x: jax.Array | None, *arrays: jax.Array) -> jax.A
     """`y` of one sample, `[*shape]`, differentiable with respect to the weight's arrays, in the dtype of traces."""
     run = _equations if operation.derivative is None else _with_own_derivative
     return jnp.broadcast_to(run(operation, x, *arrays), operation.shape)
+
+
+def call_of_places(operation: Operation, x: jax.Array | None, *arrays: jax.Array) -> jax.Array:
+    """The same, for derivatives of each place of `y` alone."""
+    return call(operation._replace(jaxpr=operation.of_places), x, *arrays)
 
 
 def _equations(operation: Operation, x: jax.Array | None, *arrays: jax.Array) -> jax.Array:

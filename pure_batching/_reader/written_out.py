@@ -6,32 +6,50 @@ kernel, mapped over samples, is a convolution in which each sample is a group wi
 that multiplies the other samples by zero, which keeps finite numbers apart, but not NaN (measured with jax 0.9.2).
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 from .jaxprs import ClosedJaxpr, Jaxpr, JaxprEqn, program
 from .pieces import spec_of_var
 
+# By the name of a primitive.
+Operations = Mapping[str, Callable[..., jax.Array]]
+
 
 def written_out(jaxpr: Jaxpr) -> Jaxpr:
     """The same jaxpr, variable for variable, with such operations written out."""
-    eqns = [written_out_equation(eqn) for eqn in jaxpr.eqns]
+    return _written(jaxpr, _OPERATIONS)
+
+
+def by_patches(jaxpr: Jaxpr) -> Jaxpr:
+    """The same with each convolution of one image as a product of its patches with the kernel.
+
+    That takes more memory, but XLA has no fast program for the derivatives of a convolution place by place.
+    """
+    return _written(jaxpr, {**_OPERATIONS, "conv_general_dilated": _product_of_patches})
+
+
+def _written(jaxpr: Jaxpr, operations: Operations) -> Jaxpr:
+    eqns = [_written_equation(eqn, operations) for eqn in jaxpr.eqns]
     return program(jaxpr.constvars, jaxpr.invars, jaxpr.outvars, eqns, jaxpr)
 
 
-def written_out_equation(eqn: JaxprEqn) -> JaxprEqn:
+def _written_equation(eqn: JaxprEqn, operations: Operations) -> JaxprEqn:
     """The same equation, itself or within a call, with such operations written out."""
     if _is_written_out(eqn):
-        operation = _OPERATIONS[eqn.primitive.name]
+        operation = operations[eqn.primitive.name]
         return _call(lambda *arrays: operation(*arrays, **eqn.params), eqn)
     inner = eqn.params.get("jaxpr")
     if isinstance(inner, ClosedJaxpr) and _holds_one(inner.jaxpr):
-        return eqn.replace(params={**eqn.params, "jaxpr": ClosedJaxpr(written_out(inner.jaxpr), inner.consts)})
+        body = ClosedJaxpr(_written(inner.jaxpr, operations), inner.consts)
+        return eqn.replace(params={**eqn.params, "jaxpr": body})
     return eqn
 
 
@@ -48,7 +66,7 @@ def _is_written_out(eqn: JaxprEqn) -> bool:
 
 def _is_of_one_image(eqn: JaxprEqn) -> bool:
     images = spec_of_var(eqn.invars[0]).shape[eqn.params["dimension_numbers"].lhs_spec[0]]
-    return images == eqn.params["feature_group_count"] == eqn.params["batch_group_count"] == 1
+    return images == eqn.params["batch_group_count"] == 1
 
 
 def _holds_one(jaxpr: Jaxpr) -> bool:
@@ -78,6 +96,8 @@ def _gathered(data: Any, rows: Any, columns: Any, v: Any, shape: Any, *, transpo
 def _convolved(image: jax.Array, kernel: jax.Array, **params: Any) -> jax.Array:
     """A convolution of one image, whose derivative by the kernel sees a second image of zeros, and so two channels."""
     convolve = partial(jax.lax.conv_general_dilated, **params)
+    if params["feature_group_count"] > 1:  # the samples are not the only groups
+        return convolve(image, kernel)
     images, made = params["dimension_numbers"].lhs_spec[0], params["dimension_numbers"].out_spec[0]
 
     @jax.custom_jvp
@@ -98,7 +118,40 @@ def _convolved(image: jax.Array, kernel: jax.Array, **params: Any) -> jax.Array:
     return convolved(image, kernel)
 
 
-_OPERATIONS: Mapping[str, Callable[..., jax.Array]] = {
+def _product_of_patches(
+    image: jax.Array,
+    kernel: jax.Array,
+    *,
+    dimension_numbers: Any,
+    window_strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    lhs_dilation: Sequence[int],
+    rhs_dilation: Sequence[int],
+    feature_group_count: int,
+    **_: Any,
+) -> jax.Array:
+    """A convolution of one image, `kernel[out, cw] @ patches[cw, place]` in each group of channels."""
+    image = image.transpose(dimension_numbers.lhs_spec)  # [1, channels, *image]
+    kernel = kernel.transpose(dimension_numbers.rhs_spec)  # [out, channels of a group, *window]
+    between = [(low, high, step - 1) for (low, high), step in zip(padding, lhs_dilation, strict=True)]
+    padded = jax.lax.pad(image[0], jnp.zeros((), image.dtype), [(0, 0, 0), *between])
+    window, sizes = kernel.shape[2:], zip(padded.shape[1:], kernel.shape[2:], rhs_dilation, window_strides, strict=True)
+    places = [(size - (width - 1) * apart - 1) // step + 1 for size, width, apart, step in sizes]
+
+    def at(offset: Sequence[int]) -> jax.Array:
+        first = [i * apart for i, apart in zip(offset, rhs_dilation, strict=True)]
+        last = [i + (n - 1) * step + 1 for i, n, step in zip(first, places, window_strides, strict=True)]
+        return jax.lax.slice(padded, (0, *first), (len(padded), *last), (1, *window_strides))
+
+    groups, channels = feature_group_count, kernel.shape[1]
+    patches = jnp.stack([at(offset) for offset in np.ndindex(*window)])
+    patches = patches.reshape(-1, groups, channels, math.prod(places)).transpose(1, 2, 0, 3)
+    kernels = kernel.reshape(groups, -1, channels * math.prod(window))
+    made = jnp.matmul(kernels, patches.reshape(groups, kernels.shape[2], -1)).reshape(1, len(kernel), *places)
+    return made.transpose(np.argsort(dimension_numbers.out_spec))
+
+
+_OPERATIONS: Operations = {
     "csr_matvec": _csr,
     "csr_matmat": _csr,
     "coo_matvec": _coo,
