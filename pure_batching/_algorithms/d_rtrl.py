@@ -62,9 +62,9 @@ class D_RTRL(Algorithm):
         c[t] = L[t] + g[t+1] D[t+1]^T c[t+1],   c[K] = L[K]
         grad = sum_t x[t] (x) sum_s g[t] f[t] df[t, s] c[t, s] + sum_s eps[0, s] (g[1] D[1]^T c[1])[s]
 
-    A trace is `[*w.shape, ns]` where an element of the weight reaches one hidden element, as in a product with a matrix,
-    dense or sparse. Where it reaches several there is a number for each: `[*places, *kernel, ns]` for a convolution, and
-    `[out, *B.shape, ns]` for the first factor of LoRA. `pb.explain` says the shapes, and how many bytes they take.
+    A trace is `[*w.shape, ns]` where an element of the weight reaches one hidden element, as in a product with a
+    matrix, dense or sparse. Where it reaches several there is a number for each: `[*places, *kernel, ns]` for a
+    convolution, `[out, *B.shape, ns]` for the first factor of LoRA. `pb.explain` says the shapes and their bytes.
 
     Source: Wang et al., "BrainScale: Enabling Scalable Online Learning in Spiking Neural Networks" (2024),
     doi:10.1101/2024.09.24.614728, and brainscale 0.1.0, `ParamDimVjpAlgorithm`.
