@@ -18,6 +18,7 @@ from brainstate import HiddenState
 import pure_batching as pb
 from pure_batching._sources.blueprint import Blueprint
 from pure_batching._sources.paths import path_of
+from pure_batching.errors import CaptureError
 
 from .models import N_IN, N_REC, Model
 from .modules import state_of
@@ -25,7 +26,18 @@ from .registry import EVERY, captured
 from .trees import assert_close, assert_differ
 from .upstream import NOT_COMPILED
 from .versions import needs_its_compiler
-from .wrapped import SEEN_THROUGH, Kinds, Wrapped, in_cond, in_scan, in_while, rounded, scaled, with_own_jvp
+from .wrapped import (
+    SEEN_THROUGH,
+    Kinds,
+    LoopedReadout,
+    Wrapped,
+    in_cond,
+    in_scan,
+    in_while,
+    rounded,
+    scaled,
+    with_own_jvp,
+)
 
 Tree = Any
 
@@ -163,21 +175,30 @@ class TestInsideALoop:
 
     @pytest.mark.parametrize(
         ("around", "reason"),
-        [(in_cond, "a cond or a switch"), (in_scan, "a scan or a loop"), (in_while, "a while loop")],
+        [(in_cond, "a cond or a switch"), (in_scan, "a scan or a loop")],
     )
     def test_is_said_with_its_line(self, around: Any, reason: str, seed: int) -> None:
         learner, _ = pb.capture(Wrapped(N_IN, N_REC, around_layer=around), np.ones(N_IN), algorithm=ALGORITHMS[0])
         rows = [row for row in pb.explain(learner).rows if row.weight == "layer.weight_op"]
         assert reason in rows[0].reason
         assert "wrapped.py" in rows[0].where
-        assert {row.way for row in rows} == {"none" if around is in_while else "gradient of the step"}
+        assert {row.way for row in rows} == {"gradient of the step"}
 
-    def test_a_while_loop_leaves_the_others_trainable(self, seed: int) -> None:
-        """JAX has no reverse derivative of it: its weight learns nothing, which `pb.explain` says."""
-        got = gradient(lambda: Wrapped(N_IN, N_REC, around_layer=in_while), ALGORITHMS[0], seed)
-        want = gradient(lambda: Wrapped(N_IN, N_REC), ALGORITHMS[0], seed)
-        assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(got["layer.weight_op"]))
-        assert_close(got["other.weight_op"], want["other.weight_op"])
+    def test_a_while_loop_that_moves_hidden_states_is_refused(self) -> None:
+        """JAX has no reverse derivative of it, so that its weight would learn nothing."""
+        text = r"^layer\.weight_op: got a use inside a while loop at .*wrapped\.py.*, which reaches h, .*Use jax\.lax"
+        with pytest.raises(CaptureError, match=text):
+            pb.capture(Wrapped(N_IN, N_REC, around_layer=in_while), np.ones(N_IN), algorithm=ALGORITHMS[0])
+
+    def test_one_that_reaches_outputs_alone_leaves_the_others_trainable(self, seed: int) -> None:
+        """Its weight learns nothing, which `pb.explain` says."""
+        got = gradient(lambda: LoopedReadout(N_IN, N_REC), ALGORITHMS[0], seed)
+        assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(got["read.weight_op"]))
+        assert all((np.asarray(leaf) != 0).any() for leaf in jax.tree.leaves(got["cell.layer.weight_op"]))
+        learner, _ = pb.capture(LoopedReadout(N_IN, N_REC), np.ones(N_IN), algorithm=ALGORITHMS[0])
+        (row,) = [row for row in pb.explain(learner).rows if row.weight == "read.weight_op"]
+        assert row.way == "none"
+        assert "a while loop" in row.reason
 
 
 class TestExplain:

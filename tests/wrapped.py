@@ -105,6 +105,18 @@ def in_while(function: Function) -> Function:
     return run
 
 
+class LoopedReadout(Module):
+    """The hidden states of a leaky layer, read out by a product inside a while loop."""
+
+    def __init__(self, n_in: int, n_rec: int) -> None:
+        super().__init__()
+        self.cell, self.read = Wrapped(n_in, n_rec), Linear(n_rec, 2, w_init=kaiming(), b_init=zeros())
+
+    def update(self, x: Array) -> Array:
+        y, weight = self.cell(x), self.read.weight_op
+        return y + in_while(weight.op)(self.cell.h.value, weight.value)
+
+
 def _zeros(function: Function, *args: Any) -> Array:
     """Of the function's result, without a use of its weights."""
     return jnp.zeros(jax.eval_shape(function, *args).shape)

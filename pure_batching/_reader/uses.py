@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from ..errors import CaptureError
 from .hidden import FoundGroup
 from .jaxprs import JaxprEqn, Literal, Var
 from .lines import place
@@ -70,6 +71,8 @@ def _use(step: FlatStep, groups: Sequence[FoundGroup], path: str, eqn: JaxprEqn)
     inside = next(uses_inside(eqn, step.traced.marks), None)
     if inside is not None and eqn.primitive.name in LOOPS:
         name = eqn.primitive.name
+        if name == "while":
+            _check_unreached(step, groups, path, eqn, inside)
         return FoundUse(path, inside, None, _IN_A_LOOP[name], is_operation=True, has_gradient=name != "while")
     if not step.is_use(eqn):
         return FoundUse(path, eqn, None, "the step reads it outside its operation", is_operation=False)
@@ -77,6 +80,21 @@ def _use(step: FlatStep, groups: Sequence[FoundGroup], path: str, eqn: JaxprEqn)
     if reason:
         return FoundUse(path, eqn, None, reason, is_operation=True)
     return _related(step, groups, path, eqn)
+
+
+def _check_unreached(step: FlatStep, groups: Sequence[FoundGroup], path: str, loop: JaxprEqn, inside: JaxprEqn) -> None:
+    """Raise CaptureError for a weight that moves hidden states, and would learn nothing."""
+    reached = tainted_by(step.eqns, loop.outvars)
+    hidden = [group.paths[0] for group in groups if reached.intersection(group.after)]
+    if hidden:
+        line = place(inside)
+        raise CaptureError(
+            path,
+            got="a use inside a while loop" + (f" at {line}" if line else "") + f", which reaches {hidden[0]}",
+            expected="one that a gradient can reach, since JAX has no reverse derivative of a while loop",
+            repair="Use jax.lax.scan, or jax.lax.fori_loop with fixed bounds; keep what is not to learn in a "
+            "brainstate.ShortTermState.",
+        )
 
 
 _IN_A_LOOP = {
