@@ -158,6 +158,12 @@ _REPAIRS: Mapping[str, tuple[type[ShapeError], str]] = {
 }
 
 
+_NO_TIME = (
+    ShapeError,
+    ("Add the time axis in front; T and B lead. What is the same at each step goes into brainscale.SingleStepData."),
+)
+
+
 def _shape_fault(got: tuple[int, ...], axes: Axes, rank: int) -> tuple[type[ShapeError], str]:
     """Find the error and the repair for a shape: the number of axes, a feature, or the first leading axis."""
     if len(got) == rank and len(axes) == len(("T", "B")) and _are_swapped(got, axes):
@@ -172,7 +178,7 @@ def _shape_fault(got: tuple[int, ...], axes: Axes, rank: int) -> tuple[type[Shap
         return ShapeError, f"Add an axis{leads}.{same}"
     for (label, size), found in zip(axes, got, strict=False):
         if size is not None and found != size:
-            return _REPAIRS[label]
+            return _NO_TIME if label == "T" and found == dict(axes).get("B") else _REPAIRS[label]
     return ShapeError, "Use the feature sizes of the captured example."
 
 

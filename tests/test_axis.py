@@ -176,7 +176,7 @@ class TestRefusals:
             pb.loop(captured("ES_D_RTRL")[0], SAMPLES)
 
     def test_an_axis_without_a_name(self) -> None:
-        with pytest.raises(CaptureError, match=r"unbound axis name: batch.*capture\(\.\.\., axis_name=\.\.\.\)"):
+        with pytest.raises(CaptureError, match=r"unbound axis name: batch.*capture\(\.\.\., axis_name='batch'\)"):
             pb.capture(built(), *MODEL.inputs(0), algorithm=RULES["ES_D_RTRL"], environ=MODEL.settings)
 
     def test_no_name(self) -> None:

@@ -16,6 +16,7 @@ from hypothesis import given, settings, strategies as st
 
 import pure_batching as pb
 from pure_batching import testing
+from pure_batching.errors import StructureError
 from pure_batching.testing import (
     DeadComparisonError,
     LawViolation,
@@ -105,6 +106,12 @@ class TestInterchangeable:
 
         with pytest.raises(LawViolation, match="locality does not hold under manual"):
             assert_interchangeable(net, pb.D_RTRL(), data.inputs, data.targets, squared, environ={"fit": True})
+
+    def test_other_weights_at_each_call(self) -> None:
+        x = np.ones((4, 2, 3))
+        text = r"^net_factory: W_u\.weight_op: got other values at the second call, .*seed_context\(0\)"
+        with pytest.raises(StructureError, match=text):
+            assert_interchangeable(lambda: brainscale.nn.MinimalRNNCell(3, 4), AN_ALGORITHM, x, x[..., :1], squared)
 
     def test_a_window_over_everything(self) -> None:
         with pytest.raises(DeadComparisonError, match="window=4 holds all 4 steps"):

@@ -1,5 +1,6 @@
 """Why a module could not be traced or compiled, in words that say what to change."""
 
+import re
 import traceback
 
 import brainstate
@@ -18,7 +19,7 @@ _FIT = (
     "Say whether this is training: capture(..., environ={'fit': False}), or True for the statistics of a batch, "
     "noise and dropout."
 )
-_UNBOUND = "Name the axis along which samples reach each other: capture(..., axis_name=...)."
+_UNBOUND = "Name the axis along which samples reach each other: capture(..., axis_name={!r})."
 _TRACED = (
     "The step and init_state() are traced: what must be a number there is computed in the constructor, "
     "or kept in a numpy array (delay=np.array(2.0) * u.ms)."
@@ -36,7 +37,7 @@ _GROUPED = (
 def repair_of(reason: Exception, blueprint: Blueprint) -> str:
     """What to change, and in whose code it was found where that is not the captured module's own."""
     known = {
-        _UNBOUND: isinstance(reason, NameError) and "unbound axis name" in str(reason),
+        _UNBOUND.format(_unbound_axis(reason)): bool(_unbound_axis(reason)),
         _TRACED: isinstance(reason, jax.errors.ConcretizationTypeError),
         _TIME: isinstance(reason, KeyError) and "'t' not found in" in str(reason),
         _FIT: isinstance(reason, KeyError) and "'fit' not found in" in str(reason),
@@ -47,6 +48,12 @@ def repair_of(reason: Exception, blueprint: Blueprint) -> str:
     text = next((text for text, applies in known.items() if applies), _CHANGE)
     owner, method = _raised_by(reason)
     return text if owner in ("", blueprint.name) else f"{text} It was raised in {owner}.{method}()."
+
+
+def _unbound_axis(reason: Exception) -> str:
+    """The name of the axis that a module's code uses and JAX does not know; "" for any other error."""
+    found = re.search(r"unbound axis name:? *([^\s.]+)", str(reason)) if isinstance(reason, NameError) else None
+    return found.group(1) if found else ""
 
 
 def cause_of(reason: Exception) -> Exception:

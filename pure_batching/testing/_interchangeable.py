@@ -1,6 +1,7 @@
 """All laws at once, for a user's own module."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import brainunit as u
@@ -11,8 +12,10 @@ from brainstate.nn import Module
 from .._algorithms.base import Algorithm
 from .._conform import check_numbers
 from .._options import check_choice, check_flag
-from .._program import Loss
+from .._program import Loss, Params
+from .._sources.states import read_states
 from .._tree import Tree, named_leaves
+from .._wording import listed
 from ..errors import ShapeError, StructureError
 from ._alive import DeadComparisonError, assert_alive, has_traces, largest
 from ._case import STRATEGIES, Case, Data, MakeRunner, NetFactory, Subject
@@ -110,6 +113,7 @@ def assert_interchangeable(
         strategies=strategies,
         is_exact=is_exact,
     )
+    _check_same_weights(net_factory, subject.params)
     case = Case(subject, subject.params, data, window)
     excused = {name: reason for name in asked if (reason := ALL[name].excuse(case)) is not None}
     held = tuple(name for name in asked if name not in excused)
@@ -134,11 +138,41 @@ def _unshown(case: Case) -> tuple[str, ...]:
 def _check_factory(net_factory: object) -> None:
     """Raise StructureError for a module, or what else makes none; a class makes one where it needs no arguments."""
     if isinstance(net_factory, Module) or not callable(net_factory):
+        raise _no_factory(f"one {type(net_factory).__name__}")
+    needed = _needed_arguments(net_factory)
+    if needed:
+        raise _no_factory(f"one that needs the arguments {listed(needed)}")
+
+
+def _needed_arguments(function: Callable[..., Any]) -> list[str]:
+    """The names of the arguments without which a function cannot be called."""
+    is_class = isinstance(function, type)  # the metaclass of modules hides the signature of a class
+    given = list(inspect.signature(function.__init__ if is_class else function).parameters.values())[is_class:]
+    by_name = [one for one in given if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
+    return [one.name for one in by_name if one.default is one.empty]
+
+
+def _no_factory(got: str) -> StructureError:
+    return StructureError(
+        "net_factory",
+        got=got,
+        expected="a function () -> module",
+        repair="Pass what makes the module, with the same weights at each call: lambda: Net(...), say.",
+    )
+
+
+def _check_same_weights(net_factory: NetFactory, params: Params) -> None:
+    """Raise StructureError for a function that draws other weights at the next call, so that nothing could be equal."""
+    again = read_states(net_factory())
+    other = [
+        path for path, value in params.items() if not jax.tree.all(jax.tree.map(np.array_equal, value, again[path]))
+    ]
+    if other:
         raise StructureError(
-            "net_factory",
-            got=f"one {type(net_factory).__name__}",
-            expected="a function () -> module",
-            repair="Pass what makes the module, with the same weights at each call: lambda: Net(...), say.",
+            f"net_factory: {other[0]}",
+            got="other values at the second call",
+            expected="the same weights at each call",
+            repair="Draw them from a seed: put `with brainstate.random.seed_context(0):` around the constructor.",
         )
 
 

@@ -22,6 +22,18 @@ DATA = (
         "inputs[0]: got shape (6, 3, 7), expected (T=6, B=3, 5). Use the feature sizes",
     ),
     Refusal(
+        "targets of one step",
+        lambda seed: gradient(seed, targets=lambda targets: targets[0]),
+        ShapeError,
+        "targets: got shape (3,), expected (T=6, B=3). Add an axis; T and B lead. What is the same",
+    ),
+    Refusal(
+        "targets of one step with features",
+        lambda seed: gradient(seed, targets=lambda targets: np.zeros((*targets[0].shape, 7))),
+        ShapeError,
+        "targets: got shape (3, 7), expected (T=6, B=3). Add the time axis in front; T and B lead. What is the same",
+    ),
+    Refusal(
         "no batch axis",
         lambda seed: gradient(seed, inputs=first(lambda x: x[:, 0])),
         ShapeError,

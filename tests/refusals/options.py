@@ -17,6 +17,7 @@ from pure_batching.testing import assert_interchangeable
 
 from ..bench import SAMPLES, STEPS, bench
 from ..models import squared
+from ..modules import LIFNet
 from .provoke import ES, SETTINGS, Refusal, one_input, tutorial, with_loss
 
 # What every text says of a loss, a decay, a rule, a learning signal.
@@ -161,6 +162,10 @@ OPTIONS = (
             (
                 *("a module", tutorial(), one_input(), None, StructureError),
                 "net_factory: got one ~Net, expected a function () -> module. Pass what makes the module",
+            ),
+            (
+                *("a class that needs arguments", LIFNet, one_input(), None, StructureError),
+                "net_factory: got one that needs the arguments n_in, n_rec, n_out, expected a function () -> module.",
             ),
             ("a number", tutorial, 3, None, ShapeError, "inputs[0]: got shape (), expected (T, B, ...). Time leads"),
             ("no batch", tutorial, one_input(), None, ShapeError, "inputs[0]: got shape (5,), expected (T, B, ...)."),
