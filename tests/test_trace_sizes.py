@@ -68,7 +68,7 @@ class Case(NamedTuple):
 
 SMALL: Mapping[str, Case] = {
     "rows": Case(lambda: Linear(3, 4), (5, 3), (5, 4), {"weight": (5, 3, 4, 1), "bias": (5, 4, 1)}),
-    "sparse": Case(lambda: sparse(8, 5), (8,), (5,), {"weight": (4, 1), "bias": (5, 1)}, by_matrix),
+    "sparse": Case(lambda: sparse(8, 7), (8,), (7,), {"weight": (6, 1), "bias": (7, 1)}, by_matrix),
     "image": Case(
         lambda: Conv2d((5, 4, 2), 3, (3, 2), stride=(2, 1)), (5, 4, 2), (3, 4, 3), {"weight": (3, 4, 3, 2, 2, 3, 1)}
     ),
