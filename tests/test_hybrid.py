@@ -5,6 +5,7 @@ import functools
 import brainscale
 import brainstate
 import jax
+import numpy as np
 import pytest
 from brainscale import ElemWiseParam, ETraceParam
 from brainscale.nn import Linear
@@ -16,7 +17,7 @@ import pure_batching as pb
 from .alive import assert_alive, assert_gradients_alive
 from .bench import STEPS, STRATEGIES, Bench, Request, bench_of
 from .models import N_IN, N_REC, Model
-from .modules import kaiming, state_of
+from .modules import Leaky, kaiming, state_of
 from .trees import assert_close, assert_differ, assert_identical
 
 HYBRID, ES, D = pb.Hybrid(0.9), pb.ES_D_RTRL(0.9), pb.D_RTRL()
@@ -103,6 +104,12 @@ class TestChoice:
         """`adaptive`, BrainScale's default."""
         layer = Linear(n_in, n_rec) if has_bias else Linear(n_in, n_rec, b_init=None)
         assert choice(Sum(layer, n_rec), n_in) == {"layer.weight_op": want}
+
+    def test_of_a_shared_kernel(self) -> None:
+        """Two numbers, fewer than the twelve of input and output, but a trace of two for each of the six places."""
+        layer = brainscale.nn.Conv1d((6, 1), 1, 2, b_init=None)
+        learner, _ = pb.capture(Leaky(layer, (6, 1), is_recurrent=False), np.ones((6, 1)), algorithm=HYBRID)
+        assert HYBRID.choice(learner.program) == {"layer.weight_op": "ES_D_RTRL"}
 
     def test_counted_for_one_sample(self, seed: int) -> None:
         """No batch size changes it."""

@@ -5,6 +5,7 @@ of `y` on which it reaches several, the trace has a number for each: `[*spread, 
 *w.shape, ns]`. For a convolution that is `[*places, *kernel, ns]`, since an output channel has a kernel of its own.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -44,6 +45,11 @@ def zeros(program: Program) -> Leaves:
 
 def _shape(relation: Relation, leaf: WeightLeaf, group: Group) -> tuple[int, ...]:
     return (*(relation.y.shape[place] for place in relation.spread(leaf)), *leaf.spec.shape, group.num_states)
+
+
+def numbers_of(relation: Relation, leaf: WeightLeaf) -> int:
+    """How many numbers the trace of a leaf has for each hidden state."""
+    return math.prod(leaf.spec.shape) * math.prod(relation.y.shape[place] for place in relation.spread(leaf))
 
 
 def placed(relation: Relation, leaf: WeightLeaf, values: jax.Array) -> jax.Array:

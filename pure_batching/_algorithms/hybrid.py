@@ -9,7 +9,7 @@ import jax
 
 from .._program import Jacobians, Params, Program, Relation
 from ._diagonal_window import DiagonalRecord
-from ._parameter_trace import ParameterTrace
+from ._parameter_trace import ParameterTrace, numbers_of
 from .base import Algorithm, Credit, Factors, Parts, Signal, add_gradients, credit_of
 from .d_rtrl import D_RTRL
 from .es_d_rtrl import ES_D_RTRL, InputOutputTrace
@@ -31,8 +31,9 @@ class Hybrid(Algorithm):
     """ES_D_RTRL for some uses of weights, D_RTRL for the others.
 
     A use follows D_RTRL if its weight is element-wise or asks for `grad="full"`, ES_D_RTRL if it asks for
-    `grad="approx"`; with `"adaptive"`, BrainScale's default, it follows D_RTRL where the weight is smaller than its
-    input and output together, counted for one sample. Source: brainscale 0.1.0, `HybridDimVjpAlgorithm`, as documented.
+    `grad="approx"`; with `"adaptive"`, BrainScale's default, it follows D_RTRL where that trace is smaller than its
+    input and output together, counted for one sample: for a weight of which each element reaches one output that is the
+    rule of brainscale 0.1.0, `HybridDimVjpAlgorithm`, as documented; a shared kernel has a larger trace than itself.
 
     Attributes:
       decay_or_rank: as in ES_D_RTRL.
@@ -143,7 +144,7 @@ class Hybrid(Algorithm):
 def _needs_parameter_trace(relation: Relation) -> bool:
     if relation.x is None or relation.gradient == "full":
         return True
-    weight = sum(math.prod(leaf.spec.shape) for leaf in relation.leaves)
+    weight = sum(numbers_of(relation, leaf) for leaf in relation.leaves)
     ends = math.prod(relation.x.spec.shape) + math.prod(relation.y.shape)
     return relation.gradient == "adaptive" and ends > weight
 
