@@ -49,6 +49,21 @@ def by_matrix(_: Any, weight: Any, x: jax.Array) -> jax.Array:
     return x @ jnp.zeros(places.shape).at[np.nonzero(places)].set(weight["weight"]) + weight["bias"]
 
 
+class Lifted(Module):
+    """A product that is the same for each row of the states."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Linear(5, 4)
+
+    def update(self, x: jax.Array) -> jax.Array:
+        return self.inner(x)[..., None, :]
+
+
+def in_every_row(layer: Any, weight: Any, x: jax.Array) -> jax.Array:
+    return jnp.broadcast_to(by_op(layer.inner, weight, x), SMALL["every row"].h)
+
+
 class Case(NamedTuple):
     """A layer in front of leaky states.
 
@@ -73,6 +88,7 @@ SMALL: Mapping[str, Case] = {
         lambda: Conv2d((5, 4, 2), 3, (3, 2), stride=(2, 1)), (5, 4, 2), (3, 4, 3), {"weight": (3, 4, 3, 2, 2, 3, 1)}
     ),
     "groups": Case(lambda: Conv1d((6, 4), 6, 3, groups=2, rhs_dilation=2), (6, 4), (6, 6), {"weight": (6, 3, 2, 6, 1)}),
+    "every row": Case(Lifted, (5,), (3, 4), {"weight": (3, 5, 4, 1), "bias": (3, 4, 1)}, in_every_row),
     "rank": Case(lambda: LoRA(5, 2, 4), (5,), (4,), {"A": (2, 4, 1), "B": (4, 5, 2, 1)}),
 }
 
@@ -133,7 +149,7 @@ def squared(output: jax.Array, target: jax.Array) -> jax.Array:
 def by_hand(
     case: Case, layer: Any, weight: Any, xs: jax.Array, targets: jax.Array, *, normalised: bool
 ) -> tuple[Any, float]:
-    """The gradient of one sample, and the largest entry that a trace had before its division."""
+    """The gradient of one sample, and the largest entry of a term or a trace before its division."""
     run = functools.partial(case.apply, layer)
 
     def limited(array: jax.Array) -> jax.Array:
@@ -148,7 +164,7 @@ def by_hand(
         trace = jax.tree.map(limited, added)
         signal = 2 * (h - target)
         gradient = jax.tree.map(lambda eps: jnp.tensordot(signal, eps, signal.ndim), trace)
-        return h, trace, gradient, jnp.stack([jnp.abs(leaf).max() for leaf in jax.tree.leaves(added)]).max()
+        return h, trace, gradient, jnp.stack([jnp.abs(leaf).max() for leaf in jax.tree.leaves((moved, added))]).max()
 
     reached = jax.jacobian(run)
     h = jnp.zeros(targets.shape[1:])
