@@ -120,6 +120,8 @@ def test_size(name: str) -> None:
     assert shapes(learner) == case.traces
     numbers = sum(map(math.prod, case.traces.values()))
     assert f"{8 * numbers:,} B" in str(pb.explain(learner))
+    (relation,) = learner.program.relations
+    assert "conv_general_dilated" not in str(relation.op.of_places)
 
 
 @pytest.mark.parametrize("strategy", [pb.vmap, pb.manual])

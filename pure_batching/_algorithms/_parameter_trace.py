@@ -5,13 +5,12 @@ of `y` on which it reaches several, the trace has a number for each: `[*spread, 
 *w.shape, ns]`. For a convolution that is `[*places, *kernel, ns]`, since an output channel has a kernel of its own.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from .._program import Group, Program, Relation, Scattered, WeightLeaf
+from .._program import Program, Relation, Scattered, WeightLeaf
 from .._reader.operations import call_of_places
 from .base import arrays_of, map_operation
 
@@ -36,20 +35,17 @@ def zeros(program: Program) -> Leaves:
     """Traces of zeros, by link and leaf."""
     return {
         link.name: {
-            leaf.name: jnp.zeros(_shape(relation, leaf, link.group), link.group.dtype) for leaf in relation.leaves
+            leaf.name: jnp.zeros((*shape_of(relation, leaf), link.group.num_states), link.group.dtype)
+            for leaf in relation.leaves
         }
         for relation in program.relations
         for link in relation.links
     }
 
 
-def _shape(relation: Relation, leaf: WeightLeaf, group: Group) -> tuple[int, ...]:
-    return (*(relation.y.shape[place] for place in relation.spread(leaf)), *leaf.spec.shape, group.num_states)
-
-
-def numbers_of(relation: Relation, leaf: WeightLeaf) -> int:
-    """How many numbers the trace of a leaf has for each hidden state."""
-    return math.prod(leaf.spec.shape) * math.prod(relation.y.shape[place] for place in relation.spread(leaf))
+def shape_of(relation: Relation, leaf: WeightLeaf) -> tuple[int, ...]:
+    """`(*spread, *w.shape)`: of the trace of a leaf for one hidden state."""
+    return (*(relation.y.shape[place] for place in relation.spread(leaf)), *leaf.spec.shape)
 
 
 def placed(relation: Relation, leaf: WeightLeaf, values: jax.Array) -> jax.Array:
@@ -129,8 +125,7 @@ def _place_by_place(
 
         return total + jax.jacrev(along)(arrays[index]), None
 
-    sizes = (relation.y.shape[place] for place in spread)
-    total, _ = jax.lax.scan(add, jnp.zeros((*sizes, *leaf.spec.shape), column.dtype), (x, column))
+    total, _ = jax.lax.scan(add, jnp.zeros(shape_of(relation, leaf), column.dtype), (x, column))
     return total
 
 

@@ -9,7 +9,7 @@ import jax
 
 from .._program import Jacobians, Params, Program, Relation
 from ._diagonal_window import DiagonalRecord
-from ._parameter_trace import ParameterTrace, numbers_of
+from ._parameter_trace import ParameterTrace, shape_of
 from .base import Algorithm, Credit, Factors, Parts, Signal, add_gradients, credit_of
 from .d_rtrl import D_RTRL
 from .es_d_rtrl import ES_D_RTRL, InputOutputTrace
@@ -144,7 +144,7 @@ class Hybrid(Algorithm):
 def _needs_parameter_trace(relation: Relation) -> bool:
     if relation.x is None or relation.gradient == "full":
         return True
-    weight = sum(numbers_of(relation, leaf) for leaf in relation.leaves)
+    weight = sum(math.prod(shape_of(relation, leaf)) for leaf in relation.leaves)
     ends = math.prod(relation.x.spec.shape) + math.prod(relation.y.shape)
     return relation.gradient == "adaptive" and ends > weight
 

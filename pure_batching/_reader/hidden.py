@@ -57,7 +57,7 @@ def flattened(traced: TracedStep) -> FlatStep:
 
 
 def _as_followed(plain: JaxprEqn, written: JaxprEqn, marks: Marks) -> JaxprEqn:
-    """An equation as traces follow it; where they begin, a use stays as it is."""
+    """An equation as traces follow it; a use where one begins stays, as `operation_of` writes it out in two forms."""
     return plain if marks.is_use(plain) and not marks.is_followed(plain) else without_weights(written, marks)
 
 

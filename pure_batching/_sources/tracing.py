@@ -59,7 +59,8 @@ def _traced_once(
 def _settled(states: Mapping[str, brainstate.State], step: TracedStep) -> bool:
     """Give initial values of weak type the float type that the step gives them, as `jax.lax.scan` does.
 
-    `jnp.zeros` and `jnp.full` of a Python number are weak: such a state of a module in bfloat16 begins in float32.
+    `jnp.full` of a Python number is weak, and so is what BrainState's `ZeroInit` makes: such a state of a module in
+    bfloat16 begins in float32.
 
     Returns:
       Whether an initial value changed, so that the step must be traced again.
