@@ -187,6 +187,19 @@ class TestConvolutions:
             assert_identical(sample(got.gradients, i), sample(want.gradients, i))
             assert_identical(sample_of_carry(got.aux.carry, i), sample_of_carry(want.aux.carry, i))
 
+    @pytest.mark.parametrize("rule", ["ES_D_RTRL", "D_RTRL", "BPTT"])
+    def test_with_groups_of_channels(self, rule: str, seed: int) -> None:
+        net = Leaky(brainscale.nn.Conv1d((6, 4), 4, 3, groups=4), (6, 4), is_recurrent=False)
+        learner, params = pb.capture(net, np.zeros((6, 4)), algorithm=RULES[rule])
+        run = pb.sequence_grad(pb.vmap(learner, SAMPLES), lambda y, _: (y**2).sum(), reduction="none", window=WINDOW)
+        x, targets = np.random.default_rng(seed).normal(size=(STEPS, SAMPLES, 6, 4)), np.zeros((STEPS, SAMPLES))
+        want, _ = run(params, None, x, targets)
+        x[:, 1] = np.nan
+        got, _ = run(params, None, x, targets)
+        assert_gradients_alive(want)
+        for i in (0, 2):
+            assert_identical(sample(got, i), sample(want, i))
+
     def test_derivatives(self, seed: int) -> None:
         """By image and by kernel, forwards and backwards, of the first order and of the second."""
         rng, params = np.random.default_rng(seed), convolution(jnp.ones((1, 6, 2)), jnp.ones((3, 2, 4))).params

@@ -96,7 +96,7 @@ def _gathered(data: Any, rows: Any, columns: Any, v: Any, shape: Any, *, transpo
 def _convolved(image: jax.Array, kernel: jax.Array, **params: Any) -> jax.Array:
     """A convolution of one image, whose derivative by the kernel sees a second image of zeros, and so two channels."""
     convolve = partial(jax.lax.conv_general_dilated, **params)
-    if params["feature_group_count"] > 1:  # the samples are not the only groups
+    if params["feature_group_count"] > 1:  # XLA keeps NaN of a sample apart by itself then, which a test holds
         return convolve(image, kernel)
     images, made = params["dimension_numbers"].lhs_spec[0], params["dimension_numbers"].out_spec[0]
 
