@@ -93,7 +93,7 @@ def _factors_of(relation: Any, steps: int) -> Any:
 
 
 # Sizes at which a gradient of every sample outweighs all else, and how many bytes of them may be held at once.
-WIDE, MANY = 192, 24
+WIDE, MANY = 192, 128
 GRADIENTS, BUDGET = MANY * WIDE * WIDE * 8, 2**20
 
 

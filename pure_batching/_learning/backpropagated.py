@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from .learner import Learner
 
 
-def run_backpropagated(task: Task, params: Params, carry: Carry, steps: Steps, fresh: Carry) -> Window:
+def run_backpropagated(
+    task: Task, params: Params, carry: Carry, steps: Steps, trace_before: Trace, fresh: Carry
+) -> Window:
     """A window with `credit="window"`; the arguments are those of `run_window`."""
     if task.per_sample and task.learner.batch_size is not None:
-        return _run_each_sample(task, params, carry, steps, fresh)
+        return _run_each_sample(task, params, carry, steps, trace_before, fresh)
     learner = task.learner
     around_step = jax.checkpoint if learner.algorithm.recomputes else _as_it_is
 
@@ -40,25 +42,27 @@ def run_backpropagated(task: Task, params: Params, carry: Carry, steps: Steps, f
 
     gradient = jax.grad(total, argnums=(0, 1), has_aux=True)
     (within, of_hidden), (states, (losses, jacobians, outputs)) = gradient(params, carry.hidden)
-    trace = credited(carry.trace, steps, fresh.trace)
-    behind = trace_gradient(learner, params, trace, of_hidden, carry.update_count)
+    trace = credited(trace_before, steps, fresh.trace)
+    behind = {} if trace is None else trace_gradient(learner, params, trace, of_hidden, carry.update_count)
     after = _updated(learner, params, carry, states, jacobians, steps, fresh)
     return Window(after, summed(params, within, behind), losses, outputs)
 
 
-def _run_each_sample(task: Task, params: Params, carry: Carry, steps: Steps, fresh: Carry) -> Window:
+def _run_each_sample(
+    task: Task, params: Params, carry: Carry, steps: Steps, trace_before: Trace, fresh: Carry
+) -> Window:
     """The gradient of each sample, by windows of one sample."""
     one_sample = task.learner.one_of_its_samples()
 
-    def of_sample(common: tuple[Params, Any, Any], carry: Carry, steps: Steps, fresh: Carry) -> Window:
+    def of_sample(common: tuple[Params, Any, Any], carry: Carry, trace: Trace, steps: Steps, fresh: Carry) -> Window:
         params, shared, positions = common
         whole, window = carry._replace(shared=shared), dataclasses.replace(steps, positions=positions)
-        return run_backpropagated(task._replace(learner=one_sample), params, whole, window, fresh)
+        return run_backpropagated(task._replace(learner=one_sample), params, whole, window, trace, fresh)
 
     axes: Any = Window(0, 0, 1, 1)  # type: ignore[arg-type]
-    each = task.learner.each(of_sample, (0, Steps.sample_axes(), 0), axes)
+    each = task.learner.each(of_sample, (0, 0, Steps.sample_axes(), 0), axes)
     common, of_samples = (params, carry.shared, steps.positions), dataclasses.replace(steps, positions=None)
-    window = each(common, carry._replace(shared={}), of_samples, fresh._replace(shared={}))
+    window = each(common, carry._replace(shared={}), trace_before, of_samples, fresh._replace(shared={}))
     shared = jax.tree.map(lambda leaf: leaf[0], window.carry.shared)  # the same for every sample
     return window._replace(carry=window.carry._replace(shared=shared))
 

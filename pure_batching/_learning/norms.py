@@ -48,14 +48,14 @@ def sample_norms(learner: Learner, loss: Loss, *, window: int | None = None) -> 
     """Make a function that gives the norm of every sample's gradient over a whole sequence.
 
     No leaf `[B, *param.shape]` is built: gradients are held for as many samples at a time as fit into 32 MiB, for one
-    at least and for half of the batch at most. For an online rule that starts afresh, a matrix that multiplies a
-    vector costs `T^2 (in + out)` per sample (the Gram form: gradients are sums of `T` outer products, whose inner
-    products are products of two numbers) where that is less than `T in out`; other weights are contracted for a few
-    samples at a time, which costs what the summed gradient costs, and memory for those few. Weights without a trace, a
-    carry that goes on, several windows, and algorithms that propagate back run the whole sequence for a few samples at
-    a time. The norm is that of the numbers in the params' own units, in float32 at least; no square inside it overflows
-    or vanishes. What the algorithm carries comes besides, of which D_RTRL's traces have such leaves; and along a named
-    axis the samples are differentiated all at once.
+    at least (on each device, where several share the batch evenly) and for half of the batch at most. For an online
+    rule that starts afresh, a matrix that multiplies a vector costs `T^2 (in + out)` per sample (the Gram form:
+    gradients are sums of `T` outer products, whose inner products are products of two numbers) where that is less than
+    `T in out`; other weights are contracted for a few samples at a time, which costs what the summed gradient costs,
+    and memory for those few. Weights without a trace, a carry that goes on, several windows, and algorithms that
+    propagate back run the whole sequence for a few samples at a time. The norm is that of the numbers in the params'
+    own units, in float32 at least; no square inside it overflows or vanishes. What the algorithm carries comes besides,
+    of which D_RTRL's traces have such leaves; and along a named axis the samples are differentiated all at once.
 
     Args:
       learner: batched by a strategy.

@@ -7,15 +7,18 @@ import jax
 import jax.numpy as jnp
 
 from .._strategies.base import MapSamples
+from .._strategies.devices import side_by_side
 from .._strategies.loop import samples_moved
 from .._tree import Tree
 
 
 def each_in_tiles(size: int, tile: int) -> MapSamples:
-    """The mapping that runs `tile` of `size` samples at once, one tile after the other.
+    """The mapping that runs `tile` of `size` samples at once, one on each device at least, one tile after the other."""
+    return side_by_side(size, lambda own: _in_tiles(own, max(1, tile * own // size)))
 
-    Samples are cut out where they lie; moving their axis to the front would copy a whole sequence.
-    """
+
+def _in_tiles(size: int, tile: int) -> MapSamples:
+    """Samples are cut out where they lie; moving their axis to the front would copy a whole sequence."""
 
     def each(fun: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0) -> Callable[..., Any]:
         def mapped(shared: Any, *own: Any) -> Any:

@@ -27,6 +27,6 @@ def run_window(task: Task, params: Params, carry: Carry, steps: Steps, trace_bef
     if learner.algorithm.credit == "trace":
         window = run_online(task, params, carry, steps, trace_before, fresh)
     else:
-        window = run_backpropagated(task, params, carry, steps, fresh)
+        window = run_backpropagated(task, params, carry, steps, trace_before, fresh)
     chex.assert_shape(window.losses, (steps.length, *learner.lead))
     return window

@@ -12,11 +12,12 @@ from .._sources.base import Source
 from .._tree import Tree
 from ..errors import StrategyError
 from .base import MapSamples, Strategy
+from .devices import side_by_side
 
 
 @dataclasses.dataclass(frozen=True)
 class Loop(Strategy):
-    """The samples in turn, by `jax.lax.map`.
+    """The samples in turn, by `jax.lax.map`; those of several devices side by side.
 
     Attributes:
       size: `B`.
@@ -63,7 +64,7 @@ class Loop(Strategy):
     def each(self, source: Source) -> MapSamples:
         """See `Strategy.each`."""
         del source
-        return each_in_turn(self.size)
+        return side_by_side(self.size, each_in_turn)
 
     def kept_once(self, source: Source) -> frozenset[str]:
         """None: the step of one sample computes every state of that sample."""
