@@ -26,6 +26,11 @@ def squared(output: jax.Array, target: jax.Array) -> jax.Array:
     return ((output - target) ** 2).sum()
 
 
+def mean_squared(batched: Learner) -> Any:
+    """A loss that leads to the learner itself."""
+    return lambda output, target: squared(output, target) / batched.lead[0]
+
+
 def used(rule: str) -> list[weakref.ref[Any]]:
     """Capture, batch and train a module, and let go of everything but weak references."""
     model = MODELS[NAME]
@@ -34,7 +39,7 @@ def used(rule: str) -> list[weakref.ref[Any]]:
     inputs, targets = model.inputs(0, STEPS, SAMPLES), model.targets(0, STEPS, SAMPLES)
     for strategy in (pb.loop, pb.vmap, pb.manual):
         batched = strategy(learner, SAMPLES)
-        for fun in (pb.sequence_grad(batched, squared), pb.clipped_grad(batched, squared, 1.0)):
+        for fun in (pb.sequence_grad(batched, mean_squared(batched)), pb.clipped_grad(batched, squared, 1.0)):
             fun(params, None, inputs, targets)
         jax.jit(batched.step)(params, batched.init(), inputs[0][0])
         jax.grad(lambda p, one=batched: one.step(p, one.init(), inputs[0][0])[1].sum())(params)

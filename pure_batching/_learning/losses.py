@@ -1,7 +1,7 @@
 """The loss of one sample at one step: its check, and its parts as arguments of a compiled function."""
 
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -61,16 +61,16 @@ def check_loss(learner: Learner, loss: Loss, targets: Timed) -> None:
         )
 
 
-class SplitLoss(eqx.Module):
+class SplitLoss(NamedTuple):
     """A loss whose arrays are arguments of a compiled function, and whose other parts choose the function.
 
     Attributes:
+      rest: the parts that are no arrays, which can be hashed.
       arrays: its arrays, for a loss that is a pytree such as an `equinox.Module`.
-      rest: the other parts, which can be hashed.
     """
 
+    rest: Hashable
     arrays: Any
-    rest: Hashable = eqx.field(static=True)
 
     @classmethod
     def of(cls, loss: Loss) -> "SplitLoss":
@@ -78,7 +78,7 @@ class SplitLoss(eqx.Module):
         arrays, others = eqx.partition(loss, lambda leaf: isinstance(leaf, (jax.Array, np.ndarray)))
         leaves, structure = jax.tree.flatten(others)
         rest = (tuple(leaves), structure)
-        return cls(arrays, rest) if _is_hashable(rest) else cls(None, _Same(loss))
+        return cls(rest, arrays) if _is_hashable(rest) else cls(_Same(loss), None)
 
     def whole(self) -> Loss:
         """The loss."""

@@ -1,6 +1,7 @@
 """The norm of every sample's gradient, without the gradients themselves."""
 
 import dataclasses
+from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -40,8 +41,9 @@ class NormFn(SequenceFn[tuple[jax.Array, Aux]]):
     def run(self, params: Params, carry: Carry | None, steps: Steps, key: jax.Array | None) -> tuple[jax.Array, Aux]:
         """The norms for arguments that were checked."""
         axes = SampleAxes(arguments_axes(), (0, Aux.sample_axes()))
-        run = compiled(self.learner, _sample_norms, self.window, axes=axes)
-        return run(SplitLoss.of(self.loss), params, carry, steps, key)
+        loss, arrays = SplitLoss.of(self.loss)
+        run = compiled(self.learner, _sample_norms, loss, self.window, axes=axes)
+        return run(arrays, params, carry, steps, key)
 
 
 def sample_norms(learner: Learner, loss: Loss, *, window: int | None = None) -> NormFn:
@@ -86,14 +88,15 @@ def check_batched(learner: Learner, name: str) -> None:
 
 def _sample_norms(
     learner: Learner,
+    loss: Hashable,
     window: int | None,
-    loss: SplitLoss,
+    arrays_of_loss: Any,
     params: Params,
     carry: Carry | None,
     steps: Steps,
     key: jax.Array | None,
 ) -> tuple[jax.Array, Aux]:
-    task = Task(learner, loss.whole(), per_sample=False, outputs=False)
+    task = Task(learner, SplitLoss(loss, arrays_of_loss).whole(), per_sample=False, outputs=False)
     check_loss(learner, task.loss, steps.targets)
     start, fresh, steps = begin(learner, carry, steps, key)
     length = window_length(learner, steps.length, window)

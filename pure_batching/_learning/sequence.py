@@ -4,6 +4,7 @@ Memory grows with the window, not with `T`.
 """
 
 import dataclasses
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 import jax
@@ -72,8 +73,9 @@ class GradFn(SequenceFn[tuple[Params, Aux]]):
         """The gradient for arguments that were checked."""
         of_gradient = 0 if self.reduction == "none" else None
         axes = SampleAxes(arguments_axes(), (of_gradient, Aux.sample_axes()))
-        run = compiled(self.learner, run_sequence, self.reduction, self.window, self.outputs, axes=axes)
-        return run(SplitLoss.of(self.loss), params, carry, steps, key)
+        loss, arrays = SplitLoss.of(self.loss)
+        run = compiled(self.learner, run_sequence, loss, self.reduction, self.window, self.outputs, axes=axes)
+        return run(arrays, params, carry, steps, key)
 
 
 def sequence_grad(
@@ -157,17 +159,18 @@ def _kept_specs(learner: Learner) -> tuple[Tree, Tree]:
 
 def run_sequence(
     learner: Learner,
+    loss: Hashable,
     reduction: str,
     window: int | None,
     outputs: bool,  # noqa: FBT001
-    loss: SplitLoss,
+    arrays_of_loss: Any,
     params: Params,
     carry: Carry | None,
     steps: Steps,
     key: jax.Array | None,
 ) -> tuple[Params, Aux]:
     """The gradient function of these options, on arguments that were checked."""
-    task = Task(learner, loss.whole(), reduction == "none", outputs)
+    task = Task(learner, SplitLoss(loss, arrays_of_loss).whole(), reduction == "none", outputs)
     check_loss(learner, task.loss, steps.targets)
     start, fresh, steps = begin(learner, carry, steps, key)
     length = window_length(learner, steps.length, window)
