@@ -1,5 +1,6 @@
-"""`capture`: a BrainScale module as a learner of one sample, and its trainable values."""
+"""`capture` and `capture_function`: one step as a learner of one sample, and its trainable values."""
 
+from collections.abc import Callable
 from typing import Any
 
 from ._algorithms.base import Algorithm
@@ -7,6 +8,7 @@ from ._conform import check_numbers
 from ._learning.learner import Learner
 from ._program import Params
 from ._sources.capture import ModuleSource
+from ._sources.function import FunctionSource
 from ._strategies.alone import Alone
 from ._tree import Tree
 from .errors import OptionError, StructureError
@@ -43,13 +45,7 @@ def capture(
       DtypeError: an example that is no array of numbers.
       OptionError: an `environ` that is no mapping from names, or an axis name that is none.
     """
-    if not isinstance(algorithm, Algorithm):
-        raise StructureError(
-            "algorithm",
-            got=f"the class {algorithm.__name__}" if isinstance(algorithm, type) else type(algorithm).__name__,
-            expected="an algorithm",
-            repair="Pass an instance: pb.ES_D_RTRL(0.9), say.",
-        )
+    _check_algorithm(algorithm)
     if axis_name is not None and not (isinstance(axis_name, str) and axis_name):
         raise OptionError(
             "axis_name", got=repr(axis_name), expected="a name", repair="Pass the one that the module's code uses."
@@ -57,3 +53,61 @@ def capture(
     check_numbers(example_inputs, "example_inputs")
     source = ModuleSource(net, example_inputs, environ, axis_name)
     return Learner.of(source, algorithm, Alone()), source.params()
+
+
+def capture_function(
+    step: Callable[..., tuple[Tree, Tree]],
+    params: Tree,
+    state: Tree,
+    *example_inputs: Tree,
+    algorithm: Algorithm,
+    trace: Callable[[str], bool] | None = None,
+    hidden: Callable[[str], bool] | None = None,
+) -> tuple[Learner, Tree]:
+    """Read a plain JAX function as a learner of one sample.
+
+    A weight has a trace wherever it meets inputs or states, by an operation whose result can be followed to hidden
+    states, element by element; `pb.explain` says where, and why not elsewhere. Every float leaf of the state is a
+    hidden state. Integers, booleans and random keys are carried along.
+
+    Args:
+      step: `(params, state, *inputs) -> (state, output)` of one sample, a function without side effects. `pb.manual`
+        calls it on arrays with a batch axis.
+      params: the trainable values, a tree of arrays: of an `equinox.Module`, say, as `equinox.partition` gives it.
+      state: the state before the first step, a tree of arrays. A typed random key in it stands for one of each sample,
+        which is drawn from the `key=` of a fresh start.
+      example_inputs: the inputs of one step of one sample, without a batch axis; only their shapes, dtypes and units
+        are used.
+      algorithm: the learning rule, such as `pb.D_RTRL(rule="published")`.
+      trace: whether the weight at a path, such as `"params.cell.weight_hh"`, may have a trace; by default each may.
+      hidden: whether the floats at a path of the state, such as `"state[0]"`, are a hidden state; by default they are.
+
+    Returns:
+      the learner, and a copy of `params` in the same structure, in which gradients come too.
+
+    Raises:
+      CaptureError: the function cannot be traced, changes what it was given, or returns a state of another structure,
+        shape or dtype; the text quotes the reason.
+      StructureError: no algorithm.
+      DtypeError: an example, a parameter or a state that is no array of numbers.
+    """
+    _check_algorithm(algorithm)
+    for name, tree in (("params", params), ("example_inputs", example_inputs)):
+        check_numbers(tree, name)
+    source = FunctionSource(step, params, state, example_inputs, trace or _always, hidden or _always)
+    return Learner.of(source, algorithm, Alone()), source.params()
+
+
+def _always(path: str) -> bool:
+    del path
+    return True
+
+
+def _check_algorithm(algorithm: object) -> None:
+    if not isinstance(algorithm, Algorithm):
+        raise StructureError(
+            "algorithm",
+            got=f"the class {algorithm.__name__}" if isinstance(algorithm, type) else type(algorithm).__name__,
+            expected="an algorithm",
+            repair="Pass an instance: pb.ES_D_RTRL(0.9), say.",
+        )

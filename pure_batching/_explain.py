@@ -2,13 +2,12 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 
 from ._algorithms.base import Trace
 from ._learning.learner import Learner, check_learner
-from ._program import Program, Use, Way
+from ._program import Program, Relation, Use, Way
 from ._tree import nbytes
 
 _HEADER = ("weight", "learns by", "hidden states", "trace", "for one sample", "where")
@@ -27,6 +26,7 @@ class Row:
       nbytes: the size of these traces, in bytes for one sample; a trace that several uses share counts for each.
       where: the source line of the use, such as `net.py:33 (Net.update)`; "" where it is not known.
       reason: why there is no trace; "" where there is one.
+      left_out: the part of the gradient of a step that the learning rule leaves out; "" where it is complete.
     """
 
     weight: str
@@ -36,6 +36,7 @@ class Row:
     nbytes: int
     where: str
     reason: str
+    left_out: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +57,8 @@ class Explanation:
         lines = [_line(_HEADER, widths)]
         for row, texts in zip(self.rows, cells, strict=True):
             lines.append(_line(texts, widths))
-            if row.reason:
-                lines.append(f"    because {row.reason}")
+            lines += [f"    because {row.reason}"] if row.reason else []
+            lines += [f"    without {row.left_out}"] if row.left_out else []
         return "\n".join(lines)
 
 
@@ -90,12 +91,17 @@ def explain(learner: Learner) -> Explanation:
 
 
 def _row(learner: Learner, trace: Trace, use: Use) -> Row:
-    arrays = _traces(learner, learner.program, trace, use)
+    relation = next((one for one in learner.program.relations if one.name == use.relation), None)
+    arrays = {} if relation is None else learner.algorithm.traces_of(relation, trace)
     shapes = {name: tuple(array.shape) for name, array in arrays.items()}
-    return Row(use.weight, use.way, use.groups, shapes, nbytes(arrays), use.where, use.reason)
+    left_out = "" if relation is None or learner.algorithm.is_complete else _left_out(learner.program, relation)
+    return Row(use.weight, use.way, use.groups, shapes, nbytes(arrays), use.where, use.reason, left_out)
 
 
-def _traces(learner: Learner, program: Program, trace: Trace, use: Use) -> dict[str, Any]:
-    """The specifications of the traces of a use."""
-    relation = next((relation for relation in program.relations if relation.name == use.relation), None)
-    return {} if relation is None else learner.algorithm.traces_of(relation, trace)
+def _left_out(program: Program, relation: Relation) -> str:
+    """What a rule that is not complete leaves out for a use of a weight."""
+    read = [path for link in relation.links for path in link.group.paths if path in program.past.old]
+    parts = (
+        ["the way of its result to the output past the hidden states"] if relation.name in program.past.products else []
+    )
+    return " and ".join([*parts, *(f"what the output reads of the old {path}" for path in read)])

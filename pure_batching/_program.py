@@ -5,7 +5,8 @@ them, `...` either nothing or `B`.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal as OneOf, NamedTuple
 
 import jax
@@ -15,7 +16,36 @@ import numpy as np
 from ._tree import Tree
 
 Params = dict[str, Tree]
-Perturbation = dict[str, jax.Array]
+
+
+class Perturbation(NamedTuple):
+    """Zeros whose gradients a learning rule needs; they are added to variables of a step, mantissas only.
+
+    Attributes:
+      hidden: to each new hidden state, `[..., *shape]` by path.
+      old: to the old hidden states that the output reads past all new ones, by path; what depends on a new hidden state
+        does not see it. Empty where a rule leaves this out.
+      products: to the products of weights that the output reads past all hidden states, by relation; likewise.
+    """
+
+    hidden: Mapping[str, Any]
+    old: Mapping[str, Any]
+    products: Mapping[str, Any]
+
+
+class Signal(NamedTuple):
+    """The derivatives of a step's loss that a learning rule multiplies with its traces.
+
+    Attributes:
+      new: `dloss/dh[t]` of each group, `[..., *varshape, ns]`.
+      old: `dloss/dh[t-1]` at fixed `h[t]`, of the groups whose old states the output reads.
+      products: `dloss/dy` at fixed `h[t]`, `[..., *y.shape]`, by relation, of the products that the output reads.
+    """
+
+    new: dict[str, jax.Array]
+    old: dict[str, jax.Array]
+    products: dict[str, jax.Array]
+
 
 # `(output, target) -> []`, of one sample at one step.
 Loss = Callable[[Tree, Tree], jax.Array]
@@ -155,8 +185,8 @@ class Operation(NamedTuple):
     """The equations of one use of a weight, `(x, *arrays of w) -> y` of one sample, as data.
 
     Attributes:
-      jaxpr: a closed jaxpr from `(x, *arrays of w)`, or from the arrays alone for an element-wise weight, to `y`, in
-        the dtype of traces.
+      jaxpr: a closed jaxpr from `(x, *arrays of w, *arrays of held weights)`, without `x` for an element-wise weight,
+        to `y`, in the dtype of traces.
       of_places: the same with convolutions as products, whose derivative at each place of `y` alone is a fast program.
       shape: of the hidden states that `y` reaches, to which `y` is broadcast.
       derivative: a closed jaxpr `(x, dy, *arrays of w) -> dw` of the user's own; None where the equations are
@@ -170,10 +200,42 @@ class Operation(NamedTuple):
 
 
 class Link(NamedTuple):
-    """The way from a weight's output to one hidden group: the name of its trace, and the group."""
+    """The way from a weight's output to one hidden group.
+
+    Attributes:
+      name: of its trace.
+      group: the hidden states that it reaches.
+      places: for each element of `y` the one element of the group's states that it reaches, by its index in the
+        flattened states, `[*y.shape]`, where the elements of `y` are arranged in another way: the product of a cell is
+        split into gates, say. An element that reaches none stands at any index, since its `dh/dy` is zero. None where
+        `y` has the states' own shape.
+    """
 
     name: str
     group: Group
+    places: np.ndarray | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`(*y.shape, ns)`."""
+        return self.group.shape if self.places is None else (*self.places.shape, self.group.num_states)
+
+    def seen(self, array: jax.Array, tail: int = 1) -> jax.Array:
+        """What each element of `y` sees of an array over hidden elements.
+
+        Args:
+          array: `[..., *varshape, *last]`.
+          tail: how many axes are last.
+
+        Returns:
+          `[..., *y.shape, *last]`.
+        """
+        if self.places is None:
+            return array
+        last = array.shape[array.ndim - tail :]
+        lead = array.shape[: array.ndim - tail - len(self.group.varshape)]
+        found = array.reshape(*lead, -1, *last).take(self.places.reshape(-1), axis=len(lead), mode="clip")
+        return found.reshape(*lead, *self.places.shape, *last)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -183,8 +245,10 @@ class Relation:
     Attributes:
       name: the weight's path, with the number of the use where there are several.
       weight: the weight's path.
+      held: the paths of other weights that the operation reads; each has a relation of its own for this use.
       x: the input, None for element-wise weights.
-      y: the specification of the output, which has the shape of the hidden states that it reaches.
+      own: the specification of the operation's own result.
+      y: the same, broadcast to the shape of the hidden states that it reaches.
       op: the equations from `x` and the weight to `y`.
       leaves: the arrays of the weight.
       gradient: `"full"`, `"approx"` or `"adaptive"`, what the module asks of a hybrid algorithm.
@@ -193,12 +257,23 @@ class Relation:
 
     name: str
     weight: str
+    held: tuple[str, ...]
     x: WeightInput | None
+    own: jax.ShapeDtypeStruct
     y: jax.ShapeDtypeStruct
     op: Operation
     leaves: tuple[WeightLeaf, ...]
     gradient: str
     links: tuple[Link, ...]
+
+    def whole(self, gradient: jax.Array) -> jax.Array:
+        """The gradient of the operation's own result, as one of `y`, whose broadcast sums up to it."""
+        rank = len(self.own.shape)
+        lead, shape = gradient.shape[: gradient.ndim - rank], self.y.shape
+        aligned = gradient.reshape(*lead, *(1 for _ in range(len(shape) - rank)), *self.own.shape)
+        copies = math.prod(shape) // max(math.prod(self.own.shape), 1)
+        whole = jnp.broadcast_to(aligned, (*lead, *shape)).astype(self.links[0].group.dtype)
+        return whole / copies if copies > 1 else whole
 
     def spread(self, leaf: WeightLeaf) -> tuple[int, ...]:
         """The axes of `y` along which an element of a weight's array reaches more than one element."""
@@ -243,10 +318,12 @@ class Program:
       groups, relations: what eligibility traces are made of.
       derivatives: specifications of the step's derivatives.
       uses: how each weight learns, in the order of paths and, for one weight, of the step's equations.
+      past: what the output reads past all new hidden states: specifications of old states, by path, and of products,
+        by relation.
       axis_name: the named axis along which the step reaches other samples, along which `execute` has to be mapped;
         None where there is no such axis.
-      execute: `(params, states, inputs, perturbation) -> Step`. The perturbation is added to each new hidden state,
-        mantissas by path, so that its gradient is the learning signal. No gradient flows through the Jacobians.
+      execute: `(params, states, inputs, perturbation) -> Step`. The gradient of the perturbation is the learning
+        signal. No gradient flows through the Jacobians.
     """
 
     inputs: tuple[Tree, ...]
@@ -258,12 +335,19 @@ class Program:
     relations: tuple[Relation, ...]
     derivatives: Jacobians
     uses: tuple[Use, ...]
+    past: Perturbation
     axis_name: str | None
     execute: Callable[[Params, States, tuple[Tree, ...], Perturbation], Step]
 
-    def zero_perturbation(self) -> Perturbation:
-        """A perturbation that changes nothing."""
-        return {path: jnp.zeros(_array(spec).shape, _array(spec).dtype) for path, spec in self.states.hidden.items()}
+    def zero_perturbation(self, *, is_complete: bool = False) -> Perturbation:
+        """A perturbation that changes nothing.
+
+        Args:
+          is_complete: whether it has what the output reads past the new hidden states.
+        """
+        hidden = {path: _array(spec) for path, spec in self.states.hidden.items()}
+        specs = self.past._replace(hidden=hidden) if is_complete else Perturbation(hidden, {}, {})
+        return jax.tree.map(lambda spec: jnp.zeros(spec.shape, spec.dtype), specs)
 
     def links(self) -> list[Link]:
         """The links of all relations."""
@@ -273,9 +357,17 @@ class Program:
         """What enters weight operations, each once, by name."""
         return {relation.x.name: relation.x for relation in self.relations if relation.x is not None}
 
-    def signal(self, gradients: Perturbation) -> dict[str, jax.Array]:
-        """The learning signal `dloss/dh` of each group, `[..., *varshape, ns]`, from the perturbation's gradient."""
-        return {group.name: group.join([gradients[path] for path in group.paths]) for group in self.groups}
+    def signal(self, gradients: Perturbation) -> Signal:
+        """The learning signal of each group from the gradient of a perturbation."""
+        products = {r.name: r.whole(gradients.products[r.name]) for r in self.relations if r.name in gradients.products}
+        zeros = jax.tree.map(jnp.zeros_like, gradients.hidden)
+        read = [group for group in self.groups if any(path in gradients.old for path in group.paths)]
+        old = _joined(read, {**zeros, **gradients.old})
+        return Signal(_joined(self.groups, gradients.hidden), old, products)
+
+
+def _joined(groups: Iterable[Group], states: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    return {group.name: group.join([states[path] for path in group.paths]) for group in groups}
 
 
 def _array(tree: Tree) -> Any:

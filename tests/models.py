@@ -130,6 +130,7 @@ _ALL = (
     Model("masked", lambda: modules.masked(N_IN, N_REC)),
     Model("signed", lambda: modules.signed(N_IN, N_REC)),
     Model("element_wise", lambda: modules.ElementWise(N_IN, N_REC)),
+    Model("past_hidden", lambda: modules.PastHidden(N_IN, N_REC)),
     Model("two_inputs", lambda: modules.Gated(N_IN, N_REC), draws=(floats(N_IN), floats(N_REC))),
     Model("trees", lambda: modules.Trees(N_IN, N_REC), draws=(_tree_of_inputs,)),
     Model("used_twice", lambda: modules.UsedTwice(N_REC), draws=(floats(N_REC),)),

@@ -154,6 +154,28 @@ class ElementWise(Module):
         return self.h.value
 
 
+class PastHidden(Module):
+    """The output reads products of weights and old states, past the new ones, and a weight has two kinds of uses.
+
+    D_RTRL is exact: each hidden element depends on its own past alone.
+    """
+
+    def __init__(self, n_in: int, n_rec: int) -> None:
+        super().__init__()
+        self.size, self.inp, self.both = n_rec, Linear(n_in, n_rec), Linear(n_in, n_rec)
+        self.gain = ElemWiseParam(1.0 + brainstate.random.rand(n_rec))
+
+    def init_state(self, batch_size: int | None = None, **_: Any) -> None:
+        self.v = HiddenState(state_of((self.size,), batch_size))
+        self.s = HiddenState(state_of((self.size,), batch_size))
+
+    def update(self, x: Array) -> Array:
+        product, gain, v, s = self.inp(x), self.gain.execute(), self.v.value, self.s.value
+        self.v.value = 0.6 * v + gain * jnp.tanh(product) + self.both(jnp.cos(x))
+        self.s.value = 0.5 * s + jnp.sin(self.v.value)
+        return jnp.sin(product) * v + self.s.value * (1 - s) + gain * self.both(v[..., : x.shape[-1]])
+
+
 class Gated(Module):
     """Two arguments: `h = gate h + tanh(W x)`."""
 

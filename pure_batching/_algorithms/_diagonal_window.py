@@ -6,9 +6,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .._program import Link, Params, Program, Relation
+from .._program import Link, Params, Program, Relation, Signal
 from ._parameter_trace import Leaves, ParameterTrace, outer, propagated
-from .base import Factors, Signal, apply_matrix, apply_transposed
+from .base import Factors, apply_matrix, apply_transposed
 
 
 class DiagonalRecord(NamedTuple):
@@ -16,7 +16,7 @@ class DiagonalRecord(NamedTuple):
 
     Attributes:
       xs, dfs, diagonals: of the step's Jacobians.
-      signal: `dloss/dh` of each group.
+      signal: of the step, with the states of each group apart.
       feeds, gains: the scale factors `f` and `g` of D_RTRL's docstring, by link and leaf, `[]` each; empty for the
         published rule.
     """
@@ -35,30 +35,33 @@ def uses(program: Program) -> list[tuple[Relation, Link]]:
 
 
 def factors_and_adjoint(program: Program, records: DiagonalRecord) -> tuple[Factors, dict[str, dict[str, jax.Array]]]:
-    """The factors `sum_s g f df c` of each relation, and `g[1] D[1]^T c[1]` by link and leaf."""
+    """The factors `sum_s g f df c + K` of each relation, and `g[1] D[1]^T c[1] + l[1]` by link and leaf."""
     dys: dict[str, tuple[jax.Array, ...]] = {}
     back: dict[str, dict[str, jax.Array]] = {}
     for relation in program.relations:
         terms = []
         for link in relation.links:
             adjoints = _adjoints(relation, link, records)
-            terms.append([(records.dfs[link.name] * adjoint).sum(-1) for adjoint, _ in adjoints])
-            last = [first for _, first in adjoints]
+            terms.append([(records.dfs[link.name] * link.seen(adjoint)).sum(-1) for adjoint, _ in adjoints])
+            last = [link.seen(first) for _, first in adjoints]
             spread = last * len(relation.leaves) if len(last) == 1 else last
             back[link.name] = {leaf.name: first for leaf, first in zip(relation.leaves, spread, strict=True)}
-        dys[relation.name] = tuple(functools.reduce(jnp.add, column) for column in zip(*terms, strict=True))
+        past = records.signal.products.get(relation.name)
+        more = () if past is None else (past,)
+        dys[relation.name] = tuple(functools.reduce(jnp.add, (*column, *more)) for column in zip(*terms, strict=True))
     return Factors(records.xs, dys), back
 
 
 def _adjoints(relation: Relation, link: Link, records: DiagonalRecord) -> list[tuple[jax.Array, jax.Array]]:
-    """`g f c` and `g[1] D[1]^T c[1]`: one pair for all leaves without scale factors, else one for each leaf."""
-    diagonals, signal = records.diagonals[link.group.name], records.signal[link.group.name]
+    """`g f c` and `g[1] D[1]^T c[1] + l[1]`: one pair for all leaves without scale factors, else one for each leaf."""
+    diagonals, signal = records.diagonals[link.group.name], records.signal.new[link.group.name]
+    old = records.signal.old.get(link.group.name)
     if not records.gains:
-        return [_adjoint(diagonals, signal)]
+        return [_adjoint(diagonals, signal, old)]
     found = []
     for leaf in relation.leaves:
         gain, feed = records.gains[link.name][leaf.name], records.feeds[link.name][leaf.name]
-        adjoint, first = _adjoint(diagonals * _lifted(gain, diagonals), signal)
+        adjoint, first = _adjoint(diagonals * _lifted(gain, diagonals), signal, old)
         found.append((adjoint * _lifted(gain * feed, adjoint), first))
     return found
 
@@ -68,15 +71,16 @@ def _lifted(numbers: jax.Array, array: jax.Array) -> jax.Array:
     return numbers.reshape(-1, *(1 for _ in array.shape[1:]))
 
 
-def _adjoint(diagonals: jax.Array, signal: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`c[t] = L[t] + D[t+1]^T c[t+1]` for all `t`, and `D[1]^T c[1]`."""
+def _adjoint(diagonals: jax.Array, signal: jax.Array, old: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """`c[t] = L[t] + l[t+1] + D[t+1]^T c[t+1]` for all `t`, and `D[1]^T c[1] + l[1]`; without `old`, `l` is zero."""
 
-    def back(after: jax.Array, step: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        diagonal, own = step
+    def back(after: jax.Array, step: tuple[jax.Array, jax.Array, jax.Array | None]) -> tuple[jax.Array, jax.Array]:
+        diagonal, own, read = step
         adjoint = own + after
-        return apply_transposed(diagonal, adjoint), adjoint
+        before = apply_transposed(diagonal, adjoint)
+        return before if read is None else before + read, adjoint
 
-    first, adjoints = jax.lax.scan(back, jnp.zeros_like(signal[0]), (diagonals, signal), reverse=True)
+    first, adjoints = jax.lax.scan(back, jnp.zeros_like(signal[0]), (diagonals, signal, old), reverse=True)
     return adjoints, first
 
 
@@ -87,9 +91,9 @@ def linear_trace(
     products = {name: _products(diagonals) for name, diagonals in records.diagonals.items()}
     weights: Leaves = {}
     for relation, link in uses(program):
-        whole, later = products[link.group.name]
+        whole, later = (link.seen(product, tail=2) for product in products[link.group.name])
         x = None if relation.x is None else records.xs[relation.x.name]
-        new = outer(relation, params[relation.weight], x, apply_matrix(later, records.dfs[link.name]))
+        new = outer(relation, params, x, apply_matrix(later, records.dfs[link.name]))
         if trace_before is not None:
             old = trace_before.weights[link.name]
             new = {k.name: new[k.name] + propagated(relation, k, whole, old[k.name]) for k in relation.leaves}

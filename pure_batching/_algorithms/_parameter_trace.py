@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .._program import Program, Relation, Scattered, WeightLeaf
+from .._program import Params, Program, Relation, Scattered, WeightLeaf
 from .._reader.operations import call_of_places
-from .base import arrays_of, map_operation
+from .base import arrays_of, held_arrays, map_operation
 
 # By the name of the link, then by the name of the weight's leaf.
 Leaves = dict[str, dict[str, jax.Array]]
@@ -83,22 +83,22 @@ def beside(leaf: WeightLeaf, x: jax.Array) -> jax.Array:
     return x[None, :, None] if leaf.axes == (0,) else x[:, None, None]
 
 
-def outer(relation: Relation, weight: Any, x: jax.Array | None, values: jax.Array) -> dict[str, jax.Array]:
+def outer(relation: Relation, params: Params, x: jax.Array | None, values: jax.Array) -> dict[str, jax.Array]:
     """The sum over `K` of `values dy/dw`, by leaf: a trace.
 
     Args:
       relation: the use of the weight.
-      weight: its value.
+      params: trainable values by path.
       x: `[K, *x.shape]`, None for an element-wise weight.
       values: `[K, *y.shape, ns]`.
     """
-    arrays = arrays_of(relation, weight)
+    arrays, held = arrays_of(relation, params), held_arrays(relation, params)
 
     def one_state(column: jax.Array) -> list[jax.Array]:
-        _, pullback = jax.vjp(lambda *leaves: map_operation(relation, x, leaves, column.shape[0]), *arrays)
+        _, pullback = jax.vjp(lambda *leaves: map_operation(relation, x, (*leaves, *held), column.shape[0]), *arrays)
         pulled = pullback(column)
         return [
-            _place_by_place(relation, leaf, arrays, x, column) if relation.spread(leaf) else array
+            _place_by_place(relation, leaf, (*arrays, *held), x, column) if relation.spread(leaf) else array
             for leaf, array in zip(relation.leaves, pulled, strict=True)
         ]
 
@@ -107,7 +107,7 @@ def outer(relation: Relation, weight: Any, x: jax.Array | None, values: jax.Arra
 
 
 def _place_by_place(
-    relation: Relation, leaf: WeightLeaf, arrays: list[jax.Array], x: jax.Array | None, column: jax.Array
+    relation: Relation, leaf: WeightLeaf, arrays: tuple[jax.Array, ...], x: jax.Array | None, column: jax.Array
 ) -> jax.Array:
     """The sum over `K` of `column dy/dw`, of one state, for each place along the spread axes of `y`.
 

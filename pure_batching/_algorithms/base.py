@@ -9,12 +9,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .._program import Group, Jacobians, Params, Program, Relation
+from .._precision import in_float
+from .._program import Group, Jacobians, Params, Program, Relation, Signal
 from .._reader.operations import call
 
 Trace = Any
 Record = Any
-Signal = dict[str, jax.Array]
 Credit = Literal["trace", "window"]
 
 RULES = ("brainscale", "published")
@@ -66,6 +66,11 @@ class Algorithm(eqx.Module):
     def recomputes(self) -> bool:
         """With credit "window", whether a step is computed again on the way back instead of kept (`jax.checkpoint`)."""
 
+    @property
+    @abc.abstractmethod
+    def is_complete(self) -> bool:
+        """Whether the gradient of a step has the parts that reach the output past the new hidden states."""
+
     @abc.abstractmethod
     def init(self, program: Program) -> Trace:
         """The trace before the first step."""
@@ -81,7 +86,8 @@ class Algorithm(eqx.Module):
           params: trainable values by path.
           trace: the trace before the step.
           jacobians: the derivatives of the step.
-          signal: `dloss/dh` of each group, `[*varshape, ns]`. The record may depend on it, the trace must not.
+          signal: `dloss/dh` of each group, and what reaches the output past the new hidden states where the rule is
+            complete. The record may depend on it, the trace must not.
           count: the number of updates before this one, `[]`.
         """
 
@@ -113,7 +119,7 @@ class Algorithm(eqx.Module):
           program: the program of one sample.
           params: trainable values by path.
           trace: the trace of the hidden states that the signal belongs to.
-          signal: `dloss/dh` of each group, `[*varshape, ns]`.
+          signal: `dloss/dh` of each group.
           count: the number of updates that made the trace, `[]`.
         """
 
@@ -132,7 +138,34 @@ def credit_of(vjp: str) -> Credit:
     return "window" if vjp == "multi-step" else "trace"
 
 
-def own_signal(group: Group, jacobians: Jacobians, signal: jax.Array) -> jax.Array:
+def own_signals(program: Program, jacobians: Jacobians, signal: Signal) -> dict[str, jax.Array]:
+    """The signal of each state, `[*varshape, ns]` by group, without the paths through the other states of its group."""
+    return {group.name: _own_signal(group, jacobians, signal.new[group.name]) for group in program.groups}
+
+
+def past_hidden(
+    program: Program, jacobians: Jacobians, own: dict[str, jax.Array], signal: Signal
+) -> dict[str, jax.Array]:
+    """What the traces leave out of the gradient of a step, as `dloss/dy` by relation.
+
+    That is what reaches the output past every hidden state. A weight with another use that has no trace gets the whole
+    gradient of the step besides, in which what the traces give within this step must not count again.
+
+    Args:
+      program: the program of one sample.
+      jacobians: the derivatives of the step.
+      own: see `own_signals`.
+      signal: of the step.
+    """
+    found = dict(signal.products)
+    for relation in program.relations:
+        if relation.weight in program.direct:
+            terms = [(jacobians.dfs[k.name] * k.seen(own[k.group.name])).sum(-1) for k in relation.links]
+            found[relation.name] = -sum(terms[1:], terms[0])
+    return {relation.name: found[relation.name] for relation in program.relations if relation.name in found}
+
+
+def _own_signal(group: Group, jacobians: Jacobians, signal: jax.Array) -> jax.Array:
     """The signal of each state without the paths through the other states of its group: `L'` with `M^T L' = L`.
 
     `M = dh/dperturbation` of the group (`Jacobians.within`). A state that feeds another one within the step would
@@ -176,7 +209,7 @@ def contract(program: Program, params: Params, parts: tuple[Factors, ...]) -> Pa
         for relation in program.relations:
             if relation.name in factors.dys:
                 x = None if relation.x is None else factors.xs[relation.x.name]
-                gradient = _weight_gradient(relation, params[relation.weight], x, factors.dys[relation.name])
+                gradient = _weight_gradient(relation, params, x, factors.dys[relation.name])
                 gradients = add_gradients({relation.weight: gradient}, gradients)
     return gradients
 
@@ -190,21 +223,30 @@ def add_gradients(*parts: Params) -> Params:
     return total
 
 
-def _weight_gradient(relation: Relation, weight: Any, x: jax.Array | None, dys: tuple[jax.Array, ...]) -> Any:
+def _weight_gradient(relation: Relation, params: Params, x: jax.Array | None, dys: tuple[jax.Array, ...]) -> Any:
     """The pullback of the operation mapped over `N`: for a product with a matrix, one product of matrices."""
-    leaves, treedef = arrays_of(relation, weight), jax.tree.structure(weight)
-    _, pullback = jax.vjp(lambda *values: map_operation(relation, x, values, dys[0].shape[0]), *leaves)
+    leaves, treedef = arrays_of(relation, params), jax.tree.structure(params[relation.weight])
+    held = held_arrays(relation, params)
+    _, pullback = jax.vjp(lambda *values: map_operation(relation, x, (*values, *held), dys[0].shape[0]), *leaves)
     if len(dys) == 1:
         return jax.tree.unflatten(treedef, pullback(dys[0]))
     return jax.tree.unflatten(treedef, [pullback(dy)[i] for i, dy in enumerate(dys)])
 
 
-def arrays_of(relation: Relation, weight: Any) -> list[jax.Array]:
-    """The arrays of a weight, in the dtype of traces."""
-    return [array.astype(leaf.spec.dtype) for array, leaf in zip(jax.tree.leaves(weight), relation.leaves, strict=True)]
+def arrays_of(relation: Relation, params: Params) -> list[jax.Array]:
+    """The arrays of a relation's weight, in the dtype of traces."""
+    pairs = zip(jax.tree.leaves(params[relation.weight]), relation.leaves, strict=True)
+    return [array.astype(leaf.spec.dtype) for array, leaf in pairs]
 
 
-def map_operation(relation: Relation, x: jax.Array | None, leaves: Any, size: int) -> jax.Array:
-    """The operation on `size` inputs `[size, *x.shape]` with the same weight."""
-    axes = (None if x is None else 0, *(None for _ in leaves))
-    return jax.vmap(partial(call, relation.op), in_axes=axes, axis_size=size)(x, *leaves)
+def held_arrays(relation: Relation, params: Params) -> list[jax.Array]:
+    """The arrays of the other weights that the operation reads, in the dtype of traces."""
+    dtype = relation.leaves[0].spec.dtype
+    arrays = jax.tree.leaves([params[path] for path in relation.held])
+    return [array.astype(in_float(array.dtype, dtype)) for array in arrays]
+
+
+def map_operation(relation: Relation, x: jax.Array | None, arrays: Any, size: int) -> jax.Array:
+    """The operation on `size` inputs `[size, *x.shape]` with the same weights."""
+    axes = (None if x is None else 0, *(None for _ in arrays))
+    return jax.vmap(partial(call, relation.op), in_axes=axes, axis_size=size)(x, *arrays)

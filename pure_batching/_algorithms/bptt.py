@@ -4,9 +4,9 @@ import equinox as eqx
 import jax
 
 from .._options import check_choice
-from .._program import Jacobians, Params, Program, Relation
+from .._program import Jacobians, Params, Program, Relation, Signal
 from ..errors import AlgorithmError
-from .base import Algorithm, Credit, Parts, Signal
+from .base import Algorithm, Credit, Parts
 
 
 class BPTT(Algorithm):
@@ -32,6 +32,11 @@ class BPTT(Algorithm):
     def credit(self) -> Credit:
         """Always by backpropagation."""
         return "window"
+
+    @property
+    def is_complete(self) -> bool:
+        """Yes, within a window."""
+        return True
 
     @property
     def recomputes(self) -> bool:

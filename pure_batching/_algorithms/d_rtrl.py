@@ -1,13 +1,11 @@
 """D_RTRL: a trace of the shape of each weight, which follows the diagonal of the hidden Jacobian."""
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 
 from .._options import check_choice
-from .._program import Jacobians, Params, Program, Relation
+from .._program import Jacobians, Params, Program, Relation, Signal
 from ..errors import AlgorithmError
 from ._diagonal_window import DiagonalRecord, factors_and_adjoint, linear_trace, uses
 from ._parameter_trace import (
@@ -27,10 +25,10 @@ from .base import (
     Algorithm,
     Credit,
     Parts,
-    Signal,
     add_gradients,
     credit_of,
-    own_signal,
+    own_signals,
+    past_hidden,
 )
 
 
@@ -49,8 +47,15 @@ class D_RTRL(Algorithm):
         c[t] = L[t] + D[t+1]^T c[t+1],   c[K] = L[K]
         grad = sum_t x[t] (x) sum_s df[t, s] c[t, s] + sum_s eps[0, s] (D[1]^T c[1])[s]
 
-    The rule of brainscale 0.1.0 divides by the largest magnitude, where it exceeds 1: first the new term, then the
-    whole trace. It does so for each sample, and for each array of a weight and each hidden group alone:
+    The published rule is complete: it adds what the loss of a step depends on past the new hidden states, the products
+    `y` of weights and old states, with `K = dloss/dy` and `l = dloss/dh[t-1]` at fixed `h[t]`:
+
+        grad[t] = sum_s L[t, s] eps[t, s] + sum_s l[t, s] eps[t-1, s] + x[t] (x) K[t]
+
+    In a window, `c[t] = L[t] + l[t+1] + D[t+1]^T c[t+1]` then.
+
+    The rule of brainscale 0.1.0 leaves both out. It divides by the largest magnitude, where it exceeds 1: first the new
+    term, then the whole trace. It does so for each sample, and for each array of a weight and each hidden group alone:
 
         f[t]    = 1 / max(1, max |x[t] (x) df[t]|)
         g[t]    = 1 / max(1, max |D[t] eps[t-1] + f[t] x[t] (x) df[t]|)
@@ -97,6 +102,11 @@ class D_RTRL(Algorithm):
         return credit_of(self.vjp)
 
     @property
+    def is_complete(self) -> bool:
+        """With the published rule."""
+        return self.rule == "published"
+
+    @property
     def recomputes(self) -> bool:
         """No: the steps of a window are kept."""
         return False
@@ -122,8 +132,9 @@ class D_RTRL(Algorithm):
         if self.normalises:
             trace, feeds = _normalised_step(program, params, trace, jacobians)
             return trace, record._replace(feeds=feeds, gains=jax.tree.map(lambda scale: 1 / scale, trace.scales))
-        own = {group.name: own_signal(group, jacobians, signal[group.name]) for group in program.groups}
-        return trace, record._replace(signal=own)
+        own = own_signals(program, jacobians, signal)
+        past = past_hidden(program, jacobians, own, signal)
+        return trace, record._replace(signal=Signal(own, signal.old, past))
 
     def window_trace(
         self,
@@ -148,7 +159,7 @@ class D_RTRL(Algorithm):
     ) -> Parts:
         """The contraction of the trace with the signal."""
         del count
-        each = {k.name: {leaf.name: signal[k.group.name] for leaf in r.leaves} for r, k in uses(program)}
+        each = {k.name: {leaf.name: k.seen(signal.new[k.group.name]) for leaf in r.leaves} for r, k in uses(program)}
         return Parts((), _dense(program, params, trace, each))
 
     def traces_of(self, relation: Relation, trace: ParameterTrace) -> dict[str, jax.Array]:
@@ -172,24 +183,24 @@ def _normalised_step(
     feeds: Leaves = {}
     for relation, link in uses(program):
         x = None if relation.x is None else jacobians.xs[relation.x.name]
-        added, largest = _instantaneous(relation, params[relation.weight], x, jacobians.dfs[link.name])
+        added, largest = _instantaneous(relation, params, x, jacobians.dfs[link.name])
         feeds[link.name] = {name: 1 / number for name, number in largest.items()}
         weights[link.name] = {}
         for leaf in relation.leaves:
-            matrix = jacobians.diagonals[link.group.name] / trace.scales[link.name][leaf.name]
+            matrix = link.seen(jacobians.diagonals[link.group.name], tail=2) / trace.scales[link.name][leaf.name]
             carried = propagated(relation, leaf, matrix, trace.weights[link.name][leaf.name])
             weights[link.name][leaf.name] = carried + feeds[link.name][leaf.name] * added[leaf.name]
     return ParameterTrace(weights, jax.tree.map(_largest, weights)), feeds
 
 
 def _instantaneous(
-    relation: Relation, weight: Any, x: jax.Array | None, df: jax.Array
+    relation: Relation, params: Params, x: jax.Array | None, df: jax.Array
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     """`x (x) df` of one step, and the divisor `1/f`, by leaf.
 
     The largest entry of an outer product is the product of two largest entries, so that a matrix is not read for it.
     """
-    added = outer(relation, weight, None if x is None else x[None], df[None])
+    added = outer(relation, params, None if x is None else x[None], df[None])
     largest = {name: _largest(term) for name, term in added.items()}
     for leaf in relation.leaves:
         if x is not None and is_outer_product(leaf, x):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._options import check_choice, is_count
-from .._program import Jacobians, Params, Program, Relation
+from .._program import Jacobians, Params, Program, Relation, Signal
 from ..errors import AlgorithmError
 from .base import (
     RULES,
@@ -18,10 +18,10 @@ from .base import (
     Credit,
     Factors,
     Parts,
-    Signal,
     apply_matrix,
     credit_of,
-    own_signal,
+    own_signals,
+    past_hidden,
 )
 
 # BrainScale stops correcting the bias after so many steps.
@@ -47,7 +47,12 @@ class ES_D_RTRL(Algorithm):
         eps_df[t] = decay D[t] eps_df[t-1] + (1 - decay) df[t]
         grad[t]   = eps_x[t] (x) sum_s eps_df[t, s] L[t, s] / c[n]
 
-    with `D = dh[t]/dh[t-1]` (diagonal), `df = dh/dy`, `L = dloss/dh` and the bias correction `c`.
+    with `D = dh[t]/dh[t-1]` (diagonal), `df = dh/dy`, `L = dloss/dh` and the bias correction `c`. The published rule is
+    complete: it adds what the loss of a step depends on past the new hidden states, the products `y` of weights and old
+    states, with `K = dloss/dy` and `l = dloss/dh[t-1]` at fixed `h[t]`:
+
+        eps_x[t-1] (x) sum_s eps_df[t-1, s] l[t, s] / c[n-1] + x[t] (x) K[t]
+
     Source: Wang et al., "BrainScale: Enabling Scalable Online Learning in Spiking Neural Networks" (2024),
     doi:10.1101/2024.09.24.614728, and brainscale 0.1.0, `IODimVjpAlgorithm`.
 
@@ -103,13 +108,18 @@ class ES_D_RTRL(Algorithm):
         """Zeros."""
         return InputOutputTrace(
             {name: jnp.zeros(x.spec.shape, x.spec.dtype) for name, x in program.weight_inputs().items()},
-            {link.name: jnp.zeros(link.group.shape, link.group.dtype) for link in program.links()},
+            {link.name: jnp.zeros(link.shape, link.group.dtype) for link in program.links()},
         )
 
     @property
     def credit(self) -> Credit:
         """By backpropagation inside the window with `vjp="multi-step"`, else by the trace."""
         return credit_of(self.vjp)
+
+    @property
+    def is_complete(self) -> bool:
+        """With the published rule."""
+        return self.rule == "published"
 
     @property
     def recomputes(self) -> bool:
@@ -124,17 +134,23 @@ class ES_D_RTRL(Algorithm):
         jacobians: Jacobians,
         signal: Signal,
         count: jax.Array,
-    ) -> tuple[InputOutputTrace, Factors]:
+    ) -> tuple[InputOutputTrace, tuple[Factors, ...]]:
         """The recursions and the gradient of the class's docstring."""
         del params
         decay, dfs = self.decay, {}
         for link in program.links():
-            carried = apply_matrix(jacobians.diagonals[link.group.name], trace.dfs[link.name])
+            diagonal = link.seen(jacobians.diagonals[link.group.name], tail=2)
+            carried = apply_matrix(diagonal, trace.dfs[link.name])
             dfs[link.name] = decay * carried + (1 - decay) * jacobians.dfs[link.name]
         new = InputOutputTrace({name: decay * eps + jacobians.xs[name] for name, eps in trace.xs.items()}, dfs)
-        if self.rule == "published":
-            signal = {group.name: own_signal(group, jacobians, signal[group.name]) for group in program.groups}
-        return new, self._factors(program, new, signal, count)
+        if not self.is_complete:
+            return new, (self._factors(program, new, signal.new, count),)
+        own = own_signals(program, jacobians, signal)
+        past = past_hidden(program, jacobians, own, signal)
+        of_new = self._factors(program, new, own, count)
+        of_old = self._factors(program, trace, signal.old, jnp.maximum(count - 1, 0))
+        of_products = Factors(jacobians.xs, {name: (dy,) for name, dy in past.items()})
+        return new, tuple(part for part in (of_new, of_old, of_products) if part.dys)
 
     def window_trace(
         self,
@@ -142,38 +158,42 @@ class ES_D_RTRL(Algorithm):
         params: Params,
         trace_before: InputOutputTrace | None,
         trace_after: InputOutputTrace,
-        records: Factors,
+        records: tuple[Factors, ...],
     ) -> InputOutputTrace:
         """The trace of the last step."""
         del program, params, trace_before, records
         return trace_after
 
     def window_gradient(
-        self, program: Program, params: Params, trace_before: InputOutputTrace | None, records: Factors
+        self, program: Program, params: Params, trace_before: InputOutputTrace | None, records: tuple[Factors, ...]
     ) -> Parts:
         """The records of the steps, which are the factors already."""
         del program, params, trace_before
-        return Parts((records,), {})
+        return Parts(records, {})
 
     def gradient_of_trace(
         self, program: Program, params: Params, trace: InputOutputTrace, signal: Signal, count: jax.Array
     ) -> Parts:
         """The factors of one step with this trace."""
         del params
-        return Parts((self._factors(program, trace, signal, count),), {})
+        return Parts((self._factors(program, trace, signal.new, count),), {})
 
     def traces_of(self, relation: Relation, trace: InputOutputTrace) -> dict[str, jax.Array]:
         """The trace of the input, and one of the output for each hidden group."""
         inputs = {} if relation.x is None else {"x": trace.xs[relation.x.name]}
         return inputs | {f"df of {link.group.name}": trace.dfs[link.name] for link in relation.links}
 
-    def _factors(self, program: Program, trace: InputOutputTrace, signal: Signal, count: jax.Array) -> Factors:
-        """The input traces, and `dy = sum_s eps_df L / c` of each relation."""
+    def _factors(
+        self, program: Program, trace: InputOutputTrace, signal: dict[str, jax.Array], count: jax.Array
+    ) -> Factors:
+        """The input traces, and `dy = sum_s eps_df L / c` of each relation that reaches a group with a signal."""
         correction, dys = self._correction(count), {}
         for relation in program.relations:
-            terms = [(trace.dfs[link.name] * signal[link.group.name]).sum(-1) for link in relation.links]
-            dy = sum(terms[1:], terms[0])
-            dys[relation.name] = (dy / correction.astype(dy.dtype),)
+            links = [link for link in relation.links if link.group.name in signal]
+            terms = [(trace.dfs[link.name] * link.seen(signal[link.group.name])).sum(-1) for link in links]
+            if terms:
+                dy = sum(terms[1:], terms[0])
+                dys[relation.name] = (dy / correction.astype(dy.dtype),)
         return Factors(trace.xs, dys)
 
     def _correction(self, count: jax.Array) -> jax.Array:

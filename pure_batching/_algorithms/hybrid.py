@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 
-from .._program import Jacobians, Params, Program, Relation
+from .._program import Jacobians, Params, Program, Relation, Signal
 from ._diagonal_window import DiagonalRecord
 from ._parameter_trace import ParameterTrace, shape_of
-from .base import Algorithm, Credit, Factors, Parts, Signal, add_gradients, credit_of
+from .base import Algorithm, Credit, Factors, Parts, add_gradients, credit_of
 from .d_rtrl import D_RTRL
 from .es_d_rtrl import ES_D_RTRL, InputOutputTrace
 
@@ -56,6 +56,11 @@ class Hybrid(Algorithm):
         return credit_of(self.vjp)
 
     @property
+    def is_complete(self) -> bool:
+        """With the published rule."""
+        return self.rule == "published"
+
+    @property
     def recomputes(self) -> bool:
         """No: the steps of a window are kept."""
         return False
@@ -82,7 +87,7 @@ class Hybrid(Algorithm):
         jacobians: Jacobians,
         signal: Signal,
         count: jax.Array,
-    ) -> tuple[HybridTrace, tuple[Factors, DiagonalRecord]]:
+    ) -> tuple[HybridTrace, tuple[tuple[Factors, ...], DiagonalRecord]]:
         """One step of each algorithm on its own uses."""
         (es, io), (d, full) = self._parts(program)
         inputs, factors = es.step(io, params, trace.by_input_output, jacobians, signal, count)
@@ -95,7 +100,7 @@ class Hybrid(Algorithm):
         params: Params,
         trace_before: HybridTrace | None,
         trace_after: HybridTrace,
-        records: tuple[Factors, DiagonalRecord],
+        records: tuple[tuple[Factors, ...], DiagonalRecord],
     ) -> HybridTrace:
         """The trace of each algorithm."""
         (es, io), (d, full) = self._parts(program)
@@ -108,7 +113,7 @@ class Hybrid(Algorithm):
         program: Program,
         params: Params,
         trace_before: HybridTrace | None,
-        records: tuple[Factors, DiagonalRecord],
+        records: tuple[tuple[Factors, ...], DiagonalRecord],
     ) -> Parts:
         """The gradient of the window by each algorithm."""
         (es, io), (d, full) = self._parts(program)

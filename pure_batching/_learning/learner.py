@@ -1,7 +1,6 @@
 """Learner: a source with a learning rule and a strategy, and pure functions of explicit arrays."""
 
 import copy
-from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -106,14 +105,14 @@ class Learner(eqx.Module):
             run = compiled(self, Learner.fresh, axes=SampleAxes((None,), Carry.sample_axes()))
             return run(jax.random.key(0) if key is None else check_key(key))
 
-    def step(self, params: Params, carry: Carry, *inputs: Tree) -> tuple[Carry, Tree]:
+    def step(self, params: Tree, carry: Carry, *inputs: Tree) -> tuple[Carry, Tree]:
         """Run one step.
 
         `jax.grad` through it with respect to `params` gives the online gradient of this step, and with respect to
         `inputs` the ordinary one. No gradient flows through the carry.
 
         Args:
-          params: trainable values by path.
+          params: trainable values, as `pb.capture` or `pb.capture_function` returned them.
           carry: the carry that the last step returned, or `init()`.
           inputs: the module's arguments, `[...]` or `[B, ...]`.
 
@@ -175,20 +174,14 @@ class Learner(eqx.Module):
 
     def zero_perturbation(self) -> Perturbation:
         """A perturbation of zeros for all samples."""
-        zeros = self.program.zero_perturbation()
-        return {path: jnp.zeros((*self.lead, *zero.shape), zero.dtype) for path, zero in zeros.items()}
+        is_complete = self.algorithm.is_complete and self.algorithm.credit == "trace"
+        zeros = self.program.zero_perturbation(is_complete=is_complete)
+        return jax.tree.map(lambda zero: jnp.zeros((*self.lead, *zero.shape), zero.dtype), zeros)
 
-    def check_params(self, params: Params) -> Params:
-        """`params` in the captured units and dtypes."""
-        if not isinstance(params, Mapping):
-            raise StructureError(
-                "params",
-                got=type(params).__name__,
-                expected="{path: value}",
-                repair="pb.capture returns a learner and its params; pass the second.",
-            )
+    def check_params(self, params: Tree) -> Params:
+        """`params` by path, in the captured units and dtypes."""
         try:
-            return conform(params if isinstance(params, dict) else dict(params), self.program.params, "params")
+            return self.source.checked_params(params)
         except ShapeError as error:
             repair = "Pass the params that capture() returned with this learner."
             raise ShapeError(error.where, got=error.got, expected=error.expected, repair=repair) from error

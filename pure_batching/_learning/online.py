@@ -4,8 +4,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from .._algorithms.base import Signal, Trace, add_gradients
-from .._program import Params, Perturbation, States, Step
+from .._algorithms.base import Trace, add_gradients
+from .._program import Params, Perturbation, Signal, States, Step
 from .._tree import Tree
 from .carry import Carry
 from .lives import continued, credited
@@ -83,7 +83,13 @@ def _signal(task: Task, params: Params, carry: Carry, data: StepData) -> tuple[S
     (of_direct, of_hidden), (done, losses) = gradient(direct, learner.zero_perturbation())
     if task.per_sample and direct and learner.batch_size is not None:
         of_direct = _direct_of_each_sample(task, params, carry, data)
-    return done, of_direct, learner.program.signal(blanked(of_hidden, data.mask)), losses
+    return done, of_direct, learner.program.signal(_counted(of_hidden, data)), losses
+
+
+def _counted(of_hidden: Perturbation, data: StepData) -> Perturbation:
+    """The learning signals of steps that count; what a sample was before a reset is no part of its new life."""
+    counted = blanked(of_hidden, data.mask)
+    return counted if data.reset is None else counted._replace(old=blanked(counted.old, ~data.reset))
 
 
 def _direct_of_each_sample(task: Task, params: Params, carry: Carry, data: StepData) -> Params:

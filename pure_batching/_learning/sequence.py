@@ -75,7 +75,8 @@ class GradFn(SequenceFn[tuple[Params, Aux]]):
         axes = SampleAxes(arguments_axes(), (of_gradient, Aux.sample_axes()))
         loss, arrays = SplitLoss.of(self.loss)
         run = compiled(self.learner, run_sequence, loss, self.reduction, self.window, self.outputs, axes=axes)
-        return run(arrays, params, carry, steps, key)
+        gradients, aux = run(arrays, params, carry, steps, key)
+        return self.learner.source.as_given(gradients), aux
 
 
 def sequence_grad(
@@ -148,7 +149,8 @@ def _kept_specs(learner: Learner) -> tuple[Tree, Tree]:
     program, algorithm = learner.program, learner.algorithm
 
     def kept(params: Params, jacobians: Jacobians) -> tuple[Tree, Tree]:
-        signal, trace = program.signal(program.zero_perturbation()), algorithm.init(program)
+        zero = program.zero_perturbation(is_complete=algorithm.is_complete)
+        signal, trace = program.signal(zero), algorithm.init(program)
         _, record = algorithm.step(program, params, trace, jacobians, signal, jnp.zeros((), jnp.int32))
         parts = algorithm.window_gradient(program, params, trace, jax.tree.map(lambda x: x[None], record))
         made = [factors.dys for factors in parts.factors]

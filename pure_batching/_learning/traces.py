@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import chex
 import jax
 
-from .._algorithms.base import Parts, Signal, Trace, add_gradients, contract
-from .._program import Jacobians, Params
+from .._algorithms.base import Parts, Trace, add_gradients, contract
+from .._program import Jacobians, Params, Perturbation, Signal
 from .once import first_derivative
 from .sums import accumulating_part
 
@@ -96,7 +96,8 @@ def trace_gradient(learner: "Learner", params: Params, trace: Any, of_hidden: An
       of_hidden: the loss's gradient with respect to these hidden states, by path.
       count: the number of updates that made the trace.
     """
-    signal = learner.program.signal({path: jax.tree.leaves(value)[0] for path, value in of_hidden.items()})
+    hidden = {path: jax.tree.leaves(value)[0] for path, value in of_hidden.items()}
+    signal = learner.program.signal(Perturbation(hidden, {}, {}))
 
     def gradient(params: Params, *own: Any) -> Any:
         return learner.algorithm.gradient_of_trace(learner.program, params, *own)

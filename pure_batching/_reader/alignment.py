@@ -45,12 +45,14 @@ def stretched(axes: Axes, old: Sequence[int], new: Sequence[int]) -> Axes:
 
 
 def is_product(jaxpr: Jaxpr, x: Var, leaf: Var) -> bool:
-    """Whether the output is `x @ leaf`, for a vector and a matrix, plus what does not depend on the leaf."""
+    """Whether the output is `x @ leaf` or `leaf @ x`, of a vector and a matrix, plus terms without the leaf."""
     readers = [eqn for eqn in jaxpr.eqns if leaf in eqn.invars]
-    if len(readers) != 1 or readers[0].primitive.name != "dot_general" or list(readers[0].invars) != [x, leaf]:
+    if len(readers) != 1 or readers[0].primitive.name != "dot_general":
         return False
-    dimensions = (((0,), (0,)), ((), ()))
-    found, var = readers[0].params["dimension_numbers"] == dimensions, readers[0].outvars[0]
+    products: Any = {(x, leaf): ((0,), (0,)), (leaf, x): ((1,), (0,))}
+    contracted, batched = readers[0].params["dimension_numbers"]
+    found = products.get((readers[0].invars[0], readers[0].invars[1])) == contracted and batched == ((), ())
+    var = readers[0].outvars[0]
     for eqn in jaxpr.eqns:
         if var in eqn.invars:
             is_one_term = eqn.primitive.name == "add" and list(eqn.invars).count(var) == 1

@@ -8,13 +8,19 @@ import jax
 
 from .._program import Params, Perturbation, States, Step
 from .._tree import Tree, strong
+from .bypass import BoundBypass
 from .jacobians import Parts, jacobians
 from .jaxprs import ClosedJaxpr, Var, evaluate, program
 from .step import FlatStep
 
 
 def executable(
-    step: FlatStep, params: Params, states: States, temporaries: Sequence[Var], parts: Parts
+    step: FlatStep,
+    params: Params,
+    states: States,
+    temporaries: Sequence[Var],
+    parts: Parts,
+    past: BoundBypass | None,
 ) -> Callable[[Params, States, tuple[Tree, ...], Perturbation], Step]:
     """`(params, states, inputs, perturbation) -> Step`, which keeps the equations and specifications alone."""
     whole = _with_temporaries(step.closed, temporaries)
@@ -25,8 +31,14 @@ def executable(
 
     def execute(params: Params, states: States, inputs: tuple[Tree, ...], perturbation: Perturbation) -> Step:
         values = {**params, **states.hidden, **states.other, **states.keys, **states.shared}
-        arrays = jax.tree.leaves((inputs, [values[path] for path in order], [perturbation[p] for p in perturbed]))
-        result, left = _take(output, evaluate(whole, *arrays))
+        added = [perturbation.hidden[path] for path in perturbed]
+        results = evaluate(whole, *jax.tree.leaves((inputs, [values[path] for path in order], added)))
+        if past is not None and (perturbation.old or perturbation.products):
+            extra = {**perturbation.old, **perturbation.products}
+            results = past.attached(
+                results, [extra[name] for name in past.names], results[len(results) - len(temporaries) :]
+            )
+        result, left = _take(output, results)
         new = {}
         for path in order:
             new[path], left = _take(specs[path], left)

@@ -34,7 +34,7 @@ def jacobians(parts: Parts, temporaries: Arrays) -> Jacobians:
     """The derivatives of a step at the values of its temporaries."""
     return Jacobians(
         xs={name: temporaries[i].astype(spec.dtype) for name, (i, spec) in parts.xs.items()},
-        dfs={link.name: _df(link.group, piece, temporaries) for link, piece in parts.to_hidden},
+        dfs={link.name: _df(link, piece, temporaries) for link, piece in parts.to_hidden},
         diagonals={group.name: _diagonal(group, piece, temporaries) for group, piece in parts.transitions},
         within={group.name: _diagonal(group, piece, temporaries) for group, piece in parts.within},
     )
@@ -42,25 +42,31 @@ def jacobians(parts: Parts, temporaries: Arrays) -> Jacobians:
 
 def specs_of(parts: Parts) -> Jacobians:
     """The specifications of what `jacobians` returns."""
-
-    def spec(group: Group, *more: int) -> Any:
-        return jax.ShapeDtypeStruct((*group.shape, *more), group.dtype)
-
     return Jacobians(
         xs={name: cast("Any", x) for name, (_, x) in parts.xs.items()},
-        dfs={link.name: spec(link.group) for link, _ in parts.to_hidden},
-        diagonals={group.name: spec(group, group.num_states) for group, _ in parts.transitions},
-        within={group.name: spec(group, group.num_states) for group, _ in parts.within},
+        dfs={link.name: _spec(link.shape, link.group) for link, _ in parts.to_hidden},
+        diagonals={group.name: _spec_of_diagonal(group) for group, _ in parts.transitions},
+        within={group.name: _spec_of_diagonal(group) for group, _ in parts.within},
     )
 
 
-def _df(group: Group, piece: Slice, temporaries: Arrays) -> jax.Array:
+def _spec(shape: tuple[int, ...], group: Group) -> Any:
+    return jax.ShapeDtypeStruct(shape, group.dtype)
+
+
+def _spec_of_diagonal(group: Group) -> Any:
+    return _spec((*group.shape, group.num_states), group)
+
+
+def _df(link: Link, piece: Slice, temporaries: Arrays) -> jax.Array:
     """`dh/dy` times a vector of ones: exact where `y -> h` is element-wise."""
     fun, (y,) = piece.at(temporaries)
 
     def states(value: jax.Array) -> jax.Array:
-        return group.join(fun(value))
+        return link.group.join(fun(value))
 
+    if link.places is not None:
+        return _of_each_element(states, y)
     forward = _forward_by_transposition if holds(piece.jaxpr.jaxpr, _WITHOUT_JVP) else _forward
     return forward(states, y)
 
@@ -76,10 +82,21 @@ def _forward_by_transposition(fun: Callable[[jax.Array], jax.Array], y: jax.Arra
     return forward
 
 
+def _of_each_element(states: Callable[[jax.Array], jax.Array], y: jax.Array) -> jax.Array:
+    """`dh/dy` of the one hidden element that each element of `y` reaches, `[..., *y.shape, ns]`."""
+    new, pullback = jax.vjp(states, y)
+    rows = _rows(new)
+    return jax.vmap(lambda row: pullback(row)[0], in_axes=-2, out_axes=-1)(rows).astype(new.dtype)
+
+
+def _rows(new: jax.Array) -> jax.Array:
+    """For each state of a group, ones at its elements: `[..., *varshape, i, ns]`."""
+    ns = new.shape[-1]
+    return jnp.broadcast_to(jnp.eye(ns, dtype=new.dtype), (*new.shape, ns))
+
+
 def _diagonal(group: Group, piece: Slice, temporaries: Arrays) -> jax.Array:
     """`dnew[i]/dold[j]`, `[..., *varshape, i, j]`: products with ones, exact where elements do not mix."""
     fun, old = piece.at(temporaries)
     new, pullback = jax.vjp(lambda joined: group.join(fun(*group.part(joined))), group.join(old))
-    ns = group.num_states
-    rows = jnp.broadcast_to(jnp.eye(ns, dtype=new.dtype), (*new.shape, ns))
-    return jax.vmap(lambda row: pullback(row)[0], in_axes=-2, out_axes=-2)(rows)
+    return jax.vmap(lambda row: pullback(row)[0], in_axes=-2, out_axes=-2)(_rows(new))

@@ -10,6 +10,15 @@ from .jaxprs import ClosedJaxpr, JaxprEqn
 class Marks(abc.ABC):
     """Which equations of a step use a weight in a way that a trace can follow, as a package marks them."""
 
+    @property
+    @abc.abstractmethod
+    def are_shared(self) -> bool:
+        """Whether a use may read several weights, and its result may be split or arranged in another way."""
+
+    @abc.abstractmethod
+    def is_additive(self, eqn: JaxprEqn) -> bool:
+        """Whether the derivative of a use with respect to the weight does not depend on its input."""
+
     @abc.abstractmethod
     def is_use(self, eqn: JaxprEqn) -> bool:
         """Whether an equation is a marked use of a weight."""

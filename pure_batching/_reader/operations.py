@@ -5,44 +5,69 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .._precision import in_float
 from .._program import Operation, WeightLeaf
 from .alignment import aligned_axes, is_product, stretched
 from .flat import flat
-from .jaxprs import ClosedJaxpr, Jaxpr, JaxprEqn, Var, evaluate, program
+from .jaxprs import ClosedJaxpr, Jaxpr, JaxprEqn, Var, evaluate, inner, program
 from .pieces import spec_of_var
 from .widened import widened
 from .written_out import by_patches, written_out
 
 
 def operation_of(
-    eqn: JaxprEqn, x: Var | None, arrays: Sequence[Var], shape: tuple[int, ...], derivative: Any, dtype: Any
+    eqn: JaxprEqn,
+    x: Var | None,
+    arrays: Sequence[Var],
+    held: Sequence[Var],
+    shape: tuple[int, ...],
+    derivative: Any,
+    dtype: Any,
 ) -> Operation:
     """The operation of an equation that uses a weight.
 
     Args:
       eqn: the equation.
-      x: the variable of its input, None for an element-wise weight.
+      x: the variable of its input, None for an element-wise weight, and where the derivative does not depend on it.
       arrays: the variables of the weight's arrays.
+      held: the variables of other weights' arrays.
       shape: of the hidden states that the result reaches.
       derivative: see `Operation`.
       dtype: of traces.
     """
-    given = [*([] if x is None else [x]), *arrays]
-    opened = flat(ClosedJaxpr(program((), given, eqn.outvars, [eqn]), ()))
+    given = [*([] if x is None else [x]), *arrays, *held]
+    opened = flat(_at_zero(eqn, given))
     equations, of_places = (
         widened(flat(ClosedJaxpr(form(opened.jaxpr), opened.consts)), dtype) for form in (written_out, by_patches)
     )
     return Operation(equations, of_places, shape, None if derivative is None else widened(derivative, dtype))
 
 
+def _at_zero(eqn: JaxprEqn, given: Sequence[Var]) -> ClosedJaxpr:
+    """An equation as a function of some of its variables, where the others are zero."""
+    others = list(dict.fromkeys(var for var in eqn.invars if isinstance(var, Var) and var not in set(given)))
+    whole = ClosedJaxpr(program((), [*others, *given], eqn.outvars, [eqn]), ())
+    if not others:
+        return whole
+    zeros = [np.zeros(spec_of_var(var).shape, spec_of_var(var).dtype) for var in others]
+    made = jax.make_jaxpr(lambda *values: evaluate(whole, *zeros, *values))(*map(spec_of_var, given))
+    return ClosedJaxpr(*inner(made))
+
+
 def leaves_of(
-    operation: Operation, names: Sequence[str], arrays: Sequence[Var], y: Var, dtype: Any
+    operation: Operation,
+    x: Var | None,
+    names: Sequence[str],
+    arrays: Sequence[Var],
+    y: Var,
+    dtype: Any,
 ) -> tuple[WeightLeaf, ...]:
     """The arrays of a weight, and which elements of the output each of their elements reaches."""
     jaxpr: Jaxpr = operation.jaxpr.jaxpr
-    inputs, inside = jaxpr.invars[: -len(arrays)], jaxpr.invars[-len(arrays) :]
+    first = 0 if x is None else 1
+    inputs, inside = jaxpr.invars[:first], jaxpr.invars[first : first + len(arrays)]
     own = tuple(spec_of_var(y).shape)
     is_whole = own == operation.shape
     leaves = []

@@ -7,19 +7,20 @@ from typing import Any, NamedTuple
 import jax
 
 from .._precision import common_float, in_float
-from .._program import Group, Link, Params, Program, Relation, Use, Way, WeightInput
+from .._program import Group, Link, Params, Perturbation, Program, Relation, Use, Way, WeightInput
 from .._tree import named_leaves
 from ..errors import CaptureError
+from .bypass import Bypass, found_bypass
 from .executing import executable
 from .hidden import FoundGroup, flattened, found_groups
 from .jacobians import Parts, specs_of
 from .jaxprs import Var
 from .lines import place
 from .operations import leaves_of, operation_of
-from .pieces import Piece, cut_piece, order_of, reachable, spec_of_var
+from .pieces import Piece, cut_piece, order_of, reachable, reads, spec_of_var
 from .states import split_states, with_duties_of
 from .step import FlatStep, TracedStep
-from .uses import FoundRelation, FoundUse, found_uses
+from .uses import End, FoundRelation, FoundUse, found_uses
 
 
 def read(traced: TracedStep, params: Params, single: Program | None = None) -> Program:
@@ -43,20 +44,39 @@ def read(traced: TracedStep, params: Params, single: Program | None = None) -> P
     derivative_of = traced.marks.derivative if single is None else _not_differentiated
     relations = _relations(step, related, groups, dtype, derivative_of)
     states = split_states(step) if single is None else with_duties_of(single.states, traced)
-    temporaries, parts = _parts(step, found, groups, related, relations, order)
+    direct = tuple(path for path in traced.of_kind("param") if _is_direct(path, uses))
+    past = found_bypass(step, _past_hidden(step, related, direct))
+    temporaries, parts = _parts(step, found, groups, related, relations, past, order)
     return Program(
         inputs=traced.inputs,
         output=traced.output,
         params=params,
         states=states,
-        direct=tuple(path for path in traced.of_kind("param") if _is_direct(path, uses)),
+        direct=direct,
         groups=tuple(groups.values()),
         relations=relations,
         derivatives=specs_of(parts),
         uses=tuple(_reported(params, uses, related, relations)),
+        past=_past_specs(step, related, past),
         axis_name=traced.axis_name,
-        execute=executable(step, params, states, temporaries, parts),
+        execute=executable(step, params, states, temporaries, parts, None if past is None else past.bind(temporaries)),
     )
+
+
+def _past_hidden(step: FlatStep, related: Sequence["_Related"], direct: Sequence[str]) -> dict[str, Var]:
+    """What may reach the output past the new hidden states.
+
+    The gradient of the step has that of a weight's product already, if some other use of the weight has no trace.
+    """
+    old = {path: step.hidden(path)[0] for path in step.traced.of_kind("hidden")}
+    return old | {one.name: one.relation.y for one in related if one.use.weight not in direct}
+
+
+def _past_specs(step: FlatStep, related: Sequence["_Related"], past: Bypass | None) -> Perturbation:
+    names = () if past is None else past.names
+    old = {path: spec_of_var(step.hidden(path)[0]) for path in step.traced.of_kind("hidden") if path in names}
+    products = {one.name: spec_of_var(one.relation.y) for one in related if one.name in names}
+    return Perturbation({}, old, products)
 
 
 def _group(found: FoundGroup, dtype: Any) -> Group:
@@ -124,25 +144,37 @@ def _relation(
 ) -> Relation:
     weight, (x, y, reached) = one.use.weight, one.relation
     arrays, marks = list(step.before[weight]), step.traced.marks
-    spec = jax.ShapeDtypeStruct(_shape_of_states(one.name, reached), spec_of_var(y).dtype)
+    is_arranged = any(found.places is not None for found in reached)
+    shape = tuple(spec_of_var(y).shape) if is_arranged else _shape_of_states(one.name, reached)
+    spec = jax.ShapeDtypeStruct(shape, spec_of_var(y).dtype)
     derivative = derivative_of(weight, None if x is None else spec_of_var(x), spec_of_var(y))
-    operation = operation_of(one.use.eqn, x, arrays, spec.shape, derivative, dtype)
+    held = _held(step, one.use)
+    others = [var for path in held for var in step.before[path]]
+    operation = operation_of(one.use.eqn, x, arrays, others, shape, derivative, dtype)
     names = [name.strip("[]'.") or "weight" for name, _ in named_leaves(step.traced.states[weight], "")]
     return Relation(
         name=one.name,
         weight=weight,
+        held=held,
         x=None if x is None else WeightInput(first_reader[x], _trace_spec(x, dtype)),
+        own=spec_of_var(y),
         y=spec,
         op=operation,
-        leaves=leaves_of(operation, names, arrays, y, dtype),
+        leaves=leaves_of(operation, x, names, arrays, y, dtype),
         gradient=marks.gradient(weight),
-        links=tuple(Link(f"{one.name} -> {group.name}", groups[group.name]) for group in reached),
+        links=tuple(Link(f"{one.name} -> {end.group.name}", groups[end.group.name], end.places) for end in reached),
     )
 
 
-def _shape_of_states(name: str, reached: Sequence[FoundGroup]) -> tuple[int, ...]:
+def _held(step: FlatStep, use: FoundUse) -> tuple[str, ...]:
+    """The paths of the other weights that a use reads."""
+    others = (path for path in step.traced.of_kind("param") if path != use.weight)
+    return tuple(path for path in others if reads(use.eqn, set(step.before[path])))
+
+
+def _shape_of_states(name: str, reached: Sequence[End]) -> tuple[int, ...]:
     """The shape of the hidden states behind a use, to which its output is broadcast."""
-    shapes = {group.varshape for group in reached}
+    shapes = {end.group.varshape for end in reached}
     if len(shapes) > 1:
         raise CaptureError(
             name,
@@ -171,6 +203,7 @@ def _parts(
     groups: Mapping[str, Group],
     related: Sequence[_Related],
     relations: Sequence[Relation],
+    past: Bypass | None,
     order: Mapping[Var, int],
 ) -> tuple[list[Var], Parts]:
     """The variables that a step leaves besides its results, and the parts that are evaluated at their values."""
@@ -182,6 +215,7 @@ def _parts(
     inputs = {r.x.name: (one.relation.x, r.x.spec) for one, r in zip(related, relations, strict=True) if r.x}
     pieces = [piece for part in (to_hidden, transitions, within) for _, piece in part]
     wanted = {var for piece in pieces for var in (*piece.free, *piece.cut)} | {x for x, _ in inputs.values() if x}
+    wanted |= set(() if past is None else past.piece.free)
     temporaries = sorted(wanted, key=order.__getitem__)
     return temporaries, Parts(
         xs={name: (temporaries.index(x), spec) for name, (x, spec) in inputs.items() if x is not None},

@@ -4,23 +4,32 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 from ..errors import CaptureError
 from .hidden import FoundGroup
-from .jaxprs import JaxprEqn, Literal, Var
+from .jaxprs import JaxprEqn, Var
 from .lines import place
-from .loops import uses_inside
+from .loops import bodies, uses_inside
 from .pieces import reads, spec_of_var, tainted_by
+from .places import places_of, united
 from .primitives import LOOPS
 from .step import FlatStep
 
 
+class End(NamedTuple):
+    """A hidden group that a use reaches, and the arrangement of its elements; see `Link.places`."""
+
+    group: FoundGroup
+    places: np.ndarray | None
+
+
 class FoundRelation(NamedTuple):
-    """A use of a weight that has a trace, `x -> y = eqn(x, w) -> groups`; `x` is None for an element-wise weight."""
+    """A use of a weight that has a trace, `x -> y = eqn(x, w) -> ends`; `x` is None for an element-wise weight."""
 
     x: Var | None
     y: Var
-    groups: tuple[FoundGroup, ...]
+    ends: tuple[End, ...]
 
 
 class FoundUse(NamedTuple):
@@ -75,7 +84,8 @@ def _use(step: FlatStep, groups: Sequence[FoundGroup], path: str, eqn: JaxprEqn)
             _check_unreached(step, groups, path, eqn, inside)
         return FoundUse(path, inside, None, _IN_A_LOOP[name], is_operation=True, has_gradient=name != "while")
     if not step.is_use(eqn):
-        return FoundUse(path, eqn, None, "the step reads it outside its operation", is_operation=False)
+        is_operation = step.traced.marks.are_shared
+        return FoundUse(path, eqn, None, "the step reads it outside its operation", is_operation=is_operation)
     reason = _unsuitable(step, path, eqn)
     if reason:
         return FoundUse(path, eqn, None, reason, is_operation=True)
@@ -106,15 +116,21 @@ _IN_A_LOOP = {
 
 def _inputs_of(step: FlatStep, path: str, eqn: JaxprEqn) -> list[Any]:
     """The variables that a use reads besides the weight; a number is part of its operation."""
-    own = set(step.before[path])
-    return [atom for atom in eqn.invars if not isinstance(atom, Literal) and atom not in own]
+    params = {var for p in step.traced.of_kind("param") for var in step.before[p]}
+    own = params if step.traced.marks.are_shared else set(step.before[path])
+    return list(dict.fromkeys(atom for atom in eqn.invars if isinstance(atom, Var) and atom not in own))
 
 
 def _unsuitable(step: FlatStep, path: str, eqn: JaxprEqn) -> str:
     """Why an operation is none of the form `y = op(x, w)`; "" where it is."""
+    loop = next(
+        (inside.primitive.name for body in bodies(eqn) for inside in body.eqns if inside.primitive.name in LOOPS), ""
+    )
+    if loop:
+        return _IN_A_LOOP[loop]
     others = [p for p in step.traced.of_kind("param") if p != path and not step.traced.marks.why_untraced(p)]
     shared = [p for p in others if reads(eqn, set(step.before[p]))]
-    if shared:
+    if shared and not step.traced.marks.are_shared:
         return f"its operation also uses {shared[0]}"
     if len(eqn.outvars) != 1:
         return f"its operation has {len(eqn.outvars)} results"
@@ -127,11 +143,29 @@ def _related(step: FlatStep, groups: Sequence[FoundGroup], path: str, eqn: Jaxpr
     x, (y,) = next(iter(_inputs_of(step, path, eqn)), None), eqn.outvars
     reached = tainted_by(step.eqns, [y], step.is_blocked)
     near = [group for group in groups if reached.intersection(group.after)]
-    fitting = tuple(group for group in near if any(_fits(y, var, group) for var in reached.intersection(group.after)))
-    if fitting:
-        return FoundUse(path, eqn, FoundRelation(x, y, fitting), "", is_operation=True)
+    ends = step.traced.marks.are_shared and _arranged(step, y, near, reached)
+    ends = ends or [End(g, None) for g in near if any(_fits(y, var, g) for var in reached.intersection(g.after))]
+    if ends:
+        needed = None if step.traced.marks.is_additive(eqn) else x
+        return FoundUse(path, eqn, FoundRelation(needed, y, tuple(ends)), "", is_operation=True)
     reason = _misfit(y, near[0]) if near else _unreached(step, groups, y)
     return FoundUse(path, eqn, None, reason, is_operation=True)
+
+
+def _arranged(step: FlatStep, y: Var, near: Sequence[FoundGroup], reached: set[Any]) -> list[End]:
+    """The groups with the place of each element of `y` among their states; none unless all places are known."""
+    ends = []
+    for group in near:
+        found = [places_of(step.eqns, y, var, step.is_blocked) for var in reached.intersection(group.after)]
+        whole = united(found)
+        if whole is None or any(group.widths):
+            return []
+        is_same = whole.shape == group.varshape and np.array_equal(whole.reshape(-1), np.arange(whole.size))
+        ends.append(End(group, None if is_same else np.maximum(whole, 0)))
+    is_mixed = any(end.places is not None for end in ends) and any(
+        end.places is None and end.group.varshape != spec_of_var(y).shape for end in ends
+    )
+    return [] if is_mixed else ends
 
 
 def _fits(y: Var, state: Var, group: FoundGroup) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from .._numerics import Numerics
-from .._program import Program, States
+from .._program import Params, Program, States
 from .._tree import Tree
 
 
@@ -27,6 +27,18 @@ class Source(abc.ABC):
     draws_at_start: bool
     numerics: Numerics
     memory: dict[Hashable, Any]
+
+    @abc.abstractmethod
+    def checked_params(self, params: Tree) -> Params:
+        """Trainable values by path, from the structure that the user has them in, in the captured units and dtypes.
+
+        Raises:
+          StructureError, ShapeError, DtypeError, UnitError: they do not fit.
+        """
+
+    @abc.abstractmethod
+    def as_given(self, params: Params) -> Tree:
+        """Trainable values, or their gradients, in the structure that the user has them in."""
 
     @abc.abstractmethod
     def one_of(self, size: int) -> Program:

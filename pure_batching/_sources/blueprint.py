@@ -3,7 +3,6 @@
 import functools
 import inspect
 import threading
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from .._reader.pieces import tainted_by
 from .._tree import Tree, like, spec_of
 from ..errors import CaptureError, OptionError, PureBatchingError
 from .copying import copy_module
+from .keys import folded_key
 from .paths import path_of
 
 # What cannot be set inside a context, because it belongs to the process.
@@ -258,11 +258,6 @@ def _depends_on_key(traced: Traced) -> bool:
 def is_generator(state: brainstate.State) -> bool:
     """Whether a state is a random generator."""
     return isinstance(state, brainstate.random.RandomState)
-
-
-def folded_key(key: jax.Array, path: str) -> jax.Array:
-    """The key of the random generator at a path, the same in every process."""
-    return jax.random.fold_in(key, zlib.crc32(path.encode()))
 
 
 def _reseed(module: brainstate.nn.Module, key: jax.Array, stream: int) -> None:

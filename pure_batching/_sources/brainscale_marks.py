@@ -25,6 +25,16 @@ class BrainScaleMarks(Marks):
     def __init__(self, states: Mapping[str, brainstate.State]) -> None:
         self._weights = {path: state for path, state in states.items() if isinstance(state, brainstate.ParamState)}
 
+    @property
+    def are_shared(self) -> bool:
+        """No: an `ETraceOp` has one `ETraceParam`."""
+        return False
+
+    def is_additive(self, eqn: JaxprEqn) -> bool:
+        """No."""
+        del eqn
+        return False
+
     def is_use(self, eqn: JaxprEqn) -> bool:
         """Whether an equation is the jitted call of an `ETraceOp`."""
         return _name(eqn).startswith(_OPERATION)

@@ -10,15 +10,17 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from .._conform import conform
 from .._program import Params, Program, States
 from .._reader.checks import check_batched, check_step
 from .._reader.reading import read
 from .._reader.step import TracedStep
 from .._tree import Tree, spec_of, spec_text, strong, with_lead
-from ..errors import CaptureError, PureBatchingError, StrategyError
+from ..errors import CaptureError, PureBatchingError, StrategyError, StructureError
 from .base import Source
-from .blueprint import Blueprint, Traced, folded_key
+from .blueprint import Blueprint, Traced
 from .kernels import check_kernels
+from .keys import folded_key
 from .reasons import cause_of, first_lines, repair_of
 from .tracing import RANDOM, traced_step
 
@@ -57,6 +59,21 @@ class ModuleSource(Source):
     def params(self) -> Params:
         """Copies of the trainable values by path, which the caller may donate."""
         return strong(jax.tree.map(jnp.array, self._blueprint.params()), self._param_specs)
+
+    def checked_params(self, params: Tree) -> Params:
+        """See `Source.checked_params`."""
+        if not isinstance(params, Mapping):
+            raise StructureError(
+                "params",
+                got=type(params).__name__,
+                expected="{path: value}",
+                repair="pb.capture returns a learner and its params; pass the second.",
+            )
+        return conform(params if isinstance(params, dict) else dict(params), self._param_specs, "params")
+
+    def as_given(self, params: Params) -> Tree:
+        """The same: they are given by path."""
+        return params
 
     def one_of(self, size: int) -> Program:
         """See `Source.one_of`."""

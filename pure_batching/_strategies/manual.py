@@ -54,9 +54,10 @@ class Manual(Strategy):
     ) -> Step:
         """See `Strategy.execute`."""
         single, batched = source.one_of(self.size), source.batched(self.size)
-        if single.states.shared and not states.shared:
+        if (single.states.shared and not states.shared) or _is_once_for_all(batched, single, perturbation):
             # A mask or a reset moved the samples apart: each has its own write pointer, say, and the source has room
-            # for one pointer only.
+            # for one pointer only. Or the source makes one product for all samples, of an element-wise weight, of
+            # which each sample needs its own derivative.
             return execute_by_vmap(single, self.size)(params, states, inputs, perturbation)
         axes, once = source.batch_axes(), self.kept_once(source)
         own, common = _parted(states.other, once)
@@ -78,6 +79,12 @@ class Manual(Strategy):
         """The states whose shape the batch axis does not change."""
         own, others = source.one_of(self.size).states.other, source.batched(self.size).states.other
         return frozenset(path for path in own if _shapes(own[path]) == _shapes(others[path]))
+
+
+def _is_once_for_all(batched: Program, single: Program, perturbation: Perturbation) -> bool:
+    """Whether a perturbed product has no batch axis."""
+    own = single.past.products
+    return any(batched.past.products[name].shape == own[name].shape for name in perturbation.products)
 
 
 def _shapes(tree: Tree) -> list[tuple[int, ...]]:

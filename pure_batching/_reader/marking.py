@@ -1,0 +1,105 @@
+"""Marks for a step that has none: the first equation that mixes a weight with the data is the use of that weight.
+
+What is made of weights alone (a mask, a transposition, a norm) belongs to the use, so that each use reads the weights
+themselves.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .jaxprs import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, inner, program
+from .pieces import cut_piece, order_of, reads, spec_of_var
+from .places import is_element_wise
+
+# The names of the calls that hold a use: one that mixes its data, one that is element-wise in them, and a sum.
+MIXING, ELEMENT_WISE_USE, ADDITIVE = "use_of_weights", "element_wise_use_of_weights", "sum_with_weights"
+NAMES = (MIXING, ELEMENT_WISE_USE, ADDITIVE)
+
+_SUMS = ("add", "add_any", "sub")
+
+
+def with_marks(jaxpr: Any, weights: Sequence[Var], data: Sequence[Var]) -> ClosedJaxpr:
+    """The same step, flat, with each use of weights in a call of its own.
+
+    Args:
+      jaxpr: of the step, closed and flat.
+      weights: the variables of the arrays of weights.
+      data: the variables of inputs and states.
+    """
+    equations, consts = inner(jaxpr)
+    work = _Marking(equations, consts, weights, data)
+    eqns = _needed([work.marked(eqn) for eqn in equations.eqns], equations.outvars)
+    whole = program(equations.constvars, equations.invars, equations.outvars, eqns, equations)
+    return ClosedJaxpr(whole, consts)
+
+
+def _needed(eqns: Sequence[JaxprEqn], results: Sequence[Any]) -> list[JaxprEqn]:
+    """The equations without those of weights alone that the calls hold now, and that nothing else reads."""
+    read: set[Any] = {atom for atom in results if isinstance(atom, Var)}
+    kept: list[JaxprEqn] = []
+    for eqn in reversed(eqns):
+        if eqn.effects or read.intersection(eqn.outvars):
+            read.update(atom for atom in eqn.invars if isinstance(atom, Var))
+            kept.append(eqn)
+    return kept[::-1]
+
+
+class _Marking:
+    """The weights that each variable is made of, and the variables that depend on the data."""
+
+    def __init__(self, jaxpr: Jaxpr, consts: Sequence[Any], weights: Sequence[Var], data: Sequence[Var]) -> None:
+        self.jaxpr, self.consts = jaxpr, dict(zip(jaxpr.constvars, consts, strict=True))
+        self.of: dict[Any, tuple[Var, ...]] = {var: (var,) for var in weights}
+        self.data: set[Any] = set(data)
+        self.order = order_of(jaxpr)
+        self.makers: dict[Any, JaxprEqn] = {var: eqn for eqn in jaxpr.eqns for var in eqn.outvars}
+
+    def marked(self, eqn: JaxprEqn) -> JaxprEqn:
+        """The equation, in a call if it is a use."""
+        weights = [atom for atom in eqn.invars if isinstance(atom, Var) and atom in self.of]
+        leaves = tuple(dict.fromkeys(leaf for atom in weights for leaf in self.of[atom]))
+        if reads(eqn, self.data):
+            self.data.update(eqn.outvars)
+            return self._use(eqn, leaves) if leaves else eqn
+        if leaves:
+            self.of.update(dict.fromkeys(eqn.outvars, leaves))
+        return eqn
+
+    def _use(self, eqn: JaxprEqn, leaves: Sequence[Var]) -> JaxprEqn:
+        data = list(dict.fromkeys(atom for atom in eqn.invars if isinstance(atom, Var) and atom in self.data))
+        given = [*leaves, *data]
+        piece = cut_piece(self.jaxpr.eqns, given, eqn.outvars, self.order)
+        body = program(piece.free, given, eqn.outvars, piece.jaxpr.eqns)
+        return _call(ClosedJaxpr(body, [self.consts[var] for var in piece.free]), self._kind(eqn, data), eqn)
+
+    def _kind(self, eqn: JaxprEqn, data: Sequence[Var]) -> str:
+        if not is_element_wise(eqn) or any(map(self._is_copied, data)):
+            return MIXING
+        return ADDITIVE if eqn.primitive.name in _SUMS and len(data) == 1 else ELEMENT_WISE_USE
+
+    def _is_copied(self, var: Var) -> bool:
+        """Whether a variable holds elements of a smaller one several times, as `x[:, None] * w` does before a sum."""
+        maker = self.makers.get(var)
+        if maker is None or maker.primitive.name != "broadcast_in_dim" or isinstance(maker.invars[0], Literal):
+            return False
+        sizes = [math.prod(spec_of_var(one).shape) for one in (maker.invars[0], var)]
+        return 1 < sizes[0] < sizes[1]
+
+
+def _call(body: ClosedJaxpr, name: str, eqn: JaxprEqn) -> JaxprEqn:
+    """A call of a jaxpr under a name, which takes the place of an equation."""
+    equations, _ = inner(body)
+
+    def run(*_: jax.Array) -> list[jax.Array]:
+        return [jnp.zeros(spec.shape, spec.dtype) for spec in map(spec_of_var, eqn.outvars)]
+
+    run.__name__ = name
+    (call,) = jax.make_jaxpr(jax.jit(run))(*map(spec_of_var, equations.invars)).jaxpr.eqns
+    params = {**call.params, "jaxpr": body}
+    return call.replace(
+        params=params, invars=equations.invars, outvars=eqn.outvars, effects=eqn.effects, source_info=eqn.source_info
+    )

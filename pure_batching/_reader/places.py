@@ -1,0 +1,119 @@
+"""Where each element of a weight's product arrives among the hidden states.
+
+The product of a cell is split into gates, reshaped or transposed before it meets the states. As long as each of its
+elements reaches one hidden element at most, its trace follows that element.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from .jaxprs import JaxprEqn, Literal, Var
+from .pieces import reads, spec_of_var
+from .primitives import ELEMENT_WISE, called
+
+# Operations that move elements, and change none of them.
+_MOVING = frozenset(
+    [
+        *("broadcast_in_dim", "concatenate", "copy", "expand_dims", "pad", "reshape", "rev", "slice", "split"),
+        *("squeeze", "transpose"),
+    ]
+)
+_NOWHERE = -1
+
+
+def places_of(
+    eqns: Iterable[JaxprEqn], y: Var, state: Var, is_blocked: Callable[[JaxprEqn], bool]
+) -> np.ndarray | None:
+    """For each element of `y` the index of the element of a flattened state that it reaches, -1 where it reaches none.
+
+    Args:
+      eqns: of the step.
+      y: the product.
+      state: a new hidden state.
+      is_blocked: which equations are not followed.
+
+    Returns:
+      `[*y.shape]`, or None where an element reaches several, or by a way that is not followed.
+    """
+    size = math.prod(spec_of_var(y).shape)
+    known: dict[Any, np.ndarray | None] = {y: np.arange(size)}
+    for eqn in eqns:
+        if is_blocked(eqn) or not reads(eqn, set(known)):
+            continue
+        given = [None if isinstance(atom, Literal) else known.get(atom, _absent(size)) for atom in eqn.invars]
+        results = [None] * len(eqn.outvars) if _are_unknown(eqn, given) else _through(eqn, given)
+        known.update(zip(eqn.outvars, results, strict=True))
+    found = known.get(state)
+    return None if found is None else found.reshape(spec_of_var(y).shape)
+
+
+def united(places: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    """Places of the same elements by several ways; None where one is not known, or two differ."""
+    if not places or any(one is None for one in places):
+        return None
+    whole = np.max(np.stack([one for one in places if one is not None]), 0)
+    agrees = all(((one == whole) | (one == _NOWHERE)).all() for one in places if one is not None)
+    return whole if agrees else None
+
+
+def is_element_wise(eqn: JaxprEqn) -> bool:
+    """Whether an equation, or each of those in a call, works element by element."""
+    body = called(eqn)
+    if body is not None:
+        return all(is_element_wise(inside) for inside in body.jaxpr.eqns)
+    return eqn.primitive.name in ELEMENT_WISE
+
+
+def _absent(size: int) -> np.ndarray:
+    return np.full(size, _NOWHERE)
+
+
+def _are_unknown(eqn: JaxprEqn, given: Sequence[np.ndarray | None]) -> bool:
+    atoms = zip(eqn.invars, given, strict=True)
+    return any(places is None for atom, places in atoms if not isinstance(atom, Literal))
+
+
+def _through(eqn: JaxprEqn, given: Sequence[np.ndarray | None]) -> list[np.ndarray | None]:
+    operands = [(atom, places) for atom, places in zip(eqn.invars, given, strict=True) if places is not None]
+    if eqn.primitive.name in _MOVING:
+        return _moved(eqn, given)
+    reaching = [(atom, places) for atom, places in operands if (places >= 0).any()]
+    shapes = {tuple(spec_of_var(atom).shape) for atom, _ in reaching}
+    if not is_element_wise(eqn) or any(tuple(spec_of_var(var).shape) not in shapes for var in eqn.outvars):
+        return [None] * len(eqn.outvars)
+    whole = united([places for _, places in reaching]) if len(shapes) == 1 else None
+    return [whole] * len(eqn.outvars)
+
+
+def _moved(eqn: JaxprEqn, given: Sequence[np.ndarray | None]) -> list[np.ndarray | None]:
+    """The places after elements were moved, found by moving their numbers."""
+    results: list[list[np.ndarray | None]] = []
+    for k, places in enumerate(given):
+        if places is not None and (places >= 0).any():
+            numbers = _bound(eqn, k)
+            results.append([_followed(places, number.reshape(-1)) for number in numbers])
+    return [united(column) for column in zip(*results, strict=True)]
+
+
+def _bound(eqn: JaxprEqn, k: int) -> list[np.ndarray]:
+    """The equation's results where operand `k` holds the numbers of its elements, and the others hold -1."""
+    specs = [spec_of_var(atom) for atom in eqn.invars]
+    operands = [np.full(spec.shape, _NOWHERE, np.int32) for spec in specs]
+    operands[k] = np.arange(math.prod(specs[k].shape), dtype=np.int32).reshape(specs[k].shape)
+    with jax.ensure_compile_time_eval():
+        results = eqn.primitive.bind(*operands, **eqn.params)
+    return [np.asarray(one) for one in (results if eqn.primitive.multiple_results else [results])]
+
+
+def _followed(places: np.ndarray, numbers: np.ndarray) -> np.ndarray | None:
+    """Where elements at `places` arrive when element `numbers[i]` becomes element `i`; None if one is copied."""
+    kept = numbers >= 0
+    if len(np.unique(numbers[kept])) < kept.sum() and np.isin(np.unique(numbers[kept]), places).any():
+        return None
+    after = np.full(max(int(places.max(initial=0)), int(numbers.max(initial=0))) + 1, _NOWHERE)
+    after[numbers[kept]] = np.flatnonzero(kept)
+    return np.where(places >= 0, after[np.maximum(places, 0)], _NOWHERE)
