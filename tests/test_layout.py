@@ -60,7 +60,7 @@ OF_UNITS = "_tree"
 OF_JAX = "_reader.jaxprs"
 
 PUBLIC = {
-    *("capture", "Learner", "Carry", "read_states", "write_states", "from_native", "to_native"),
+    *("capture", "capture_function", "Learner", "Carry", "read_states", "write_states", "from_native", "to_native"),
     *("Algorithm", "ES_D_RTRL", "D_RTRL", "Hybrid", "BPTT", "loop", "manual", "vmap", "PureBatchingError"),
     *("sequence_grad", "Aux", "sample_norms", "clipped_grad", "audit", "Audit", "SampleCouplingError"),
     *("explain", "Explanation"),

@@ -158,6 +158,13 @@ def _places(shape: tuple[int, ...]) -> list[tuple[int, int]]:
     return [(math.prod(shape[:axis]), size) for axis, size in enumerate(shape)]
 
 
+def _concatenate(eqn: JaxprEqn, given: Sequence[Axes | None], _: Numbers) -> Axes:
+    """Every axis but the one along which operands are put together."""
+    joined, sizes = eqn.params["dimension"], _shape(eqn.outvars[0])
+    columns = [{axes[i] for axes in given if axes is not None} for i in range(len(sizes))]
+    return tuple(None if i == joined or len(column) > 1 else next(iter(column)) for i, column in enumerate(columns))
+
+
 def _dot(eqn: JaxprEqn, given: Sequence[Axes | None], _: Numbers) -> Axes:
     """Batch axes and the free axes of the side that depends on the weight stay aligned; the other side's spread."""
     (contract_l, contract_r), (batch_l, batch_r) = eqn.params["dimension_numbers"]
@@ -210,6 +217,7 @@ _RULES: dict[str, Rule] = {
     "reduce_sum": _drop,
     "squeeze": _drop,
     "reshape": _reshape,
+    "concatenate": _concatenate,
     "dot_general": _dot,
     "conv_general_dilated": _convolution,
     "scatter-add": _scatter_add,

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from .jaxprs import JaxprEqn, Literal, Var
+from .jaxprs import ClosedJaxpr, JaxprEqn, Literal, Var, inner
 from .pieces import reads, spec_of_var
 from .primitives import ELEMENT_WISE, called
 
@@ -40,15 +40,20 @@ def places_of(
       `[*y.shape]`, or None where an element reaches several, or by a way that is not followed.
     """
     size = math.prod(spec_of_var(y).shape)
-    known: dict[Any, np.ndarray | None] = {y: np.arange(size)}
-    for eqn in eqns:
-        if is_blocked(eqn) or not reads(eqn, set(known)):
-            continue
-        given = [None if isinstance(atom, Literal) else known.get(atom, _absent(size)) for atom in eqn.invars]
-        results = [None] * len(eqn.outvars) if _are_unknown(eqn, given) else _through(eqn, given)
-        known.update(zip(eqn.outvars, results, strict=True))
+    known = _followed_through((eqn for eqn in eqns if not is_blocked(eqn)), {y: np.arange(size)})
     found = known.get(state)
     return None if found is None else found.reshape(spec_of_var(y).shape)
+
+
+def _followed_through(eqns: Iterable[JaxprEqn], start: dict[Any, np.ndarray | None]) -> dict[Any, np.ndarray | None]:
+    """The places in every variable that depends on those of `start`."""
+    known, size = dict(start), len(next(one for one in start.values() if one is not None))
+    for eqn in eqns:
+        if reads(eqn, set(known)):
+            given = [None if isinstance(atom, Literal) else known.get(atom, _absent(size)) for atom in eqn.invars]
+            results = [None] * len(eqn.outvars) if _are_unknown(eqn, given) else _through(eqn, given)
+            known.update(zip(eqn.outvars, results, strict=True))
+    return known
 
 
 def united(places: Sequence[np.ndarray | None]) -> np.ndarray | None:
@@ -81,12 +86,34 @@ def _through(eqn: JaxprEqn, given: Sequence[np.ndarray | None]) -> list[np.ndarr
     operands = [(atom, places) for atom, places in zip(eqn.invars, given, strict=True) if places is not None]
     if eqn.primitive.name in _MOVING:
         return _moved(eqn, given)
+    if eqn.primitive.name == "reduce_sum":
+        return [_summed(eqn, places) for places in given]
+    body = called(eqn)
+    if body is not None:
+        return _inside(body, given)
     reaching = [(atom, places) for atom, places in operands if (places >= 0).any()]
     shapes = {tuple(spec_of_var(atom).shape) for atom, _ in reaching}
     if not is_element_wise(eqn) or any(tuple(spec_of_var(var).shape) not in shapes for var in eqn.outvars):
         return [None] * len(eqn.outvars)
     whole = united([places for _, places in reaching]) if len(shapes) == 1 else None
     return [whole] * len(eqn.outvars)
+
+
+def _summed(eqn: JaxprEqn, places: np.ndarray | None) -> np.ndarray | None:
+    """The places after a sum over some axes: elements that are added up arrive at one."""
+    shape, axes = spec_of_var(eqn.invars[0]).shape, eqn.params["axes"]
+    totals = np.arange(math.prod(spec_of_var(eqn.outvars[0]).shape)).reshape(spec_of_var(eqn.outvars[0]).shape)
+    arrival = np.broadcast_to(np.expand_dims(totals, axes), shape).reshape(-1)
+    return None if places is None else np.where(places >= 0, arrival[np.maximum(places, 0)], _NOWHERE)
+
+
+def _inside(body: ClosedJaxpr, given: Sequence[np.ndarray | None]) -> list[np.ndarray | None]:
+    jaxpr, _ = inner(body)
+    pairs = zip(jaxpr.invars, given, strict=True)
+    start = {var: places for var, places in pairs if places is not None and (places >= 0).any()}
+    known = _followed_through(jaxpr.eqns, dict(start))
+    size = len(next(iter(start.values())))
+    return [_absent(size) if isinstance(atom, Literal) else known.get(atom, _absent(size)) for atom in jaxpr.outvars]
 
 
 def _moved(eqn: JaxprEqn, given: Sequence[np.ndarray | None]) -> list[np.ndarray | None]:

@@ -134,8 +134,16 @@ def _unsuitable(step: FlatStep, path: str, eqn: JaxprEqn) -> str:
         return f"its operation also uses {shared[0]}"
     if len(eqn.outvars) != 1:
         return f"its operation has {len(eqn.outvars)} results"
-    inputs = len(_inputs_of(step, path, eqn))
-    return f"its operation has {inputs} inputs besides the weight" if inputs > 1 else ""
+    inputs = _inputs_of(step, path, eqn)
+    if len(inputs) > 1:
+        return f"its operation has {len(inputs)} inputs besides the weight"
+    if step.traced.marks.are_shared and any(not _is_float(var) for var in inputs):
+        return f"its input is {spec_of_var(inputs[0]).dtype}, no float"
+    return ""
+
+
+def _is_float(var: Var) -> bool:
+    return bool(jnp.issubdtype(spec_of_var(var).dtype, jnp.floating))
 
 
 def _related(step: FlatStep, groups: Sequence[FoundGroup], path: str, eqn: JaxprEqn) -> FoundUse:

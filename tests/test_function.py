@@ -1,0 +1,318 @@
+"""Plain JAX functions as learners: what is traced, and that it equals what is written by hand."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import brainstate
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from brainscale.nn import Linear
+
+import pure_batching as pb
+from pure_batching.errors import CaptureError, DtypeError, StrategyError, StructureError
+
+from .bench import RULES
+from .modules import Leaky, conv_rates
+from .trees import assert_close
+
+STEPS, SAMPLES = 5, 3
+D, ES, EXACT = RULES["D_RTRL published"], RULES["ES_D_RTRL published"], RULES["BPTT"]
+
+
+def normal(*shape: int, seed: int = 0) -> Any:
+    return jnp.asarray(np.random.default_rng((seed, *shape)).standard_normal(shape) / 2)
+
+
+def squared(output: Any, target: Any) -> Any:
+    return ((output - target) ** 2).sum()
+
+
+@jax.custom_jvp
+def spike(v: Any) -> Any:
+    return (v > 0).astype(v.dtype)
+
+
+@spike.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    return spike(primals[0]), tangents[0] / (1 + jnp.abs(primals[0])) ** 2
+
+
+class Written(NamedTuple):
+    """A function with its params and state; `shape` is that of one input."""
+
+    step: Callable[..., Any]
+    params: Any
+    state: Any
+    shape: tuple[int, ...] = (3,)
+
+    def learner(self, rule: pb.Algorithm) -> tuple[pb.Learner, Any]:
+        return pb.capture_function(self.step, self.params, self.state, jnp.zeros(self.shape), algorithm=rule)
+
+    def data(self) -> Any:
+        return normal(STEPS, SAMPLES, *self.shape, seed=7), np.zeros((STEPS, SAMPLES))
+
+
+def leaky(arranged: Callable[[Any], Any]) -> Callable[..., Any]:
+    def step(p: Any, h: Any, x: Any) -> Any:
+        new = 0.8 * h + jnp.tanh(arranged(x @ p["w"]))
+        return new, new * (1 - h)
+
+    return step
+
+
+def gates(p: Any, state: Any, x: Any) -> Any:
+    """One product for four gates, as in an LSTM without recurrent weights."""
+    h, c = state
+    i, f, g, o = jnp.split(x @ p["w"] + p["b"], 4, axis=-1)
+    c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+    h = jax.nn.sigmoid(o) * jnp.tanh(c)
+    return (h, c), h @ p["out"]
+
+
+def tied(p: Any, h: Any, x: Any) -> Any:
+    h = 0.8 * h + jnp.tanh(x @ p["w"])
+    return h, h @ p["w"].T
+
+
+def normed(p: Any, h: Any, x: Any) -> Any:
+    h = 0.8 * h + jnp.tanh(x @ (p["g"] * p["v"] / jnp.linalg.norm(p["v"], axis=0)))
+    return h, h
+
+
+def side_by_side(p: Any, h: Any, x: Any) -> Any:
+    h = 0.8 * h + jnp.tanh(jnp.concatenate([x, x**2], -1) @ jnp.concatenate([p["a"], p["b"]]))
+    return h, h
+
+
+def spiking(p: Any, v: Any, x: Any) -> Any:
+    v = 0.9 * v + x @ p["w"] + p["b"]
+    z = spike(v - 0.5)
+    return v - z, z @ p["out"]
+
+
+def diagonal(p: Any, h: Any, x: Any) -> Any:
+    """A linear recurrent unit, whose leak is an element-wise weight."""
+    new = jax.nn.sigmoid(p["a"]) * h + jnp.tanh(x @ p["w"])
+    return new, new + p["a"] * h
+
+
+def by_hand(p: Any, h: Any, x: Any) -> Any:
+    h = 0.8 * h + jnp.tanh((x[..., :, None] * p["w"]).sum(-2))
+    return h, h
+
+
+STATE = jnp.zeros(4)
+
+# In each of these D_RTRL is exact: no neuron reaches another from one step to the next.
+WRITTEN = {
+    "a product": Written(leaky(lambda y: y), {"w": normal(3, 4)}, STATE),
+    "its elements turned round": Written(leaky(lambda y: y[..., ::-1]), {"w": normal(3, 4)}, STATE),
+    "its elements in rows": Written(
+        leaky(lambda y: y.reshape(*y.shape[:-1], 2, 2)), {"w": normal(3, 4)}, jnp.zeros((2, 2))
+    ),
+    "gates": Written(gates, {"w": normal(3, 16), "b": normal(16), "out": normal(4, 2)}, (STATE, STATE)),
+    "tied": Written(tied, {"w": normal(3, 4)}, STATE),
+    "of two weights": Written(normed, {"g": normal(4), "v": normal(3, 4)}, STATE),
+    "weights side by side": Written(side_by_side, {"a": normal(3, 4), "b": normal(3, 4, seed=1)}, STATE),
+    "spikes": Written(spiking, {"w": 3 * normal(3, 4), "b": normal(4), "out": normal(4, 2)}, STATE),
+    "diagonal": Written(diagonal, {"a": normal(4), "w": normal(3, 4)}, STATE),
+    "a product by hand": Written(by_hand, {"w": normal(3, 4)}, STATE),
+}
+
+
+@pytest.mark.parametrize("window", [2, None])
+@pytest.mark.parametrize("strategy", [pb.vmap, pb.manual])
+@pytest.mark.parametrize("name", WRITTEN)
+def test_equals_backpropagation(name: str, strategy: Any, window: int | None) -> None:
+    written = WRITTEN[name]
+    (learner, params), (exact, _) = written.learner(D), written.learner(EXACT)
+    assert all(row.way == "trace" or row.weight == "params.out" for row in first_rows(learner))
+    fun = pb.sequence_grad(strategy(learner, SAMPLES), squared, reduction="none", window=window)
+    want = pb.sequence_grad(pb.loop(exact, SAMPLES), squared, reduction="none")
+    assert_close(fun(params, None, *written.data())[0], want(params, None, *written.data())[0])
+
+
+def first_rows(learner: pb.Learner) -> list[Any]:
+    """The first use of each weight."""
+    rows = pb.explain(learner).rows
+    return [row for i, row in enumerate(rows) if row.weight not in {one.weight for one in rows[:i]}]
+
+
+def test_a_trace_of_gates_has_the_weight_s_size() -> None:
+    learner, _ = WRITTEN["gates"].learner(D)
+    shapes = {row.weight: list(row.traces.values()) for row in pb.explain(learner).rows}
+    assert shapes == {"params.b": [(16, 2)], "params.out": [], "params.w": [(3, 16, 2)]}
+
+
+def test_a_gru_of_equinox_equals_diagonal_rtrl_by_hand() -> None:
+    cell = jax.tree.map(lambda leaf: leaf.astype(float), eqx.nn.GRUCell(3, 4, key=jax.random.key(0)))
+    params, static = eqx.partition(cell, eqx.is_array)
+
+    def step(params: Any, h: Any, x: Any) -> Any:
+        new = eqx.combine(params, static)(x, h)
+        return new, new
+
+    learner, weights = pb.capture_function(step, params, STATE, jnp.zeros(3), algorithm=D)
+    xs = 2 * normal(STEPS, 3)
+    got, _ = pb.sequence_grad(learner, squared)(weights, None, xs, np.zeros(STEPS))
+
+    h = STATE
+    eps = jax.tree.map(lambda w: jnp.zeros((4, *w.shape)), params)
+    total = jax.tree.map(jnp.zeros_like, params)
+    for x in xs:
+        added = jax.jacrev(lambda p, h=h, x=x: step(p, h, x)[0])(params)
+        update = jax.nn.sigmoid(jnp.split(cell.weight_ih @ x + cell.bias + cell.weight_hh @ h, 3)[1])
+        eps = jax.tree.map(lambda e, a, u=update: u.reshape(4, *(1 for _ in e.shape[1:])) * e + a, eps, added)
+        h, _ = step(params, h, x)
+        total = jax.tree.map(lambda t, e, h=h: t + jnp.tensordot(2 * h, e, 1), total, eps)
+    assert_close(got, total)
+    assert jax.tree.structure(got) == jax.tree.structure(params)
+
+
+def test_a_cell_learns() -> None:
+    """An LSTM of equinox follows a sum of its input, by a smoothed trace and by a trace of each weight."""
+    cell = jax.tree.map(lambda leaf: leaf.astype(float), eqx.nn.LSTMCell(2, 8, key=jax.random.key(1)))
+    params, static = eqx.partition(cell, eqx.is_array)
+
+    def step(params: Any, state: Any, x: Any) -> Any:
+        new = eqx.combine(params, static)(x, state)
+        return new, new[0].mean()
+
+    xs = normal(8, 6, 2)
+    for rule in (D, ES):
+        learner, weights = pb.capture_function(step, params, (jnp.zeros(8),) * 2, xs[0, 0], algorithm=rule)
+        fun = pb.sequence_grad(pb.vmap(learner, 6), squared)
+        losses = []
+        for _ in range(20):
+            gradients, aux = fun(weights, None, xs, jnp.tanh(xs.sum(-1)))
+            weights = jax.tree.map(lambda w, g: w - 0.3 * g, weights, gradients)
+            losses.append(float(aux.losses.mean()))
+        assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize("rule", ["D_RTRL", "D_RTRL published", "ES_D_RTRL", "ES_D_RTRL published"])
+@pytest.mark.parametrize("name", ["leaky", "convolution"])
+def test_equals_the_same_module(name: str, rule: str) -> None:
+    """The carry, and the gradient of every sample."""
+    with brainstate.random.seed_context(0), brainstate.environ.context(precision=64):
+        layer = Linear(3 + 4, 4)
+        net = conv_rates((3, 3, 2), 2) if name == "convolution" else Leaky(layer, (4,), is_recurrent=True)
+        shape = (3, 3, 2) if name == "convolution" else (3,)
+        learner, params = pb.capture(net, jnp.zeros(shape), algorithm=RULES[rule])
+    (own,) = params.values()
+
+    def step(p: Any, h: Any, x: Any) -> Any:
+        if name == "convolution":
+            numbers = ("NHWC", "HWIO", "NHWC")
+            y = jax.lax.conv_general_dilated(x[None], p["weight"], (1, 1), "SAME", dimension_numbers=numbers)[0]
+        else:
+            y = jnp.concatenate([x, h]) @ p["weight"]
+        new = 0.7 * h + jnp.tanh(y + p["bias"].reshape(-1))
+        return new, new
+
+    start = learner.init().hidden["h"]
+    other, weights = pb.capture_function(step, dict(own), start, jnp.zeros(shape), algorithm=RULES[rule])
+    data = normal(STEPS, SAMPLES, *shape), np.zeros((STEPS, SAMPLES))
+    runs = [
+        pb.sequence_grad(pb.vmap(one, SAMPLES), squared, reduction="none", window=2)(given, None, *data)
+        for one, given in ((learner, params), (other, weights))
+    ]
+    ((of_module, aux), (of_function, other_aux)) = runs
+    assert_close(other_aux.carry.hidden["state"], aux.carry.hidden["h"])
+    assert_close(of_function, dict(*of_module.values()))
+
+
+def test_integers_and_keys_are_carried() -> None:
+    def step(p: Any, s: Any, x: Any) -> Any:
+        key, sub = jax.random.split(s["key"])
+        h = 0.8 * s["h"] + x @ p["w"] + jax.random.normal(sub, (4,))
+        return {"key": key, "h": h, "count": s["count"] + 1}, h * (s["count"] > 1)
+
+    state = {"key": jax.random.key(0), "h": STATE, "count": jnp.zeros((), int)}
+    learner, params = pb.capture_function(step, {"w": normal(3, 4)}, state, jnp.zeros(3), algorithm=D)
+    xs = jnp.broadcast_to(normal(STEPS, 1, 3), (STEPS, SAMPLES, 3))
+    fun = pb.sequence_grad(pb.vmap(learner, SAMPLES), squared, reduction="none")
+    each, aux = fun(params, None, xs, np.zeros((STEPS, SAMPLES)), key=jax.random.key(5))
+    assert int(jax.tree.leaves(aux.carry.shared)[0]) == STEPS
+    assert len(np.unique(np.asarray(each["w"][:, 0, 0]))) == SAMPLES  # each sample has noise of its own
+    loop = pb.sequence_grad(pb.loop(learner, SAMPLES), squared, reduction="none")
+    assert_close(loop(params, None, xs, np.zeros((STEPS, SAMPLES)), key=jax.random.key(5))[0], each)
+
+
+def test_the_step_is_a_function_of_the_given_structure() -> None:
+    learner, params = WRITTEN["gates"].learner(D)
+    batched, (inputs, targets) = pb.vmap(learner, SAMPLES), WRITTEN["gates"].data()
+
+    def total(params: Any) -> Any:
+        def one(carry: Any, data: Any) -> Any:
+            carry, output = batched.step(params, carry, data[0])
+            return carry, jax.vmap(squared)(output, data[1]).sum()
+
+        return jax.lax.scan(one, batched.init(), (inputs, targets))[1].sum()
+
+    want, _ = pb.sequence_grad(batched, squared, reduction="sum")(params, None, inputs, targets)
+    assert_close(jax.grad(total)(params), want)
+
+
+def test_audit_and_tools() -> None:
+    learner, params = WRITTEN["gates"].learner(D)
+    assert pb.audit(learner).is_independent
+    batched, data = pb.manual(learner, SAMPLES), WRITTEN["gates"].data()
+    each, _ = pb.sequence_grad(batched, squared, reduction="none")(params, None, *data)
+    norms, _ = pb.sample_norms(batched, squared)(params, None, *data)
+    square = sum((leaf**2).reshape(SAMPLES, -1).sum(1) for leaf in jax.tree.leaves(each))
+    assert_close(norms, jnp.sqrt(square))
+    clipped, _ = pb.clipped_grad(batched, squared, 1e-3)(params, None, *data)
+    assert jax.tree.structure(clipped) == jax.tree.structure(params)
+
+
+def test_predicates() -> None:
+    made = WRITTEN["gates"]
+    learner, _ = pb.capture_function(
+        made.step,
+        made.params,
+        made.state,
+        jnp.zeros(3),
+        algorithm=D,
+        trace=lambda path: path != "params.b",
+        hidden=lambda path: path == "state[1]",
+    )
+    rows = {row.weight: (row.way, row.groups, row.reason) for row in pb.explain(learner).rows}
+    assert rows["params.b"] == ("gradient of the step", (), "trace= asks for no trace of it")
+    assert rows["params.w"] == ("trace", ("state[1]",), "")
+
+
+REFUSED = {
+    "changes": (lambda p, s, x: (s.update(h=s["h"] + x @ p["w"]) or s, x), "state: got a step that changes"),
+    "structure": (lambda p, s, x: ((s["h"] + x @ p["w"],), x), "state: got .*after one step, expected"),
+    "shape": (lambda p, s, x: ({"h": jnp.append(s["h"], 1.0)}, x), r"state\.h: got shape \(5,\) after one step"),
+    "dtype": (lambda p, s, x: ({"h": s["h"].astype("float32")}, x), r"state\.h: got float32 after one step"),
+    "no pair": (lambda p, s, x: s["h"], r"got a result of type .*, expected the pair \(state, output\)"),
+    "its own error": (lambda p, s, x: ({"h": s["h"] + x @ p["v"]}, x), "KeyError"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name: str) -> None:
+    step, text = REFUSED[name]
+    with pytest.raises(CaptureError, match=text):
+        pb.capture_function(step, {"w": normal(3, 4)}, {"h": STATE}, jnp.zeros(3), algorithm=D)  # type: ignore[arg-type]
+
+
+def test_other_arguments() -> None:
+    made = WRITTEN["a product"]
+    with pytest.raises(StructureError, match="algorithm: got the class D_RTRL"):
+        pb.capture_function(made.step, made.params, made.state, jnp.zeros(3), algorithm=pb.D_RTRL)  # type: ignore[arg-type]
+    with pytest.raises(DtypeError, match=r"params\['w'\]"):
+        pb.capture_function(made.step, {"w": "text"}, made.state, jnp.zeros(3), algorithm=D)
+    learner, params = made.learner(D)
+    with pytest.raises(StructureError, match="params"):
+        learner.step({**params, "more": params["w"]}, learner.init(), jnp.zeros(3))
+    cell, _ = pb.capture_function(
+        lambda p, h, x: (jnp.tanh(p @ x + h), h), normal(4, 3), STATE, jnp.zeros(3), algorithm=D
+    )
+    with pytest.raises(StrategyError, match="whose own code carries a batch axis"):
+        pb.manual(cell, 2)
