@@ -1,0 +1,92 @@
+"""Updates while a sequence runs equal those made between its pieces."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import pure_batching as pb
+from pure_batching.errors import LossError, OptionError
+
+from .bench import RULES, SAMPLES, STEPS, Bench, bench
+from .trees import assert_close
+
+OPTIMIZER = optax.adam(1e-2)
+
+
+def in_pieces(made: Bench, strategy: str | None, every: int, **flags: Any) -> Any:
+    """The program of the docstring of `online`."""
+    learner, data = made.batched(strategy), made.data(STEPS, SAMPLES) if strategy else made.data(STEPS)
+    grad_fn = pb.sequence_grad(learner, made.model.loss)
+    params, state, carry, losses = made.params, OPTIMIZER.init(made.params), learner.init(), []
+    for start in range(0, STEPS, every):
+        piece = jax.tree.map(lambda x, k=start: x[k : k + every], (tuple(data), flags))
+        gradients, aux = grad_fn(params, carry, *piece[0], key=jax.random.key(0), **piece[1])
+        updates, state = OPTIMIZER.update(gradients, state, params)
+        params, carry = optax.apply_updates(params, updates), aux.carry
+        losses.append(aux.losses)
+    return params, state, pb.Aux(carry, jnp.concatenate(losses), None)
+
+
+def at_once(made: Bench, strategy: str | None, every: int, **flags: Any) -> Any:
+    learner, data = made.batched(strategy), made.data(STEPS, SAMPLES) if strategy else made.data(STEPS)
+    train = pb.online(learner, made.model.loss, OPTIMIZER, every=every)
+    return train(made.params, OPTIMIZER.init(made.params), None, *data, key=jax.random.key(0), **flags)
+
+
+@pytest.mark.parametrize("every", [1, 4, STEPS, STEPS + 1])
+@pytest.mark.parametrize("strategy", [None, "vmap", "manual"])
+@pytest.mark.parametrize("rule", ["ES_D_RTRL", "D_RTRL published", "D_RTRL multi-step", "BPTT"])
+def test_equals_its_meaning(rule: str, strategy: str | None, every: int) -> None:
+    made = bench("tutorial", 0, RULES[rule])
+    got, want = at_once(made, strategy, every), in_pieces(made, strategy, every)
+    assert_close(got, want)
+    assert jax.tree.structure(got[0]) == jax.tree.structure(made.params)  # units included
+
+
+def test_masks_and_resets() -> None:
+    made = bench("LSTMCell", 0, RULES["D_RTRL published"])
+    mask, reset = np.ones((STEPS, SAMPLES), bool), np.zeros((STEPS, SAMPLES), bool)
+    mask[1, 0], reset[3, 1] = False, True
+    flags = {"mask": mask, "reset": reset}
+    assert_close(at_once(made, "vmap", 2, **flags), in_pieces(made, "vmap", 2, **flags))
+
+
+def test_a_plain_function() -> None:
+    def step(params: Any, h: Any, x: Any) -> Any:
+        h = 0.8 * h + jnp.tanh(x @ params["w"])
+        return h, h.sum()
+
+    learner, params = pb.capture_function(
+        step, {"w": jnp.eye(3)}, jnp.zeros(3), jnp.zeros(3), algorithm=RULES["D_RTRL published"]
+    )
+    inputs, targets = jnp.ones((20, 2, 3)), jnp.ones((20, 2))
+    train = pb.online(pb.vmap(learner, 2), lambda o, t: (o - t) ** 2, optax.sgd(1e-2))
+    trained, _, aux = train(params, optax.sgd(1e-2).init(params), None, inputs, targets)
+    assert jax.tree.structure(trained) == jax.tree.structure(params)
+    assert float(aux.losses[-1].mean()) < 0.1 * float(aux.losses[3].mean())
+
+
+def test_memory_does_not_grow_with_time() -> None:
+    made = bench("LSTMCell", 0, RULES["D_RTRL published"])
+    train = pb.online(made.batched("vmap"), made.model.loss, OPTIMIZER, every=2)
+    state = OPTIMIZER.init(made.params)
+
+    def temporary(steps: int) -> int:
+        lowered = jax.jit(lambda *data: train(made.params, state, None, *data)).lower(*made.data(steps, SAMPLES))
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary(200) <= temporary(20) + 200 * SAMPLES * 2 * 8  # the losses
+
+
+def test_refused() -> None:
+    made = bench("LSTMCell", 0)
+    with pytest.raises(OptionError, match="every: got 0, expected an integer >= 1"):
+        pb.online(made.learner, made.model.loss, OPTIMIZER, every=0)
+    with pytest.raises(OptionError, match="optimizer: got float, expected one with a method update"):
+        pb.online(made.learner, made.model.loss, 1e-3)  # type: ignore[arg-type]
+    with pytest.raises(LossError, match="expected a function"):
+        pb.online(made.learner, None, OPTIMIZER)  # type: ignore[arg-type]
