@@ -12,6 +12,7 @@ import pytest
 from brainscale.nn import Linear
 
 import pure_batching as pb
+from pure_batching import testing
 from pure_batching.errors import CaptureError, DtypeError, StrategyError, StructureError
 
 from .bench import RULES
@@ -267,6 +268,15 @@ def test_audit_and_tools() -> None:
     assert_close(norms, jnp.sqrt(square))
     clipped, _ = pb.clipped_grad(batched, squared, 1e-3)(params, None, *data)
     assert jax.tree.structure(clipped) == jax.tree.structure(params)
+
+
+def test_every_law_holds() -> None:
+    made = WRITTEN["gates"]
+    report = testing.assert_interchangeable(
+        lambda: testing.Function(made.step, made.params, made.state), D, *made.data(), squared, is_exact=True
+    )
+    assert set(report.excused) == {"parity"}
+    assert not report.refused
 
 
 def test_predicates() -> None:

@@ -14,6 +14,7 @@ from ._case import (
     STRATEGIES as STRATEGIES,
     Case as Case,
     Data as Data,
+    Function as Function,
     Request as Request,
     Result as Result,
     Runner as Runner,

@@ -11,7 +11,7 @@ import numpy as np
 
 from .._algorithms.base import Algorithm
 from .._batching import loop, manual, vmap
-from .._capture import capture
+from .._capture import capture, capture_function
 from .._learning.carry import Carry
 from .._learning.learner import Learner
 from .._learning.sequence import sequence_grad
@@ -21,6 +21,14 @@ from ..errors import StrategyError
 from ._kept import kept
 
 NetFactory = Callable[[], Any]
+
+
+class Function(NamedTuple):
+    """A plain JAX function with its params and its state, as `pb.capture_function` takes them."""
+
+    step: Callable[..., tuple[Tree, Tree]]
+    params: Tree
+    state: Tree
 
 
 class Data(NamedTuple):
@@ -121,10 +129,10 @@ class OfLearner:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Subject:
-    """A captured module with an algorithm, which is compiled once and then run on any values.
+    """A captured module or function with an algorithm, which is compiled once and then run on any values.
 
     Attributes:
-      net_factory: a new module, with its weights.
+      net_factory: a new module, with its weights, or a `Function`.
       learner: of one sample.
       params: the weights of the module that was captured.
       loss: `(output, target) -> []` of one sample at one step.
@@ -162,7 +170,7 @@ class Subject:
         """Capture a module.
 
         Args:
-          net_factory: `() -> module`.
+          net_factory: `() -> module`, or `() -> Function`.
           algorithm: the learning rule.
           example_inputs: the arguments of one step of one sample.
           loss: `(output, target) -> []`.
@@ -171,9 +179,7 @@ class Subject:
           strategies: by name, `(learner, B) -> learner` or an adapter.
           is_exact: see the attribute.
         """
-        learner, params = capture(
-            net_factory(), *example_inputs, algorithm=algorithm, environ=environ, axis_name=axis_name
-        )
+        learner, params = _captured(net_factory(), example_inputs, algorithm, environ, axis_name)
         traces: list[None] = []
 
         def counted(output: Tree, target: Tree) -> jax.Array:
@@ -186,7 +192,7 @@ class Subject:
         """Capture a module as the subject was captured, with another algorithm if one is given."""
         example = jax.tree.map(lambda x: x[0, 0], data.inputs)
         chosen = self.algorithm if algorithm is None else algorithm
-        return capture(net, *example, algorithm=chosen, environ=self.environ, axis_name=self.axis_name)[0]
+        return _captured(net, example, chosen, self.environ, self.axis_name)[0]
 
     @property
     def algorithm(self) -> Algorithm:
@@ -214,6 +220,15 @@ class Subject:
     def names(self) -> list[str]:
         """The strategies that run the module."""
         return [name for name in self.strategies if name not in self.refused]
+
+
+def _captured(
+    net: Any, example: tuple[Tree, ...], algorithm: Algorithm, environ: dict[str, Any] | None, axis_name: str | None
+) -> tuple[Learner, Any]:
+    """A module or a function as a learner of one sample, and its params."""
+    if isinstance(net, Function):
+        return capture_function(net.step, net.params, net.state, *example, algorithm=algorithm)
+    return capture(net, *example, algorithm=algorithm, environ=environ, axis_name=axis_name)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ from .._tree import Tree, named_leaves
 from .._wording import listed
 from ..errors import ShapeError, StructureError
 from ._alive import DeadComparisonError, assert_alive, has_traces, largest
-from ._case import STRATEGIES, Case, Data, MakeRunner, NetFactory, Subject
+from ._case import STRATEGIES, Case, Data, Function, MakeRunner, NetFactory, Subject
 from ._margins import note_of
 from .laws import ALL, Law, LawViolation
 
@@ -71,7 +71,7 @@ def assert_interchangeable(
     in `refused`. Where every strategy must run the module, assert that `refused` is empty.
 
     Args:
-      net_factory: `() -> module`; each call gives the same weights.
+      net_factory: `() -> module`; each call gives the same weights. `() -> Function` for a plain JAX function.
       algorithm: the learning rule.
       inputs: `[T, B, ...]`; a tuple for a module with several arguments.
       targets: `[T, B, ...]`.
@@ -163,17 +163,21 @@ def _no_factory(got: str) -> StructureError:
 
 def _check_same_weights(net_factory: NetFactory, params: Params) -> None:
     """Raise StructureError for a function that draws other weights at the next call, so that nothing could be equal."""
-    again = read_states(net_factory())
-    other = [
-        path for path, value in params.items() if not jax.tree.all(jax.tree.map(np.array_equal, value, again[path]))
-    ]
+    net = net_factory()
+    again = net.params if isinstance(net, Function) else read_states(net)
+    kept = dict(named_leaves(again, ""))
+    other = [path for path, value in named_leaves(params, "") if not _are_equal(value, kept[path])]
     if other:
         raise StructureError(
-            f"net_factory: {other[0]}",
+            f"net_factory: params{other[0]}",
             got="other values at the second call",
             expected="the same weights at each call",
             repair="Draw them from a seed: put `with brainstate.random.seed_context(0):` around the constructor.",
         )
+
+
+def _are_equal(one: Tree, other: Tree) -> bool:
+    return jax.tree.all(jax.tree.map(np.array_equal, one, other))
 
 
 def _check_leads(data: Data) -> None:

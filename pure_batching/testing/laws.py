@@ -21,7 +21,7 @@ from .._carries import concat, gather, permute as permuted, scatter, split, stac
 from .._learning.carry import apart
 from .._tree import Tree
 from ._altered import changed, joined, of_samples, poisoned, rows
-from ._case import Case, Data, Request, Result
+from ._case import Case, Data, Function, Request, Result
 from ._compare import Difference, Part, Total
 from ._law import (
     Law as Law,
@@ -52,6 +52,8 @@ def _coupled(case: Case) -> str | None:
 
 def _no_counterpart(case: Case) -> str | None:
     learner = case.subject.learner
+    if isinstance(case.subject.net_factory(), Function):
+        return "a function is none of brainscale's modules"
     if counterpart(learner.algorithm) is None:
         return "only brainscale's single-step ES_D_RTRL and D_RTRL are compared with, by rule='brainscale'"
     spread = [one.weight for one in learner.program.relations if any(map(one.spread, one.leaves))]
@@ -297,7 +299,7 @@ def _poisoned_step(case: Case) -> Tree:
     """Run one step of a learner whose module gets NaN in every state after the capture."""
     net = case.subject.net_factory()
     learner = case.subject.captured(net, case.data)
-    states: Any = brainstate.graph.states(net)
+    states: Any = {} if isinstance(net, Function) else brainstate.graph.states(net)  # a function keeps nothing
     for state in states.values():
         state.value = jax.tree.map(_ruined, state.value)
     return _step(case, learner)
