@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
 from ._algorithms.base import Algorithm
 from ._conform import check_numbers
 from ._learning.learner import Learner
@@ -10,7 +12,7 @@ from ._program import Params
 from ._sources.capture import ModuleSource
 from ._sources.function import FunctionSource
 from ._strategies.alone import Alone
-from ._tree import Tree
+from ._tree import Tree, is_key
 from .errors import OptionError, StructureError
 
 
@@ -92,7 +94,8 @@ def capture_function(
       DtypeError: an example, a parameter or a state that is no array of numbers.
     """
     _check_algorithm(algorithm)
-    for name, tree in (("params", params), ("example_inputs", example_inputs)):
+    numbers = [leaf for leaf in jax.tree.leaves(state) if not is_key(getattr(leaf, "dtype", None))]
+    for name, tree in (("params", params), ("state", numbers), ("example_inputs", example_inputs)):
         check_numbers(tree, name)
     source = FunctionSource(step, params, state, example_inputs, trace or _always, hidden or _always)
     return Learner.of(source, algorithm, Alone()), source.params()

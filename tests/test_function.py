@@ -295,7 +295,24 @@ def test_predicates() -> None:
     assert rows["params.w"] == ("trace", ("state[1]",), "")
 
 
+def test_what_was_given_may_be_donated() -> None:
+    params, state = {"w": normal(3, 4)}, jnp.zeros(4)
+    learner, weights = pb.capture_function(WRITTEN["a product"].step, params, state, jnp.zeros(3), algorithm=D)
+    for leaf in (params["w"], state):
+        leaf.delete()
+    learner.step(weights, learner.init(), jnp.zeros(3))
+
+
+def in_a_while(p: Any, s: Any, x: Any) -> Any:
+    def more(counted: Any) -> Any:
+        return counted[0] < x.sum()
+
+    _, y = jax.lax.while_loop(more, lambda c: (c[0] + 1, c[1] @ p["w"][:, :3]), (0.0, x))
+    return {"h": s["h"] + y.sum()}, x
+
+
 REFUSED = {
+    "a while loop": (in_a_while, r"params\.w: got a use inside a while loop"),
     "changes": (lambda p, s, x: (s.update(h=s["h"] + x @ p["w"]) or s, x), "state: got a step that changes"),
     "structure": (lambda p, s, x: ((s["h"] + x @ p["w"],), x), "state: got .*after one step, expected"),
     "shape": (lambda p, s, x: ({"h": jnp.append(s["h"], 1.0)}, x), r"state\.h: got shape \(5,\) after one step"),
@@ -318,6 +335,8 @@ def test_other_arguments() -> None:
         pb.capture_function(made.step, made.params, made.state, jnp.zeros(3), algorithm=pb.D_RTRL)  # type: ignore[arg-type]
     with pytest.raises(DtypeError, match=r"params\['w'\]"):
         pb.capture_function(made.step, {"w": "text"}, made.state, jnp.zeros(3), algorithm=D)
+    with pytest.raises(DtypeError, match="state"):
+        pb.capture_function(made.step, made.params, "text", jnp.zeros(3), algorithm=D)
     learner, params = made.learner(D)
     with pytest.raises(StructureError, match="params"):
         learner.step({**params, "more": params["w"]}, learner.init(), jnp.zeros(3))

@@ -86,6 +86,8 @@ def _use(step: FlatStep, groups: Sequence[FoundGroup], path: str, eqn: JaxprEqn)
     if not step.is_use(eqn):
         is_operation = step.traced.marks.are_shared
         return FoundUse(path, eqn, None, "the step reads it outside its operation", is_operation=is_operation)
+    if _loop_inside(eqn) == "while":
+        raise _not_differentiable(path, eqn, "")
     reason = _unsuitable(step, path, eqn)
     if reason:
         return FoundUse(path, eqn, None, reason, is_operation=True)
@@ -97,14 +99,24 @@ def _check_unreached(step: FlatStep, groups: Sequence[FoundGroup], path: str, lo
     reached = tainted_by(step.eqns, loop.outvars)
     hidden = [group.paths[0] for group in groups if reached.intersection(group.after)]
     if hidden:
-        line = place(inside)
-        raise CaptureError(
-            path,
-            got="a use inside a while loop" + (f" at {line}" if line else "") + f", which reaches {hidden[0]}",
-            expected="one that a gradient can reach, since JAX has no reverse derivative of a while loop",
-            repair="Use jax.lax.scan, or jax.lax.fori_loop with fixed bounds; keep what is not to learn in a "
-            "brainstate.ShortTermState.",
-        )
+        raise _not_differentiable(path, inside, f", which reaches {hidden[0]}")
+
+
+def _not_differentiable(path: str, inside: JaxprEqn, reached: str) -> CaptureError:
+    line = place(inside)
+    return CaptureError(
+        path,
+        got="a use inside a while loop" + (f" at {line}" if line else "") + reached,
+        expected="one that a gradient can reach, since JAX has no reverse derivative of a while loop",
+        repair="Use jax.lax.scan, or jax.lax.fori_loop with fixed bounds; keep what is not to learn in a "
+        "brainstate.ShortTermState.",
+    )
+
+
+def _loop_inside(eqn: JaxprEqn) -> str:
+    """The loop or branch that a marked use is; "" for any other."""
+    names = (inside.primitive.name for body in bodies(eqn) for inside in body.eqns)
+    return next((name for name in names if name in LOOPS), "")
 
 
 _IN_A_LOOP = {
@@ -123,11 +135,8 @@ def _inputs_of(step: FlatStep, path: str, eqn: JaxprEqn) -> list[Any]:
 
 def _unsuitable(step: FlatStep, path: str, eqn: JaxprEqn) -> str:
     """Why an operation is none of the form `y = op(x, w)`; "" where it is."""
-    loop = next(
-        (inside.primitive.name for body in bodies(eqn) for inside in body.eqns if inside.primitive.name in LOOPS), ""
-    )
-    if loop:
-        return _IN_A_LOOP[loop]
+    if _loop_inside(eqn):
+        return _IN_A_LOOP[_loop_inside(eqn)]
     others = [p for p in step.traced.of_kind("param") if p != path and not step.traced.marks.why_untraced(p)]
     shared = [p for p in others if reads(eqn, set(step.before[p]))]
     if shared and not step.traced.marks.are_shared:

@@ -204,7 +204,7 @@ def _by_path(tree: Tree, root: str) -> tuple[dict[str, Tree], Any]:
     """The leaves by path, and the structure; a quantity is one leaf."""
     found, structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_quantity)
     named = {root + _suffix(path): leaf for path, leaf in found}
-    return {path: jax.tree.map(_array, leaf) for path, leaf in named.items()}, structure
+    return {path: jax.tree.map(_copied, leaf) for path, leaf in named.items()}, structure
 
 
 def _suffix(path: Any) -> str:
@@ -217,8 +217,9 @@ def _suffix(path: Any) -> str:
     return "".join(parts)
 
 
-def _array(leaf: Any) -> jax.Array:
-    return leaf if isinstance(leaf, jax.Array) and is_key(leaf.dtype) else jnp.asarray(leaf)
+def _copied(leaf: Any) -> jax.Array:
+    """A copy, since the caller may donate what was given; `jnp.array` copies no random key."""
+    return jnp.copy(leaf) if isinstance(leaf, jax.Array) and is_key(leaf.dtype) else jnp.array(leaf)
 
 
 def _kind(value: Tree, path: str, is_hidden: Test) -> Kind:
