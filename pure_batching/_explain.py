@@ -26,7 +26,7 @@ class Row:
       nbytes: the size of these traces, in bytes for one sample; a trace that several uses share counts for each.
       where: the source line of the use, such as `net.py:33 (Net.update)`; "" where it is not known.
       reason: why there is no trace; "" where there is one.
-      left_out: the part of the gradient of a step that the learning rule leaves out; "" where it is complete.
+      incomplete: what the learning rule leaves out of the gradient of a step, or counts twice; "" where it is complete.
     """
 
     weight: str
@@ -36,7 +36,7 @@ class Row:
     nbytes: int
     where: str
     reason: str
-    left_out: str
+    incomplete: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Explanation:
         for row, texts in zip(self.rows, cells, strict=True):
             lines.append(_line(texts, widths))
             lines += [f"    because {row.reason}"] if row.reason else []
-            lines += [f"    without {row.left_out}"] if row.left_out else []
+            lines += [f"    the rule {row.incomplete}"] if row.incomplete else []
         return "\n".join(lines)
 
 
@@ -94,14 +94,16 @@ def _row(learner: Learner, trace: Trace, use: Use) -> Row:
     relation = next((one for one in learner.program.relations if one.name == use.relation), None)
     arrays = {} if relation is None else learner.algorithm.traces_of(relation, trace)
     shapes = {name: tuple(array.shape) for name, array in arrays.items()}
-    left_out = "" if relation is None or learner.algorithm.is_complete else _left_out(learner.program, relation)
-    return Row(use.weight, use.way, use.groups, shapes, nbytes(arrays), use.where, use.reason, left_out)
+    incomplete = "" if relation is None or learner.algorithm.is_complete else _incomplete(learner.program, relation)
+    return Row(use.weight, use.way, use.groups, shapes, nbytes(arrays), use.where, use.reason, incomplete)
 
 
-def _left_out(program: Program, relation: Relation) -> str:
-    """What a rule that is not complete leaves out for a use of a weight."""
+def _incomplete(program: Program, relation: Relation) -> str:
+    """What a rule that is not complete does to the gradient of a use of a weight."""
+    if relation.weight in program.direct:
+        return "counts what this use does within a step twice, as another use has no trace"
     read = [path for link in relation.links for path in link.group.paths if path in program.past.old]
-    parts = (
-        ["the way of its result to the output past the hidden states"] if relation.name in program.past.products else []
-    )
-    return " and ".join([*parts, *(f"what the output reads of the old {path}" for path in read)])
+    way = "the way of its result to the output past the hidden states"
+    parts = [way] if relation.name in program.past.products else []
+    parts += [f"what the output reads of the old {path}" for path in read]
+    return f"leaves out {' and '.join(parts)}" if parts else ""

@@ -121,8 +121,14 @@ def test_explain_says_what_the_default_rule_leaves_out() -> None:
     net = Element(READOUTS["the product and the old state"])
     by_default, complete = (pb.explain(pb.capture(net, np.ones(3), algorithm=rule)[0]) for rule in (RULES["D_RTRL"], D))
     (row,) = by_default.rows
-    assert row.left_out == (
-        "the way of its result to the output past the hidden states and what the output reads of the old h"
+    assert row.incomplete == (
+        "leaves out the way of its result to the output past the hidden states and what the output reads of the old h"
     )
-    assert f"without {row.left_out}" in str(by_default)
-    assert [row.left_out for row in complete.rows] == [""]
+    assert f"the rule {row.incomplete}" in str(by_default)
+    assert [row.incomplete for row in complete.rows] == [""]
+
+
+def test_explain_says_what_the_default_rule_counts_twice() -> None:
+    rows = pb.explain(bench(NAME, 0, RULES["D_RTRL"]).learner).rows
+    said = [row.weight for row in rows if row.incomplete.startswith("counts what this use does within a step twice")]
+    assert said == ["both.weight_op"]

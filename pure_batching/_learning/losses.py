@@ -78,17 +78,17 @@ class SplitLoss(NamedTuple):
         arrays, others = eqx.partition(loss, lambda leaf: isinstance(leaf, (jax.Array, np.ndarray)))
         leaves, structure = jax.tree.flatten(others)
         rest = (tuple(leaves), structure)
-        return cls(rest, arrays) if _is_hashable(rest) else cls(_Same(loss), None)
+        return cls(rest, arrays) if _is_hashable(rest) else cls(Same(loss), None)
 
     def whole(self) -> Loss:
         """The loss."""
-        if isinstance(self.rest, _Same):
+        if isinstance(self.rest, Same):
             return self.rest.value
         leaves, structure = self.rest  # type: ignore[misc]
         return eqx.combine(self.arrays, jax.tree.unflatten(structure, leaves))
 
 
-class _Same:
+class Same:
     """A value that is equal to itself alone."""
 
     def __init__(self, value: Any) -> None:
@@ -98,7 +98,7 @@ class _Same:
         return id(self.value)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.value is self.value
+        return isinstance(other, Same) and other.value is self.value
 
 
 def _is_hashable(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 import jax
@@ -56,15 +57,21 @@ class SequenceFn(abc.ABC, Generic[Found]):
             not fit. Nothing has run then.
           OptionError: a mask where samples reach each other along an axis; no key where it is needed.
         """
-        numerics = self.learner.source.numerics
-        with numerics.for_arguments().in_force():
-            checked = check_call(self.learner, params, carry, inputs, targets, mask=mask, reset=reset, key=key)
-        with numerics.in_force():
-            return self.run(*numerics.adopted(checked))
+        given = (params, carry, inputs, targets)
+        return run_checked(self.learner, self.run, *given, mask=mask, reset=reset, key=key)
 
     @abc.abstractmethod
     def run(self, params: Params, carry: Carry | None, steps: Steps, key: jax.Array | None) -> Found:
         """The same for arguments that were checked; the key is None only where nothing is drawn from it."""
+
+
+def run_checked(learner: Learner, run: Callable[..., Found], *given: Any, **flags: Any) -> Found:
+    """`run` on arguments that were checked, under the settings of the capture; see `SequenceFn.__call__`."""
+    numerics = learner.source.numerics
+    with numerics.for_arguments().in_force():
+        checked = check_call(learner, *given, **flags)
+    with numerics.in_force():
+        return run(*numerics.adopted(checked))
 
 
 def arguments_axes() -> tuple[Any, ...]:

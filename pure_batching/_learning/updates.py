@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any, Protocol
 
 import jax
@@ -14,11 +15,11 @@ from .._tree import Tree
 from ..errors import OptionError
 from .carry import Carry
 from .compiled import compiled
-from .data import ABSENT, check_call
+from .data import ABSENT
 from .learner import Learner, check_learner
-from .losses import SplitLoss, check_loss, check_loss_function
+from .losses import Same, SplitLoss, check_loss, check_loss_function
 from .sequence import Aux
-from .sequence_fn import arguments_axes, begin
+from .sequence_fn import arguments_axes, begin, run_checked
 from .sharding import SampleAxes
 from .steps import Steps
 from .task import Task
@@ -78,29 +79,13 @@ class OnlineFn:
           ShapeError, BatchSizeError, DtypeError, UnitError, StructureError, CarryError, LossError, OptionError: an
             argument does not fit. Nothing has run then.
         """
-        numerics = self.learner.source.numerics
-        with numerics.for_arguments().in_force():
-            checked = check_call(self.learner, params, carry, inputs, targets, mask=mask, reset=reset, key=key)
-        with numerics.in_force():
-            given, start, steps, key = numerics.adopted(checked)
-            loss, arrays = SplitLoss.of(self.loss)
-            axes = SampleAxes((None, *arguments_axes()), (None, None, Aux.sample_axes()))
-            run = compiled(self.learner, _train, loss, _Identity(self.optimizer), self.every, axes=axes)
-            params, opt_state, aux = run(opt_state, arrays, given, start, steps, key)
-            return self.learner.source.as_given(params), opt_state, aux
-
-
-class _Identity:
-    """An optimizer, equal to itself alone."""
-
-    def __init__(self, optimizer: Optimizer) -> None:
-        self.optimizer = optimizer
-
-    def __hash__(self) -> int:
-        return id(self.optimizer)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Identity) and other.optimizer is self.optimizer
+        loss, arrays = SplitLoss.of(self.loss)
+        axes = SampleAxes((None, *arguments_axes()), (None, None, Aux.sample_axes()))
+        run = compiled(self.learner, _train, loss, Same(self.optimizer), self.every, axes=axes)
+        train = partial(run, opt_state, arrays)
+        given = (params, carry, inputs, targets)
+        trained, opt_state, aux = run_checked(self.learner, train, *given, mask=mask, reset=reset, key=key)
+        return self.learner.source.as_given(trained), opt_state, aux
 
 
 def online(learner: Learner, loss: Loss, optimizer: Optimizer, *, every: int = 1) -> OnlineFn:
@@ -147,7 +132,7 @@ def online(learner: Learner, loss: Loss, optimizer: Optimizer, *, every: int = 1
 def _train(
     learner: Learner,
     loss: Hashable,
-    identity: _Identity,
+    optimizer: Same,
     every: int,
     opt_state: Tree,
     arrays_of_loss: Any,
@@ -165,7 +150,7 @@ def _train(
         done = run_window(task, params, carry, steps.window(at, length), carry.trace, fresh)
         size = learner.batch_size or 1
         gradients = {path: jax.tree.map(lambda x: x / size, value) for path, value in done.gradients.items()}
-        params, opt_state = _updated(learner, identity.optimizer, params, opt_state, gradients)
+        params, opt_state = _updated(learner, optimizer.value, params, opt_state, gradients)
         return (params, opt_state, done.carry, at + length), done.losses
 
     length = min(every, steps.length)
