@@ -15,7 +15,7 @@ from ._algorithms.es_d_rtrl import InputOutputTrace
 from ._conform import conform
 from ._learning.carry import Carry
 from ._learning.learner import Learner
-from ._program import Relation
+from ._relation import Relation
 from ._sources.blueprint import states_of
 from ._sources.tracing import state_name
 from ._tree import Tree, like, moved, spec_of, spec_text

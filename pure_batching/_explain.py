@@ -7,7 +7,8 @@ import jax
 
 from ._algorithms.base import Trace
 from ._learning.learner import Learner, check_learner
-from ._program import Program, Relation, Use, Way
+from ._program import Program, Use, Way
+from ._relation import Relation
 from ._tree import nbytes
 
 _HEADER = ("weight", "learns by", "hidden states", "trace", "for one sample", "where")

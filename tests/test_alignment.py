@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pure_batching._program import Axes, Scattered
 from pure_batching._reader.alignment import aligned_axes
+from pure_batching._relation import Axes, Scattered
 
 Array = jax.Array
 Shape = tuple[int, ...]

@@ -26,6 +26,7 @@ ORDER = (
         "_numerics",
         "_precision",
         "_conform",
+        "_relation",
         "_program",
         "_reader",
         "_sources",

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .._program import Link, Params, Program, Relation, Signal
+from .._program import Params, Program, Signal
+from .._relation import Link, Relation
 from ._parameter_trace import Leaves, ParameterTrace, outer, propagated
 from .base import Factors, apply_matrix, apply_transposed
 

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .._program import Params, Program, Relation, Scattered, WeightLeaf
+from .._program import Params, Program
 from .._reader.operations import call_of_places
+from .._relation import Relation, Scattered, WeightLeaf
 from .base import arrays_of, held_arrays, map_operation
 
 # By the name of the link, then by the name of the weight's leaf.

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from .._precision import in_float
-from .._program import Group, Jacobians, Params, Program, Relation, Signal
+from .._program import Jacobians, Params, Program, Signal
 from .._reader.operations import call
+from .._relation import Group, Relation
 
 Trace = Any
 Record = Any

@@ -4,7 +4,8 @@ import equinox as eqx
 import jax
 
 from .._options import check_choice
-from .._program import Jacobians, Params, Program, Relation, Signal
+from .._program import Jacobians, Params, Program, Signal
+from .._relation import Relation
 from ..errors import AlgorithmError
 from .base import Algorithm, Credit, Parts
 

@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 
 from .._options import check_choice
-from .._program import Jacobians, Params, Program, Relation, Signal
+from .._program import Jacobians, Params, Program, Signal
+from .._relation import Relation
 from ..errors import AlgorithmError
 from ._diagonal_window import DiagonalRecord, factors_and_adjoint, linear_trace, uses
 from ._parameter_trace import (

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._options import check_choice, is_count
-from .._program import Jacobians, Params, Program, Relation, Signal
+from .._program import Jacobians, Params, Program, Signal
+from .._relation import Relation
 from ..errors import AlgorithmError
 from .base import (
     RULES,

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 
-from .._program import Jacobians, Params, Program, Relation, Signal
+from .._program import Jacobians, Params, Program, Signal
+from .._relation import Relation
 from ._diagonal_window import DiagonalRecord
 from ._parameter_trace import ParameterTrace, shape_of
 from .base import Algorithm, Credit, Factors, Parts, add_gradients, credit_of

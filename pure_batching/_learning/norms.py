@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from .._algorithms.base import Factors, contract
-from .._program import Loss, Params, Relation
+from .._program import Loss, Params
+from .._relation import Relation
 from .._tree import nbytes
 from ..errors import StrategyError
 from .carry import Carry

@@ -15,7 +15,7 @@ from typing import Any
 import jax.core
 import numpy as np
 
-from .._program import Axes, Scattered
+from .._relation import Axes, Scattered
 from .jaxprs import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, evaluate, inner
 from .pieces import cut_piece, order_of, spec_of_var
 from .primitives import ELEMENT_WISE, POSITION_WISE, called

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 
-from .._program import Group, Jacobians, Link
+from .._program import Jacobians
+from .._relation import Group, Link
 from .loops import holds
 from .pieces import Arrays, Slice
 

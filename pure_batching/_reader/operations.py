@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._precision import in_float
-from .._program import Operation, WeightLeaf
+from .._relation import Operation, WeightLeaf
 from .alignment import aligned_axes, is_product, stretched
 from .flat import flat
 from .jaxprs import ClosedJaxpr, Jaxpr, JaxprEqn, Var, evaluate, inner, program

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import jax
 
 from .._precision import common_float, in_float
-from .._program import Group, Link, Params, Perturbation, Program, Relation, Use, Way, WeightInput
+from .._program import Params, Perturbation, Program, Use, Way
+from .._relation import Group, Link, Relation, WeightInput
 from .._tree import named_leaves
 from ..errors import CaptureError
 from .bypass import Bypass, found_bypass

@@ -1,14 +1,29 @@
 """Source: what was captured, and the programs that can be read from it."""
 
 import abc
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
+import jax.core
 
 from .._numerics import Numerics
 from .._program import Params, Program, States
-from .._tree import Tree
+from .._tree import Tree, strong
+
+
+def assembled(specs: States, known: Mapping[str, Tree]) -> States:
+    """The states of a step by duty, from their values by path."""
+    found = States(*({path: known[path] for path in field} for field in specs))
+    return States(*(strong(field, spec) for field, spec in zip(found, specs, strict=True)))
+
+
+def remembered(programs: dict[int, Program], size: int, trace: Callable[[int], Program]) -> Program:
+    """The program of a size, traced once; inside `jax.jit`, no tracer of it may stay in the memory."""
+    if size not in programs:
+        with jax.core.eval_context():
+            programs[size] = trace(size)
+    return programs[size]
 
 
 class Source(abc.ABC):

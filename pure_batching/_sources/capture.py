@@ -17,7 +17,7 @@ from .._reader.reading import read
 from .._reader.step import TracedStep
 from .._tree import Tree, spec_of, spec_text, strong, with_lead
 from ..errors import CaptureError, PureBatchingError, StrategyError, StructureError
-from .base import Source
+from .base import Source, assembled, remembered
 from .blueprint import Blueprint, Traced
 from .kernels import check_kernels
 from .keys import folded_key
@@ -78,17 +78,11 @@ class ModuleSource(Source):
     def one_of(self, size: int) -> Program:
         """See `Source.one_of`."""
         along = 1 if self.axis_name is None else size
-        if along not in self._programs:
-            with jax.core.eval_context():  # inside jax.jit, no tracer of it may stay in the memory
-                self._programs[along] = self._trace_one_of(along)
-        return self._programs[along]
+        return remembered(self._programs, along, self._trace_one_of)
 
     def batched(self, size: int) -> Program:
         """See `Source.batched`."""
-        if size not in self._batched_programs:
-            with jax.core.eval_context():
-                self._batched_programs[size] = self._trace_batched(size)
-        return self._batched_programs[size]
+        return remembered(self._batched_programs, size, self._trace_batched)
 
     def batch_axes(self) -> Mapping[str, Tree]:
         """The axis that differs between two batch sizes; the first one for a state that the module keeps once."""
@@ -106,8 +100,7 @@ class ModuleSource(Source):
         values, keys, left = self._initial_values.run(key)
         outside = {path: folded_key(left, path) for path in states.keys}  # a generator that is no part of the module
         known = {**values, **outside, **keys, RANDOM: left}
-        fresh = States(*({path: known[path] for path in field} for field in states))
-        return States(*(strong(field, spec) for field, spec in zip(fresh, states, strict=True)))
+        return assembled(states, known)
 
     def _trace_one_of(self, size: int) -> Program:
         with self._blueprint.environment():

@@ -16,9 +16,9 @@ from .._reader.jaxprs import inner
 from .._reader.marking import with_marks
 from .._reader.reading import read
 from .._reader.step import Kind, TracedStep
-from .._tree import Tree, is_key, is_quantity, mantissa, spec_of, strong, with_lead
+from .._tree import Tree, is_key, is_quantity, mantissa, spec_of, with_lead
 from ..errors import CaptureError, PureBatchingError, StrategyError
-from .base import Source
+from .base import Source, assembled, remembered
 from .function_marks import FunctionMarks
 from .keys import folded_key
 
@@ -80,10 +80,7 @@ class FunctionSource(Source):
 
     def batched(self, size: int) -> Program:
         """See `Source.batched`."""
-        if size not in self._batched_programs:
-            with jax.core.eval_context():
-                self._batched_programs[size] = self._trace_batched(size)
-        return self._batched_programs[size]
+        return remembered(self._batched_programs, size, self._trace_batched)
 
     def batch_axes(self) -> Mapping[str, Tree]:
         """The first axis of every state."""
@@ -96,9 +93,7 @@ class FunctionSource(Source):
         """See `Source.fresh`; a random key of the state is drawn from `key`, whatever it was at capture."""
         keys = {path: folded_key(key, path) for path, kind in self._kinds.items() if kind == "key"}
         known = {**self._initial, **keys}
-        states = self._program.states
-        fresh = States(*({path: known[path] for path in field} for field in states))
-        return States(*(strong(field, spec) for field, spec in zip(fresh, states, strict=True)))
+        return assembled(self._program.states, known)
 
     def _named(self, params: Tree) -> Params:
         return dict(zip(self._weights, self._weights_structure.flatten_up_to(params), strict=True))
