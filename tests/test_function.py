@@ -142,6 +142,23 @@ def first_rows(learner: pb.Learner) -> list[Any]:
     return [row for i, row in enumerate(rows) if row.weight not in {one.weight for one in rows[:i]}]
 
 
+def test_a_recurrent_product_by_hand_is_no_path_of_its_own() -> None:
+    """`(h[:, None] * u).sum(0)` mixes neurons as `h @ u` does, so that no trace follows it either."""
+    products = (lambda h, u: h @ u, lambda h, u: (h[..., :, None] * u).sum(-2))
+    data, found = WRITTEN["a product"].data(), []
+    for product in products:
+
+        def step(p: Any, h: Any, x: Any, product: Any = product) -> Any:
+            h = 0.5 * h + jnp.tanh(x @ p["w"] + product(h, p["u"]))
+            return h, h
+
+        params = {"w": normal(3, 4), "u": normal(4, 4)}
+        learner, weights = pb.capture_function(step, params, STATE, jnp.zeros(3), algorithm=D)
+        assert {row.way for row in pb.explain(learner).rows} == {"trace"}
+        found.append(pb.sequence_grad(pb.vmap(learner, SAMPLES), squared)(weights, None, *data)[0])
+    assert_close(found[1], found[0])
+
+
 def test_a_trace_of_gates_has_the_weight_s_size() -> None:
     learner, _ = WRITTEN["gates"].learner(D)
     shapes = {row.weight: list(row.traces.values()) for row in pb.explain(learner).rows}

@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .jaxprs import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, inner, program
+from .jaxprs import ClosedJaxpr, Jaxpr, JaxprEqn, Var, inner, program
 from .pieces import cut_piece, order_of, reads, spec_of_var
-from .places import is_element_wise
+from .places import MOVING, is_element_wise
 
 # The names of the calls that hold a use: one that mixes its data, one that is element-wise in them, and a sum.
 MIXING, ELEMENT_WISE_USE, ADDITIVE = "use_of_weights", "element_wise_use_of_weights", "sum_with_weights"
@@ -56,7 +56,7 @@ class _Marking:
         self.of: dict[Any, tuple[Var, ...]] = {var: (var,) for var in weights}
         self.data: set[Any] = set(data)
         self.order = order_of(jaxpr)
-        self.makers: dict[Any, JaxprEqn] = {var: eqn for eqn in jaxpr.eqns for var in eqn.outvars}
+        self.copied: set[Any] = set()
 
     def marked(self, eqn: JaxprEqn) -> JaxprEqn:
         """The equation, in a call if it is a use."""
@@ -64,6 +64,7 @@ class _Marking:
         leaves = tuple(dict.fromkeys(leaf for atom in weights for leaf in self.of[atom]))
         if reads(eqn, self.data):
             self.data.update(eqn.outvars)
+            self.copied.update(eqn.outvars if self._copies(eqn) else ())
             return self._use(eqn, leaves) if leaves else eqn
         if leaves:
             self.of.update(dict.fromkeys(eqn.outvars, leaves))
@@ -77,17 +78,22 @@ class _Marking:
         return _call(ClosedJaxpr(body, [self.consts[var] for var in piece.free]), self._kind(eqn, data), eqn)
 
     def _kind(self, eqn: JaxprEqn, data: Sequence[Var]) -> str:
-        if not is_element_wise(eqn) or any(map(self._is_copied, data)):
+        if not is_element_wise(eqn) or self._copies(eqn):
             return MIXING
         return ADDITIVE if eqn.primitive.name in _SUMS and len(data) == 1 else ELEMENT_WISE_USE
 
-    def _is_copied(self, var: Var) -> bool:
-        """Whether a variable holds elements of a smaller one several times, as `x[:, None] * w` does before a sum."""
-        maker = self.makers.get(var)
-        if maker is None or maker.primitive.name != "broadcast_in_dim" or isinstance(maker.invars[0], Literal):
+    def _copies(self, eqn: JaxprEqn) -> bool:
+        """Whether the result holds elements of the data several times, as `x[:, None] * w` does before a sum."""
+        if not is_element_wise(eqn) and eqn.primitive.name not in MOVING:
             return False
-        sizes = [math.prod(spec_of_var(one).shape) for one in (maker.invars[0], var)]
-        return 1 < sizes[0] < sizes[1]
+        data = [atom for atom in eqn.invars if isinstance(atom, Var) and atom in self.data and _size(atom) > 1]
+        joins = eqn.primitive.name in ("concatenate", "pad")
+        results = 0 if joins else sum(map(_size, eqn.outvars))
+        return bool(data) and all(var in self.copied or _size(var) < results for var in data)
+
+
+def _size(var: Any) -> int:
+    return math.prod(spec_of_var(var).shape)
 
 
 def _call(body: ClosedJaxpr, name: str, eqn: JaxprEqn) -> JaxprEqn:

@@ -16,7 +16,7 @@ from .pieces import reads, spec_of_var
 from .primitives import ELEMENT_WISE, called
 
 # Operations that move elements, and change none of them.
-_MOVING = frozenset(
+MOVING = frozenset(
     [
         *("broadcast_in_dim", "concatenate", "copy", "expand_dims", "pad", "reshape", "rev", "slice", "split"),
         *("squeeze", "transpose"),
@@ -84,7 +84,7 @@ def _are_unknown(eqn: JaxprEqn, given: Sequence[np.ndarray | None]) -> bool:
 
 def _through(eqn: JaxprEqn, given: Sequence[np.ndarray | None]) -> list[np.ndarray | None]:
     operands = [(atom, places) for atom, places in zip(eqn.invars, given, strict=True) if places is not None]
-    if eqn.primitive.name in _MOVING:
+    if eqn.primitive.name in MOVING:
         return _moved(eqn, given)
     if eqn.primitive.name == "reduce_sum":
         return [_summed(eqn, places) for places in given]
