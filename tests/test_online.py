@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import pure_batching as pb
-from pure_batching.errors import LossError, OptionError
+from pure_batching.errors import LossError, OptionError, StructureError
 
 from .bench import RULES, SAMPLES, STEPS, Bench, bench
 from .trees import assert_close
@@ -90,3 +90,11 @@ def test_refused() -> None:
         pb.online(made.learner, made.model.loss, 1e-3)  # type: ignore[arg-type]
     with pytest.raises(LossError, match="expected a function"):
         pb.online(made.learner, None, OPTIMIZER)  # type: ignore[arg-type]
+
+
+def test_a_state_of_another_optimizer() -> None:
+    made = bench("LSTMCell", 0, RULES["D_RTRL published"])
+    train = pb.online(made.batched("vmap"), made.model.loss, OPTIMIZER)
+    for state in (optax.sgd(1e-2, momentum=0.9).init(made.params), OPTIMIZER.init({"w": jnp.zeros(3)}), None):
+        with pytest.raises(StructureError, match=r"opt_state: got .*Pass optimizer\.init\(params\)"):
+            train(made.params, state, None, *made.data(STEPS, SAMPLES))

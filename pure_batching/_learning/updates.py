@@ -12,7 +12,7 @@ from .._options import is_count
 from .._precision import cast_like
 from .._program import Loss, Params
 from .._tree import Tree
-from ..errors import OptionError
+from ..errors import OptionError, StructureError
 from .carry import Carry
 from .compiled import compiled
 from .data import ABSENT
@@ -171,7 +171,15 @@ def _updated(
     zeros = {path: jax.tree.map(jnp.zeros_like, value) for path, value in params.items()}
     whole = cast_like({**zeros, **gradients}, params)
     source = learner.source
-    updates, new_state = optimizer.update(source.as_given(whole), opt_state, source.as_given(params))
-    given = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), source.as_given(params), updates)
-    kept = jax.tree.map(lambda new, old: jnp.asarray(new).astype(old.dtype), new_state, opt_state)
+    try:
+        updates, new_state = optimizer.update(source.as_given(whole), opt_state, source.as_given(params))
+        given = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), source.as_given(params), updates)
+        kept = jax.tree.map(lambda new, old: jnp.asarray(new).astype(old.dtype), new_state, opt_state)
+    except Exception as reason:
+        raise StructureError(
+            "opt_state",
+            got=f"{type(reason).__name__}: {(str(reason).splitlines() or [''])[0]}",
+            expected="a state of the optimizer that was passed to pb.online, for these params",
+            repair="Pass optimizer.init(params), or what the last call returned.",
+        ) from reason
     return source.checked_params(given), kept
