@@ -4,8 +4,11 @@ from . import errors as errors
 from ._algorithms.base import Algorithm as Algorithm
 from ._algorithms.bptt import BPTT as BPTT
 from ._algorithms.d_rtrl import D_RTRL as D_RTRL
+from ._algorithms.e_prop import EProp as EProp
 from ._algorithms.es_d_rtrl import ES_D_RTRL as ES_D_RTRL
 from ._algorithms.hybrid import Hybrid as Hybrid
+from ._algorithms.ottt import OTTT as OTTT
+from ._algorithms.rtrl import RTRL as RTRL
 from ._batching import loop as loop, manual as manual, vmap as vmap
 from ._bridge import from_native as from_native, to_native as to_native
 from ._capture import capture as capture, capture_function as capture_function

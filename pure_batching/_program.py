@@ -39,11 +39,14 @@ class Signal(NamedTuple):
       new: `dloss/dh[t]` of each group, `[..., *varshape, ns]`.
       old: `dloss/dh[t-1]` at fixed `h[t]`, of the groups whose old states the output reads.
       products: `dloss/dy` at fixed `h[t]`, `[..., *y.shape]`, by relation, of the products that the output reads.
+      other: the loss's derivative by the states that are not hidden, by path, None for integers; of the states before a
+        window, for a rule with credit "window"; None otherwise.
     """
 
     new: dict[str, jax.Array]
     old: dict[str, jax.Array]
     products: dict[str, jax.Array]
+    other: Mapping[str, Any] | None = None
 
 
 # `(output, target) -> []`, of one sample at one step.

@@ -1,6 +1,7 @@
 """Algorithm: a learning rule as hyperparameters and pure functions of one sample, and helpers for all rules."""
 
 import abc
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -9,10 +10,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .._precision import in_float
-from .._program import Jacobians, Params, Program, Signal
+from .._precision import cast_like, in_float
+from .._program import Jacobians, Params, Program, Signal, States
 from .._reader.operations import call
 from .._relation import Group, Relation
+from .._tree import Tree
 
 Trace = Any
 Record = Any
@@ -46,31 +48,57 @@ class Parts(NamedTuple):
     dense: Params
 
 
+# `(program, params, states, inputs, jacobians) -> jacobians` of one sample and one step.
+Derivatives = Callable[[Program, Params, States, tuple[Tree, ...], Jacobians], Jacobians]
+
+
 class Algorithm(eqx.Module):
     """An online-learning rule.
 
     In a window of `K` steps, `step` is called at each step, inside a scan. After it, `window_trace` and
     `window_gradient` are called once each. All methods work on one sample; a strategy maps them over a batch.
+
+    A rule has to define `init`, `step` and `traces_of`. What the other methods do here is right for a rule whose credit
+    goes by the trace alone and whose record of a step is a tuple of `Factors`.
     """
 
     @property
-    @abc.abstractmethod
     def credit(self) -> Credit:
         """How credit goes back through time.
 
         "trace": by the eligibility trace alone. "window": by backpropagation inside each window, and by the trace for
         the steps before the window.
         """
+        return "trace"
 
     @property
-    @abc.abstractmethod
+    def depends_on_window(self) -> bool:
+        """Whether the gradient of a sequence depends on the length of the windows, where credit ends."""
+        return self.credit == "window"
+
+    @property
     def recomputes(self) -> bool:
         """With credit "window", whether a step is computed again on the way back instead of kept (`jax.checkpoint`)."""
+        return False
 
     @property
-    @abc.abstractmethod
     def is_complete(self) -> bool:
         """Whether the gradient of a step has the parts that reach the output past the new hidden states."""
+        return False
+
+    @property
+    def trace_dtype(self) -> Any:
+        """The float type in which a carry keeps the traces; None for that in which the rule computes them."""
+        return None
+
+    @property
+    def derivatives(self) -> Derivatives | None:
+        """How the derivatives of a step are made that `step` is given; None for those of the program as they are."""
+        return None
+
+    def check(self, program: Program) -> None:
+        """Raise AlgorithmError for a program of one sample that the rule cannot follow."""
+        del program
 
     @abc.abstractmethod
     def init(self, program: Program) -> Trace:
@@ -92,11 +120,10 @@ class Algorithm(eqx.Module):
           count: the number of updates before this one, `[]`.
         """
 
-    @abc.abstractmethod
     def window_trace(
         self, program: Program, params: Params, trace_before: Trace, trace_after: Trace, records: Record
     ) -> Trace:
-        """The trace after a window.
+        """The trace after a window: that of its last step.
 
         Args:
           program: the program of one sample.
@@ -105,16 +132,18 @@ class Algorithm(eqx.Module):
           trace_after: the trace that the last `step` returned.
           records: the records of the steps, `[K, ...]`.
         """
+        del program, params, trace_before, records
+        return trace_after
 
-    @abc.abstractmethod
     def window_gradient(self, program: Program, params: Params, trace_before: Trace, records: Record) -> Parts:
-        """The gradient of a window; the arguments are those of `window_trace`."""
+        """The gradient of a window: its records, as factors. The arguments are those of `window_trace`."""
+        del program, params, trace_before
+        return Parts(records, {})
 
-    @abc.abstractmethod
     def gradient_of_trace(
         self, program: Program, params: Params, trace: Trace, signal: Signal, count: jax.Array
     ) -> Parts:
-        """The gradient of a trace under a signal `dloss/dh`, with the factors of one step.
+        """The gradient of a trace under a signal `dloss/dh`, with the factors of one step; for credit "window" alone.
 
         Args:
           program: the program of one sample.
@@ -123,6 +152,7 @@ class Algorithm(eqx.Module):
           signal: `dloss/dh` of each group.
           count: the number of updates that made the trace, `[]`.
         """
+        raise NotImplementedError
 
     @abc.abstractmethod
     def traces_of(self, relation: Relation, trace: Trace) -> dict[str, Any]:
@@ -132,6 +162,23 @@ class Algorithm(eqx.Module):
           relation: the use.
           trace: of all uses: arrays, or their specifications.
         """
+
+
+def kept(algorithm: Algorithm, trace: Trace) -> Trace:
+    """A trace in the float type in which a carry keeps it."""
+    dtype = algorithm.trace_dtype
+
+    def cast(array: jax.Array) -> jax.Array:
+        return array.astype(in_float(array.dtype, dtype)) if jnp.issubdtype(array.dtype, jnp.inexact) else array
+
+    return trace if dtype is None else jax.tree.map(cast, trace)
+
+
+def computed(algorithm: Algorithm, program: Program, trace: Trace) -> Trace:
+    """The inverse of `kept`: a trace in the type in which the rule computes it; None, for none, stays None."""
+    if trace is None or algorithm.trace_dtype is None:
+        return trace
+    return cast_like(trace, jax.eval_shape(lambda: algorithm.init(program)))
 
 
 def credit_of(vjp: str) -> Credit:

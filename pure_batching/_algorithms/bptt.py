@@ -56,25 +56,6 @@ class BPTT(Algorithm):
         del program, params, jacobians, signal, count
         return trace, ()
 
-    def window_trace(
-        self,
-        program: Program,
-        params: Params,
-        trace_before: tuple[()] | None,
-        trace_after: tuple[()],
-        records: tuple[()],
-    ) -> tuple[()]:
-        """The empty trace."""
-        del program, params, trace_before, records
-        return trace_after
-
-    def window_gradient(
-        self, program: Program, params: Params, trace_before: tuple[()] | None, records: tuple[()]
-    ) -> Parts:
-        """No part of the gradient: backpropagation gives the whole."""
-        del program, params, trace_before, records
-        return Parts((), {})
-
     def gradient_of_trace(
         self, program: Program, params: Params, trace: tuple[()], signal: Signal, count: jax.Array
     ) -> Parts:

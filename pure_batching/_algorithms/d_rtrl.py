@@ -1,5 +1,7 @@
 """D_RTRL: a trace of the shape of each weight, which follows the diagonal of the hidden Jacobian."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ from .._program import Jacobians, Params, Program, Signal
 from .._relation import Relation
 from ..errors import AlgorithmError
 from ._diagonal_window import DiagonalRecord, factors_and_adjoint, linear_trace, uses
+from ._hyperparameters import dtype_field
 from ._parameter_trace import (
     Leaves,
     ParameterTrace,
@@ -80,13 +83,15 @@ class D_RTRL(Algorithm):
         `"published"`, where also a path from one hidden state of a group to another within a step counts once.
       vjp: `"single-step"`, as above; `"multi-step"`, the exact gradient inside each window of `sequence_grad`, and the
         trace for the steps before the window.
+      trace_dtype: the float type in which a carry keeps the traces; None for that in which they are computed.
 
     Raises:
-      AlgorithmError: an unknown rule or vjp.
+      AlgorithmError: an unknown rule or vjp; a `trace_dtype` that is no float type.
     """
 
     rule: str = eqx.field(static=True, default="brainscale")
     vjp: str = eqx.field(static=True, default="single-step")
+    trace_dtype: Any = dtype_field()
 
     def __check_init__(self) -> None:
         check_choice("rule", self.rule, RULES, AlgorithmError)
@@ -106,11 +111,6 @@ class D_RTRL(Algorithm):
     def is_complete(self) -> bool:
         """With the published rule."""
         return self.rule == "published"
-
-    @property
-    def recomputes(self) -> bool:
-        """No: the steps of a window are kept."""
-        return False
 
     def init(self, program: Program) -> ParameterTrace:
         """Zeros, to be divided by 1."""

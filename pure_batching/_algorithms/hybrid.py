@@ -10,10 +10,12 @@ import jax
 from .._program import Jacobians, Params, Program, Signal
 from .._relation import Relation
 from ._diagonal_window import DiagonalRecord
+from ._hyperparameters import Number, dtype_field, number_field
+from ._input_output_trace import InputOutputTrace
 from ._parameter_trace import ParameterTrace, shape_of
 from .base import Algorithm, Credit, Factors, Parts, add_gradients, credit_of
 from .d_rtrl import D_RTRL
-from .es_d_rtrl import ES_D_RTRL, InputOutputTrace
+from .es_d_rtrl import ES_D_RTRL
 
 
 class HybridTrace(NamedTuple):
@@ -38,15 +40,16 @@ class Hybrid(Algorithm):
 
     Attributes:
       decay_or_rank: as in ES_D_RTRL.
-      rule, vjp: as in both algorithms.
+      rule, vjp, trace_dtype: as in both algorithms.
 
     Raises:
       AlgorithmError: a decay or rank out of range, an unknown rule or vjp.
     """
 
-    decay_or_rank: float | int = eqx.field(static=True)
+    decay_or_rank: Number | int = number_field()
     rule: str = eqx.field(static=True, default="brainscale")
     vjp: str = eqx.field(static=True, default="single-step")
+    trace_dtype: Any = dtype_field()
 
     def __check_init__(self) -> None:
         ES_D_RTRL(self.decay_or_rank, self.rule, self.vjp)
@@ -60,11 +63,6 @@ class Hybrid(Algorithm):
     def is_complete(self) -> bool:
         """With the published rule."""
         return self.rule == "published"
-
-    @property
-    def recomputes(self) -> bool:
-        """No: the steps of a window are kept."""
-        return False
 
     def choice(self, learner: Any) -> dict[str, str]:
         """Which algorithm follows each use of a weight: `{relation: "D_RTRL" or "ES_D_RTRL"}`.

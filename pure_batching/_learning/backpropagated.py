@@ -9,6 +9,7 @@ from .._algorithms.base import Trace
 from .._program import Jacobians, Params, States
 from .carry import Carry
 from .lives import continued, counted, credited
+from .moving import parted, put_together
 from .steps import Steps, select
 from .sums import summed
 from .task import Task, Window, blanked, frozen, losses_of, neutral, restarted, runnable
@@ -27,7 +28,9 @@ def run_backpropagated(
     learner = task.learner
     around_step = jax.checkpoint if learner.algorithm.recomputes else _as_it_is
 
-    def total(params: Params, hidden: Any) -> Any:
+    moving, still = parted(carry.states)
+
+    def total(params: Params, moving: Any) -> Any:
         def one(states: States, changing: Any) -> tuple[States, Any]:
             data = steps.at(changing)
             before = restarted(task, states, fresh.states, data)
@@ -37,13 +40,13 @@ def run_backpropagated(
             emitted = (losses_of(task, done.output, data), neutral(done.jacobians, data), outputs)
             return frozen(done.states, before, data.mask), emitted
 
-        states, emitted = jax.lax.scan(around_step(one), carry.states._replace(hidden=hidden), steps.changing())
+        states, emitted = jax.lax.scan(around_step(one), put_together(moving, still), steps.changing())
         return emitted[0].sum(), (states, emitted)
 
     gradient = jax.grad(total, argnums=(0, 1), has_aux=True)
-    (within, of_hidden), (states, (losses, jacobians, outputs)) = gradient(params, carry.hidden)
+    (within, of_states), (states, (losses, jacobians, outputs)) = gradient(params, moving)
     trace = credited(trace_before, steps, fresh.trace)
-    behind = {} if trace is None else trace_gradient(learner, params, trace, of_hidden, carry.update_count)
+    behind = {} if trace is None else trace_gradient(learner, params, trace, of_states, carry.update_count)
     after = _updated(learner, params, carry, states, jacobians, steps, fresh)
     return Window(after, summed(params, within, behind), losses, outputs)
 

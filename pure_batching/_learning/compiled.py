@@ -21,6 +21,8 @@ def compiled(
 ) -> Callable[..., Any]:
     """`jax.jit` of `function(learner, *statics, ...)`, the same for equal learners and statics.
 
+    Arrays among the hyperparameters of the learner's rule are arguments of what is compiled.
+
     Args:
       learner: whose memory keeps the function.
       function: what is compiled.
@@ -28,10 +30,15 @@ def compiled(
       axes: where the samples lie in its other arguments and in its result.
     """
 
-    def make() -> Callable[..., Any]:
-        return jax.jit(under_automatic_axes(partial(function, learner, *statics), axes))
+    numbers, others = learner.parted()
 
-    return kept(learner, make, function, *statics)
+    def run(numbers: Any, *args: Any) -> Any:
+        return function(others.with_numbers(numbers), *statics, *args)
+
+    def make() -> Callable[..., Any]:
+        return jax.jit(under_automatic_axes(run, SampleAxes((None, *axes.given), axes.made)))
+
+    return partial(kept(learner, make, function, *statics), numbers)
 
 
 def kept(learner: "Learner", make: Callable[[], Any], *name: Hashable) -> Any:

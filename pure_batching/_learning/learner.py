@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._algorithms.base import Algorithm
+from .._algorithms.base import Algorithm, kept as trace_kept
 from .._conform import conform
 from .._program import Params, Perturbation, Program, States, Step
 from .._sources.base import Source
@@ -24,9 +24,10 @@ from .step import differentiable_step
 
 
 class Learner(eqx.Module):
-    """A captured step with a learning rule and a strategy; it owns no arrays and no State.
+    """A captured step with a learning rule and a strategy; it owns no State.
 
-    All fields are static: a learner passes through `jax.jit` as a constant, and equal learners share what was compiled.
+    A learner passes through `jax.jit` as a constant, and equal learners share what was compiled. Its only arrays are
+    those that a user gave as hyperparameters of the rule.
 
     Attributes:
       source: the captured thing, from which programs are traced.
@@ -37,7 +38,7 @@ class Learner(eqx.Module):
 
     source: Source = eqx.field(static=True)
     program: Program = eqx.field(static=True)
-    algorithm: Algorithm = eqx.field(static=True)
+    algorithm: Algorithm
     strategy: Strategy = eqx.field(static=True)
 
     @classmethod
@@ -46,8 +47,11 @@ class Learner(eqx.Module):
 
         Raises:
           StrategyError: the strategy cannot run the source.
+          AlgorithmError: the rule cannot follow the source.
         """
-        return cls(source, strategy.program(source), algorithm, strategy)
+        program = strategy.program(source)
+        algorithm.check(program)
+        return cls(source, program, algorithm, strategy)
 
     def run_by(self, strategy: Strategy) -> "Learner":
         """The same source and algorithm under another strategy.
@@ -68,6 +72,15 @@ class Learner(eqx.Module):
         source = copy.copy(self.source)
         source.memory = {}
         return Learner(source, self.program, self.algorithm, self.strategy)
+
+    def parted(self) -> tuple[Algorithm, "Learner"]:
+        """The arrays of the rule, and the learner without them."""
+        numbers, others = eqx.partition(self.algorithm, eqx.is_array)
+        return numbers, Learner(self.source, self.program, others, self.strategy)
+
+    def with_numbers(self, numbers: Algorithm) -> "Learner":
+        """The inverse of `parted`."""
+        return Learner(self.source, self.program, eqx.combine(numbers, self.algorithm), self.strategy)
 
     def __repr__(self) -> str:
         inputs = ", ".join(spec_text(spec) for spec in self.program.inputs)
@@ -131,8 +144,18 @@ class Learner(eqx.Module):
             return compiled(self, differentiable_step, axes=axes)(*checked)
 
     def execute(self, params: Params, states: States, inputs: tuple[Tree, ...], perturbation: Perturbation) -> Step:
-        """`Program.execute` for all samples."""
-        return self.strategy.execute(self.source, params, states, inputs, perturbation)
+        """`Program.execute` for all samples, with the derivatives that the rule needs."""
+        done = self.strategy.execute(self.source, params, states, inputs, perturbation)
+        make = self.algorithm.derivatives
+        if make is None:
+            return done
+
+        def own(common: tuple[Params, Any], states: States, *args: Any) -> Any:
+            whole = states._replace(shared=common[1])
+            return make(self.program, common[0], whole, *args)
+
+        apart = self.each(own)((params, states.shared), states._replace(shared={}), inputs, done.jacobians)
+        return done._replace(jacobians=apart)
 
     @property
     def each(self) -> MapSamples:
@@ -155,7 +178,8 @@ class Learner(eqx.Module):
 
     def _fresh_sample(self, key: jax.Array) -> Carry:
         states = self.source.fresh(key)
-        return Carry(*states, trace=self.algorithm.init(self.program), update_count=jnp.zeros((), jnp.int32))
+        trace = trace_kept(self.algorithm, self.algorithm.init(self.program))
+        return Carry(*states, trace=trace, update_count=jnp.zeros((), jnp.int32))
 
     def carry_spec(self, *, is_apart: bool = False) -> Carry:
         """Shapes and dtypes of a carry.
@@ -166,7 +190,7 @@ class Learner(eqx.Module):
         return kept(self, lambda: self._carry_spec(is_apart=is_apart), "carry_spec", is_apart)
 
     def _carry_spec(self, *, is_apart: bool) -> Carry:
-        trace = jax.eval_shape(lambda: self.algorithm.init(self.program))
+        trace = jax.eval_shape(lambda: trace_kept(self.algorithm, self.algorithm.init(self.program)))
         update_count: Any = jax.ShapeDtypeStruct((), jnp.int32)
         own = Carry(*self.program.states, trace=trace, update_count=update_count)
         together = with_lead(own, self.lead)._replace(shared=self.program.states.shared)

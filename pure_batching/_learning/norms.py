@@ -17,7 +17,7 @@ from .compiled import compiled
 from .euclid import Measure, norm_of, norms_by
 from .learner import Learner, check_learner
 from .losses import SplitLoss, check_loss, check_loss_function
-from .online import collect, with_trace
+from .online import Collected, collect, with_trace
 from .sequence import Aux, checked_window, run_windows, window_length
 from .sequence_fn import SequenceFn, arguments_axes, begin
 from .sharding import SampleAxes
@@ -103,7 +103,10 @@ def _sample_norms(
     length = window_length(learner, steps.length, window)
     is_online = learner.algorithm.credit == "trace" and not learner.program.direct
     if is_online and carry is None and length == steps.length:
-        return _from_factors(task, params, start, steps, fresh)
+        done = collect(task, params, start, steps, fresh)
+        parts = window_parts(learner, params, None, done.records)
+        if not parts.dense:
+            return _from_factors(task, params, done, parts.factors, steps, fresh)
     return _sample_by_sample(task, params, start, steps, length, fresh)
 
 
@@ -127,21 +130,24 @@ def _sample_by_sample(
     return norms, Aux(after._replace(shared=shared), losses, None)
 
 
-def _from_factors(task: Task, params: Params, carry: Carry, steps: Steps, fresh: Carry) -> tuple[jax.Array, Aux]:
+def _from_factors(
+    task: Task, params: Params, done: Collected, factors: tuple[Factors, ...], steps: Steps, fresh: Carry
+) -> tuple[jax.Array, Aux]:
     """The norms from the outer products of one window over the whole sequence, which begins afresh."""
-    learner, done = task.learner, collect(task, params, carry, steps, fresh)
-    parts = window_parts(learner, params, None, done.records)
+    learner = task.learner
 
     def measured(measure: Measure) -> jax.Array:
-        own = [one for path in _weights(learner) for one in _measures(measure, learner, params, parts.factors, path)]
+        own = [one for path in _weights(factors, learner) for one in _measures(measure, learner, params, factors, path)]
         return jax.vmap(lambda *parts: measure.of_parts(parts))(*own) if own else jnp.zeros(learner.lead)
 
     after = with_trace(task, params, done, steps, None, fresh)
     return norms_by(measured), Aux(after, done.losses, None)
 
 
-def _weights(learner: Learner) -> list[str]:
-    return sorted({relation.weight for relation in learner.program.relations})
+def _weights(parts: tuple[Factors, ...], learner: Learner) -> list[str]:
+    """The weights that outer products are of."""
+    named = {name for part in parts for name in part.dys}
+    return sorted({relation.weight for relation in learner.program.relations if relation.name in named})
 
 
 def _measures(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from .._algorithms.base import Trace, add_gradients
 from .._options import check_choice, check_flag, is_count
 from .._precision import cast_like
-from .._program import Jacobians, Loss, Params
+from .._program import Jacobians, Loss, Params, States
 from .._tree import Tree, nbytes
 from ..errors import OptionError
 from .carry import Carry
@@ -134,7 +134,7 @@ def window_length(learner: Learner, time: int, window: int | None) -> int:
     """The number of steps of a window: the one asked for, or the one by the rule of `sequence_grad`."""
     if window is not None:
         return min(window, time)
-    if learner.algorithm.credit == "window":
+    if learner.algorithm.depends_on_window:
         return time
     stacked, once = ((learner.batch_size or 1) * nbytes(spec) for spec in _kept_specs(learner))
     budget = max(STACK_BUDGET - 2 * once, STACK_BUDGET // 4)
@@ -148,15 +148,18 @@ def _kept_specs(learner: Learner) -> tuple[Tree, Tree]:
     """
     program, algorithm = learner.program, learner.algorithm
 
-    def kept(params: Params, jacobians: Jacobians) -> tuple[Tree, Tree]:
+    def kept(params: Params, states: States, inputs: tuple[Tree, ...], jacobians: Jacobians) -> tuple[Tree, Tree]:
+        if algorithm.derivatives is not None:
+            jacobians = algorithm.derivatives(program, params, states, inputs, jacobians)
         zero = program.zero_perturbation(is_complete=algorithm.is_complete)
         signal, trace = program.signal(zero), algorithm.init(program)
         _, record = algorithm.step(program, params, trace, jacobians, signal, jnp.zeros((), jnp.int32))
         parts = algorithm.window_gradient(program, params, trace, jax.tree.map(lambda x: x[None], record))
         made = [factors.dys for factors in parts.factors]
-        return (record, made, made, made), trace
+        stacked = jacobians if algorithm.credit == "window" else ()
+        return (record, stacked, made, made, made), trace
 
-    return jax.eval_shape(kept, program.params, program.derivatives)
+    return jax.eval_shape(kept, program.params, program.states, program.inputs, program.derivatives)
 
 
 def run_sequence(

@@ -8,6 +8,7 @@ from .._precision import cast_like
 from .._program import Params, Perturbation
 from .._tree import Tree
 from .carry import Carry
+from .moving import parted, put_together
 from .sums import summed
 from .traces import step_trace, trace_gradient, window_gradient, window_trace
 
@@ -20,15 +21,24 @@ Inputs = tuple[Tree, ...]
 def differentiable_step(learner: "Learner", params: Params, carry: Carry, inputs: Inputs) -> tuple[Carry, Tree]:
     """The next carry and the output. The pullback gives the online gradient of the step; the carry gets zeros."""
     pair = _through_window if learner.algorithm.credit == "window" else _through_trace
-    # JAX keeps these two beside what it compiles from them: if they led back to that, neither would ever be freed.
-    forward, backward = pair(learner.detached())
+    # JAX keeps these functions beside what it compiles from them: if they led back to that, neither would ever be
+    # freed. Nor may they lead to a traced number, which JAX wants as an argument.
+    numbers, others = learner.detached().parted()
 
     @jax.custom_vjp
-    def step(params: Params, carry: Carry, inputs: Inputs) -> tuple[Carry, Tree]:
-        return forward(params, carry, inputs)[0]
+    def step(numbers: Any, *args: Any) -> Any:
+        return forward(numbers, *args)[0]
+
+    def forward(numbers: Any, *args: Any) -> Any:
+        result, residuals = pair(others.with_numbers(numbers))[0](*args)
+        return result, (numbers, residuals)
+
+    def backward(residuals: Any, cotangent: tuple[Carry, Tree]) -> Any:
+        numbers, own = residuals
+        return None, *pair(others.with_numbers(numbers))[1](own, cotangent)
 
     step.defvjp(forward, backward)
-    return step(params, carry, inputs)
+    return step(numbers, params, carry, inputs)
 
 
 def _through_trace(learner: "Learner") -> tuple[Any, Any]:
@@ -68,12 +78,13 @@ def _through_window(learner: "Learner") -> tuple[Any, Any]:
     program = learner.program
 
     def forward(params: Params, carry: Carry, inputs: Inputs) -> Any:
-        def run(params: Params, inputs: Inputs, hidden: Any) -> Any:
-            states = carry.states._replace(hidden=hidden)
-            done = learner.execute(params, states, inputs, learner.zero_perturbation())
+        moving, still = parted(carry.states)
+
+        def run(params: Params, inputs: Inputs, moving: Any) -> Any:
+            done = learner.execute(params, put_together(moving, still), inputs, learner.zero_perturbation())
             return done.output, (done.states, done.jacobians)
 
-        output, pullback, (states, jacobians) = jax.vjp(run, params, inputs, carry.hidden, has_aux=True)
+        output, pullback, (states, jacobians) = jax.vjp(run, params, inputs, moving, has_aux=True)
         signal = program.signal(learner.zero_perturbation())
         carried, record = step_trace(learner, params, carry.trace, jacobians, signal, carry.update_count)
         trace = window_trace(learner, params, carry.trace, carried, _alone(record))
@@ -82,8 +93,8 @@ def _through_window(learner: "Learner") -> tuple[Any, Any]:
 
     def backward(residuals: Any, cotangent: tuple[Carry, Tree]) -> Any:
         pullback, params, trace, count = residuals
-        within, inputs, of_hidden = pullback(cotangent[1])
-        behind = trace_gradient(learner, params, trace, of_hidden, count)
+        within, inputs, of_states = pullback(cotangent[1])
+        behind = trace_gradient(learner, params, trace, of_states, count)
         return _complete(params, within, behind), None, inputs
 
     return forward, backward

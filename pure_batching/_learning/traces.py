@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import chex
 import jax
 
-from .._algorithms.base import Parts, Trace, add_gradients, contract
-from .._program import Jacobians, Params, Perturbation, Signal
+from .._algorithms.base import Parts, Trace, add_gradients, computed, contract, kept
+from .._program import Jacobians, Params, Perturbation, Signal, States
 from .once import first_derivative
 from .sums import accumulating_part
 
@@ -20,8 +20,11 @@ def step_trace(
 ) -> tuple[Trace, Any]:
     """`Algorithm.step` for every sample: the trace after the step, and the record for the end of the window."""
 
-    def step(params: Params, *own: Any) -> tuple[Trace, Any]:
-        return learner.algorithm.step(learner.program, params, *own)
+    algorithm, program = learner.algorithm, learner.program
+
+    def step(params: Params, trace: Trace, *own: Any) -> tuple[Trace, Any]:
+        new, record = algorithm.step(program, params, computed(algorithm, program, trace), *own)
+        return kept(algorithm, new), record
 
     return learner.each(step)(params, trace, jacobians, signal, count)
 
@@ -29,8 +32,11 @@ def step_trace(
 def window_trace(learner: "Learner", params: Params, trace_before: Trace, trace_after: Trace, records: Any) -> Trace:
     """`Algorithm.window_trace` for every sample, from records `[K, B, ...]`."""
 
-    def trace(params: Params, *own: Any) -> Trace:
-        return learner.algorithm.window_trace(learner.program, params, *own)
+    algorithm, program = learner.algorithm, learner.program
+
+    def trace(params: Params, before: Trace, after: Trace, records: Any) -> Trace:
+        ends = (computed(algorithm, program, end) for end in (before, after))
+        return kept(algorithm, algorithm.window_trace(program, params, *ends, records))
 
     after = learner.each(trace, (0, 0, 1))(params, trace_before, trace_after, records)
     chex.assert_tree_shape_prefix(after, learner.lead)
@@ -43,8 +49,10 @@ def window_parts(learner: "Learner", params: Params, trace_before: Trace, record
     The factors are `[K, B, ...]`, the dense part is `[B, ...]`.
     """
 
-    def parts(params: Params, *own: Any) -> Parts:
-        return learner.algorithm.window_gradient(learner.program, params, *own)
+    algorithm, program = learner.algorithm, learner.program
+
+    def parts(params: Params, before: Trace, records: Any) -> Parts:
+        return algorithm.window_gradient(program, params, computed(algorithm, program, before), records)
 
     axes: Any = Parts(1, 0)  # type: ignore[arg-type]
     return first_derivative(learner.each(parts, (0, 1), axes)(params, trace_before, records))
@@ -86,21 +94,23 @@ def _merged(array: jax.Array) -> jax.Array:
     return ordered.reshape(-1, *array.shape[2:])
 
 
-def trace_gradient(learner: "Learner", params: Params, trace: Any, of_hidden: Any, count: jax.Array) -> Params:
+def trace_gradient(learner: "Learner", params: Params, trace: Any, of_states: States, count: jax.Array) -> Params:
     """The gradient of the steps before a window, by the trace that came into it.
 
     Args:
       learner: how samples are run.
       params: trainable values by path.
       trace: the trace of the hidden states before the window.
-      of_hidden: the loss's gradient with respect to these hidden states, by path.
+      of_states: the loss's gradient by the numbers with a fraction of the states before the window.
       count: the number of updates that made the trace.
     """
-    hidden = {path: jax.tree.leaves(value)[0] for path, value in of_hidden.items()}
-    signal = learner.program.signal(Perturbation(hidden, {}, {}))
+    hidden = {path: jax.tree.leaves(value)[0] for path, value in of_states.hidden.items()}
+    signal = learner.program.signal(Perturbation(hidden, {}, {}))._replace(other=of_states.other)
 
-    def gradient(params: Params, *own: Any) -> Any:
-        return learner.algorithm.gradient_of_trace(learner.program, params, *own)
+    algorithm, program = learner.algorithm, learner.program
+
+    def gradient(params: Params, trace: Trace, *own: Any) -> Any:
+        return algorithm.gradient_of_trace(program, params, computed(algorithm, program, trace), *own)
 
     parts = learner.each(gradient)(params, trace, signal, count)
     of_one_step = jax.tree.map(lambda x: x[None], parts.factors)
