@@ -1,6 +1,6 @@
 """BrainScale's online learning as pure functions of explicit pytrees, with interchangeable batching strategies."""
 
-from . import errors as errors
+from . import errors as errors, rules as rules
 from ._algorithms.base import Algorithm as Algorithm
 from ._algorithms.bptt import BPTT as BPTT
 from ._algorithms.d_rtrl import D_RTRL as D_RTRL

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ._algorithms._input_output_trace import InputOutputTrace
 from ._algorithms._parameter_trace import ParameterTrace, divided
 from ._algorithms.base import Trace
-from ._algorithms._input_output_trace import InputOutputTrace
 from ._conform import conform
 from ._learning.carry import Carry
 from ._learning.learner import Learner

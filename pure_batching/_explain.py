@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 
 import jax
 
-from ._algorithms.base import Trace
+from ._algorithms.base import Trace, kept
 from ._learning.learner import Learner, check_learner
 from ._program import Program, Use, Way
-from ._relation import Relation
 from ._tree import nbytes
 
 _HEADER = ("weight", "learns by", "hidden states", "trace", "for one sample", "where")
@@ -86,21 +85,23 @@ def explain(learner: Learner) -> Explanation:
       StructureError: no learner.
     """
     check_learner(learner, "explain")
-    trace = jax.eval_shape(lambda: learner.algorithm.init(learner.program))
+    trace = jax.eval_shape(lambda: kept(learner.algorithm, learner.algorithm.init(learner.program)))
     rows = (_row(learner, trace, use) for use in learner.program.uses)
     return Explanation(repr(learner), tuple(rows))
 
 
 def _row(learner: Learner, trace: Trace, use: Use) -> Row:
-    relation = next((one for one in learner.program.relations if one.name == use.relation), None)
-    arrays = {} if relation is None else learner.algorithm.traces_of(relation, trace)
+    incomplete = "" if learner.algorithm.is_complete else _incomplete(learner.program, use)
+    use, arrays = learner.algorithm.learns(learner.program, use, trace)
     shapes = {name: tuple(array.shape) for name, array in arrays.items()}
-    incomplete = "" if relation is None or learner.algorithm.is_complete else _incomplete(learner.program, relation)
     return Row(use.weight, use.way, use.groups, shapes, nbytes(arrays), use.where, use.reason, incomplete)
 
 
-def _incomplete(program: Program, relation: Relation) -> str:
-    """What a rule that is not complete does to the gradient of a use of a weight."""
+def _incomplete(program: Program, use: Use) -> str:
+    """What a rule that is not complete does to the gradient of a use of a weight; "" for a use without a trace."""
+    relation = next((one for one in program.relations if one.name == use.relation), None)
+    if relation is None:
+        return ""
     if relation.weight in program.direct:
         return "counts what this use does within a step twice, as another use has no trace"
     read = [path for link in relation.links for path in link.group.paths if path in program.past.old]

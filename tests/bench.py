@@ -49,7 +49,9 @@ RULES: Mapping[str, pb.Algorithm] = {
     "Hybrid": pb.Hybrid(0.9),
     "Hybrid published": pb.Hybrid(5, rule="published"),
     "Hybrid multi-step": pb.Hybrid(0.9, vjp="multi-step"),
-    "Hybrid published multi-step": pb.Hybrid(5, rule="published", vjp="multi-step"),
+    "EProp": pb.EProp(0.8),
+    "OTTT": pb.OTTT(0.9),
+    "RTRL": pb.RTRL(),
     "BPTT": pb.BPTT(),
 }
 

@@ -39,6 +39,11 @@ ES_D_RTRL's own rule and, at every second layer, for one of the others in turn. 
 """
 
 
+# Rules whose gradient is that of the whole sequence, and rules that brainscale 0.1.0 does not have.
+WHOLE = ("BPTT", "RTRL")
+WITHOUT_COUNTERPART = ("EProp", "OTTT")
+
+
 def algorithm_of(rule: str) -> str:
     """The first word of a rule's name."""
     return rule.split(maxsplit=1)[0]
@@ -53,15 +58,17 @@ def heading(rule: str) -> str:
     """The rest of a rule's name, which is what `rule=` and `vjp=` are given."""
     words = rule.split()[1:]
     if not hasattr(RULES[rule], "rule"):
-        return "over the whole sequence"
+        return "over the whole sequence" if algorithm_of(rule) in WHOLE else "published"
     return ", ".join(words if "published" in words else ["brainscale", *words])
 
 
 def numbers(name: str, rule: str) -> str:
     """What a model's numbers are under a rule, in every strategy that runs it."""
     algorithm = algorithm_of(rule)
-    if algorithm == "BPTT":
+    if algorithm in WHOLE:
         return "exact" if name in IN_A_SCAN else _differing(name, "ES_D_RTRL")
+    if algorithm in WITHOUT_COUNTERPART:
+        return "as loop"
     if "published" in rule:
         return "exact" if algorithm == "D_RTRL" and name in EXACT else "as loop"
     if algorithm == "Hybrid":

@@ -31,6 +31,7 @@ ORDER = (
         "_reader",
         "_sources",
         "_algorithms",
+        "rules",
     ),
     *(
         "_strategies",
@@ -62,7 +63,20 @@ OF_JAX = "_reader.jaxprs"
 
 PUBLIC = {
     *("capture", "capture_function", "Learner", "Carry", "read_states", "write_states", "from_native", "to_native"),
-    *("Algorithm", "ES_D_RTRL", "D_RTRL", "Hybrid", "RTRL", "EProp", "OTTT", "BPTT", "loop", "manual", "vmap", "PureBatchingError"),
+    *(
+        "Algorithm",
+        "ES_D_RTRL",
+        "D_RTRL",
+        "Hybrid",
+        "RTRL",
+        "EProp",
+        "OTTT",
+        "BPTT",
+        "loop",
+        "manual",
+        "vmap",
+        "PureBatchingError",
+    ),
     *("sequence_grad", "Aux", "sample_norms", "clipped_grad", "audit", "Audit", "SampleCouplingError"),
     *("explain", "Explanation", "online"),
     *("stack", "unstack", "concat", "split", "gather", "scatter", "permute", "apart"),

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from .._precision import cast_like, in_float
-from .._program import Jacobians, Params, Program, Signal, States
+from .._program import Jacobians, Params, Program, Signal, States, Use
 from .._reader.operations import call
 from .._relation import Group, Relation
 from .._tree import Tree
@@ -162,6 +162,17 @@ class Algorithm(eqx.Module):
           relation: the use.
           trace: of all uses: arrays, or their specifications.
         """
+
+    def learns(self, program: Program, use: Use, trace: Trace) -> tuple[Use, dict[str, Any]]:
+        """How a weight learns where a step reads it, and the traces of that use.
+
+        Args:
+          program: the program of one sample.
+          use: what the program says of it.
+          trace: of all uses: arrays, or their specifications.
+        """
+        relation = next((one for one in program.relations if one.name == use.relation), None)
+        return use, {} if relation is None else self.traces_of(relation, trace)
 
 
 def kept(algorithm: Algorithm, trace: Trace) -> Trace:

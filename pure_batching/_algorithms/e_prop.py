@@ -36,7 +36,7 @@ class EProp(Algorithm):
 
         sum_s l[t, s] ebar[t-1, s] + x[t] (x) K[t]
 
-    `ebar` is a second state beside `h` whose Jacobian is `[[D, 0], [D, kappa]]`, so that the windows of D_RTRL serve both.
+    `ebar` is a second state beside `h` whose Jacobian is `[[D, 0], [D, kappa]]`: the windows of D_RTRL serve both.
 
     Source: Bellec et al., "A solution to the learning dilemma for recurrent networks of spiking neurons" (2020),
     doi:10.1038/s41467-020-17236-y.

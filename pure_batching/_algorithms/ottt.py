@@ -17,10 +17,10 @@ class OTTT(Algorithm):
         eps_x[t] = decay eps_x[t-1] + x[t]
         grad[t]  = eps_x[t] (x) sum_s df[t, s] L[t, s]
 
-    with `df = dh/dy` and `L = dloss/dh`. It is the online gradient of a neuron whose potential decays by `decay` in each
-    step, `D = dh[t]/dh[t-1] = decay`, if its reset is held constant; a weight that multiplies no input, such as a bias or
-    a time constant, gets the gradient of the step. The rule is complete: with `K = dloss/dy` and `l = dloss/dh[t-1]` at
-    fixed `h[t]` it adds
+    with `df = dh/dy` and `L = dloss/dh`. It is the online gradient of a neuron whose potential decays by `decay` in
+    each step, `D = dh[t]/dh[t-1] = decay`, if its reset is held constant; a weight that multiplies no input, such as a
+    bias or a time constant, gets the gradient of the step. The rule is complete: with `K = dloss/dy` and
+    `l = dloss/dh[t-1]` at fixed `h[t]` it adds
 
         eps_x[t-1] (x) sum_s df[t-1, s] l[t, s] + x[t] (x) K[t]
 

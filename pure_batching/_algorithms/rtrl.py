@@ -9,9 +9,9 @@ from jax.flatten_util import ravel_pytree
 
 from .._options import is_count
 from .._precision import common_float
-from .._program import Jacobians, Params, Program, Signal, States
+from .._program import Jacobians, Params, Program, Signal, States, Use
 from .._relation import Relation
-from .._tree import Tree
+from .._tree import Tree, nbytes
 from ..errors import AlgorithmError
 from ._hyperparameters import dtype_field
 from .base import Algorithm, Credit, Derivatives, Parts
@@ -28,12 +28,12 @@ class RTRL(Algorithm):
         P[t]    = J[t] P[t-1] + dh[t]/dw
         grad[t] = dloss[t]/dw + dloss[t]/dh[t-1] P[t-1]
 
-    with `h` all `n` numbers of the states of a sample, `J = dh[t]/dh[t-1]` whole, and the derivatives of one step on the
-    right. The gradient is exact: it equals backpropagation through the whole sequence at every window, and across a cut.
-    That takes `n` numbers for each number of the weights, and `n` times the work of a step: it is the ground truth for
-    small models.
+    with `h` all `n` numbers of the states of a sample, `J = dh[t]/dh[t-1]` whole, and the derivatives of one step on
+    the right. The gradient is exact: it equals backpropagation through the whole sequence at every window, and across a
+    cut. That takes `n` numbers for each number of the weights, and `n` times the work of a step: it is the ground truth
+    for small models.
 
-    In `sequence_grad` a window is propagated back through, and `P` serves the steps before it.
+    `sequence_grad` propagates back through each window, and `P` serves the steps before it.
 
     Source: Williams and Zipser, "A Learning Algorithm for Continually Running Fully Recurrent Neural Networks" (1989),
     doi:10.1162/neco.1989.1.2.270.
@@ -90,9 +90,7 @@ class RTRL(Algorithm):
             raise AlgorithmError(
                 "RTRL", got="a complex state", expected="real states", repair="Keep its two parts as two states."
             )
-        size = sum(
-            leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(lambda: self.init(program)))
-        )
+        size = nbytes(jax.eval_shape(lambda: self.init(program)))
         if size > self.max_bytes:
             raise AlgorithmError(
                 "RTRL",
@@ -138,7 +136,17 @@ class RTRL(Algorithm):
 
     def traces_of(self, relation: Relation, trace: Influence) -> dict[str, jax.Array]:
         """The trace of each array of the weight, with all numbers of the states in front."""
-        return {leaf.name: array for leaf, array in zip(relation.leaves, trace[relation.weight], strict=True)}
+        return _by_leaf(trace, relation.weight)
+
+    def learns(self, program: Program, use: Use, trace: Influence) -> tuple[Use, dict[str, jax.Array]]:
+        """By a trace, wherever the weight is used."""
+        groups = tuple(group.name for group in program.groups)
+        return use._replace(way="trace", groups=groups, reason=""), _by_leaf(trace, use.weight)
+
+
+def _by_leaf(trace: Influence, weight: str) -> dict[str, jax.Array]:
+    arrays = trace[weight]
+    return {"weight" if len(arrays) == 1 else f"weight {place}": array for place, array in enumerate(arrays)}
 
 
 def _whole(

@@ -29,7 +29,6 @@ def compiled(
       statics: its arguments behind the learner, which are hashed.
       axes: where the samples lie in its other arguments and in its result.
     """
-
     numbers, others = learner.parted()
 
     def run(numbers: Any, *args: Any) -> Any:

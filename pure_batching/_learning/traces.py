@@ -19,7 +19,6 @@ def step_trace(
     learner: "Learner", params: Params, trace: Trace, jacobians: Jacobians, signal: Signal, count: jax.Array
 ) -> tuple[Trace, Any]:
     """`Algorithm.step` for every sample: the trace after the step, and the record for the end of the window."""
-
     algorithm, program = learner.algorithm, learner.program
 
     def step(params: Params, trace: Trace, *own: Any) -> tuple[Trace, Any]:
@@ -31,12 +30,11 @@ def step_trace(
 
 def window_trace(learner: "Learner", params: Params, trace_before: Trace, trace_after: Trace, records: Any) -> Trace:
     """`Algorithm.window_trace` for every sample, from records `[K, B, ...]`."""
-
     algorithm, program = learner.algorithm, learner.program
 
     def trace(params: Params, before: Trace, after: Trace, records: Any) -> Trace:
-        ends = (computed(algorithm, program, end) for end in (before, after))
-        return kept(algorithm, algorithm.window_trace(program, params, *ends, records))
+        before, after = (computed(algorithm, program, end) for end in (before, after))
+        return kept(algorithm, algorithm.window_trace(program, params, before, after, records))
 
     after = learner.each(trace, (0, 0, 1))(params, trace_before, trace_after, records)
     chex.assert_tree_shape_prefix(after, learner.lead)
@@ -48,7 +46,6 @@ def window_parts(learner: "Learner", params: Params, trace_before: Trace, record
 
     The factors are `[K, B, ...]`, the dense part is `[B, ...]`.
     """
-
     algorithm, program = learner.algorithm, learner.program
 
     def parts(params: Params, before: Trace, records: Any) -> Parts:

@@ -40,7 +40,8 @@ def brainscale_runs_here() -> bool:
 def counterpart(algorithm: Algorithm) -> Make | None:
     """BrainScale's own algorithm, None where it has none that gives the same numbers."""
     if isinstance(algorithm, ES_D_RTRL) and algorithm == ES_D_RTRL(algorithm.decay_or_rank):
-        return lambda net: brainscale.ES_D_RTRL(net, decay_or_rank=algorithm.decay_or_rank)
+        number: Any = algorithm.decay_or_rank
+        return lambda net: brainscale.ES_D_RTRL(net, decay_or_rank=number)
     return brainscale.D_RTRL if algorithm == D_RTRL() else None
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from .._algorithms.bptt import BPTT
 from .._algorithms.d_rtrl import D_RTRL
+from .._algorithms.rtrl import RTRL
 from .._carries import concat, gather, permute as permuted, scatter, split, stack, unstack
 from .._learning.carry import apart
 from .._tree import Tree
@@ -69,9 +70,11 @@ def _no_native_run(case: Case) -> str | None:
 
 
 def _not_exact(case: Case) -> str | None:
-    rules = [D_RTRL(rule="published", vjp=vjp) for vjp in ("single-step", "multi-step")]
-    is_exact = case.subject.is_exact and case.subject.algorithm in rules
-    return None if is_exact else "only the published D_RTRL is exact, and only for modules said to be exact"
+    exact_here = [D_RTRL(rule="published", vjp=vjp) for vjp in ("single-step", "multi-step")]
+    is_exact = case.subject.is_exact and case.subject.algorithm in exact_here
+    if is_exact or (isinstance(case.subject.algorithm, RTRL) and case.subject.algorithm.trace_dtype is None):
+        return None
+    return "RTRL is exact, and the published D_RTRL for modules said to be exact"
 
 
 @law()
@@ -217,7 +220,7 @@ def parity(case: Case) -> None:
 
 @law(_coupled, _not_exact)
 def exactness(case: Case) -> None:
-    """Where it is exact, the published D_RTRL equals backpropagation through time."""
+    """RTRL, and the published D_RTRL where it is exact, equal backpropagation through time."""
     bptt = dataclasses.replace(case, subject=_with_algorithm(case, BPTT()))
     want = bptt.run(case.reference, request=Request("none", None))
     for name in case.subject.names:
