@@ -37,6 +37,7 @@ class ThreeFactor(pb.Algorithm):
         self, program: Program, params: Params, trace: Traces, jacobians: Jacobians, signal: Signal, count: jax.Array
     ) -> tuple[Traces, tuple[Factors, ...]]:
         """Let both traces decay, add what is new, and hand over `x (x) dy`."""
+        del params, count
         before = {name: self.decay_before * eps + jacobians.xs[name] for name, eps in trace.before.items()}
         after = {name: self.decay_after * eps + jacobians.dfs[name] for name, eps in trace.after.items()}
         dys = {relation.name: (self._dy(relation, after, signal),) for relation in program.relations}

@@ -56,9 +56,9 @@ Loss = Callable[[Tree, Tree], jax.Array]
 class States(NamedTuple):
     """What a module carries from one step to the next, by path.
 
-    Everything but `shared` belongs to one sample. `shared` holds the states that no input, hidden state or random key
-    can reach (a delay's write pointer, a step counter): they are the same for every sample of a batch, until a mask or
-    a reset moves samples apart; from then on they are in `other`.
+    Everything but `shared` belongs to one sample. `shared` holds the states that no input, weight, hidden state or
+    random key can reach (a delay's write pointer, a step counter): they are the same for every sample of a batch, until
+    a mask or a reset moves samples apart; from then on they are in `other`.
     """
 
     hidden: Mapping[str, Tree]

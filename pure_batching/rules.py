@@ -1,8 +1,9 @@
 """What a learning rule of your own is made of: derive from `Algorithm`; `docs/rules.md` builds one.
 
 `Program` is a captured step of one sample as data; its `relations` are the uses of weights that have a trace, and the
-`links` of a relation lead to the hidden groups that the use reaches. `Jacobians` and `Signal` are the derivatives of one
-step. A record is a tuple of `Factors`, whose products are contracted for all steps of a window and all samples at once.
+`links` of a relation lead to the hidden groups that the use reaches. `Jacobians` and `Signal` are the derivatives of
+one step. A record is a tuple of `Factors`, whose products are contracted for all steps of a window and all samples at
+once.
 """
 
 from ._algorithms.base import (

@@ -137,6 +137,23 @@ class TestRTRL:
             pb.RTRL(max_bytes=size)
 
 
+    def test_a_state_that_weights_alone_reach(self) -> None:
+        """It is the same for every sample, and has a derivative all the same."""
+
+        def step(params: Any, state: Any, x: jax.Array) -> Any:
+            fast = 0.9 * state["fast"] + params["b"]
+            return {"fast": fast, "h": 0.5 * state["h"] + x @ params["w"] + fast}, state["h"] * fast
+
+        function = Function(step, PARAMS, {"fast": jnp.zeros(N_REC), "h": jnp.zeros(N_REC)})
+        learner, params = pb.capture_function(
+            step, PARAMS, function.state, INPUTS[0, 0], algorithm=pb.RTRL(), hidden=lambda path: path == "state.h"
+        )
+        want = backpropagated(function, leak=0.0)
+        for make in STRATEGIES.values():
+            grads = pb.sequence_grad(make(learner, SAMPLES), product, reduction="none", window=2)
+            assert_close(grads(params, None, INPUTS, TARGETS)[0], want, "exact")
+
+
 class TestEProp:
     @every_strategy
     @every_window

@@ -9,14 +9,15 @@ from .._program import States
 from .._tree import Tree
 from .jaxprs import Literal
 from .pieces import tainted_by
-from .step import FlatStep, TracedStep
+from .step import FlatStep, Kind, TracedStep
 
 
 def split_states(step: FlatStep) -> States:
-    """The carried states by duty; `shared` are those that nothing of a sample can reach."""
+    """The carried states by duty; `shared` are those that neither a weight nor anything of a sample can reach."""
     traced = step.traced
     sources = [*step.closed.jaxpr.invars[: len(jax.tree.leaves(traced.inputs))]]
-    sources += [var for kind in ("hidden", "key") for path in traced.of_kind(kind) for var in step.before[path]]
+    kinds: tuple[Kind, ...] = ("hidden", "key", "param")
+    sources += [var for kind in kinds for path in traced.of_kind(kind) for var in step.before[path]]
     others, own = traced.of_kind("other"), set[str]()
     while True:
         tainted = tainted_by(step.eqns, sources + [var for path in own for var in step.before[path]])
