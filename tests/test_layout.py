@@ -199,6 +199,13 @@ def test_pages_use_public_names_alone(path: Path) -> None:
     assert used <= PUBLIC | {"errors"}
 
 
+def test_the_page_of_rules_shows_the_example() -> None:
+    """The class on the page is the one that CI runs."""
+    example = (ROOT / "examples/own_rule.py").read_text(encoding="utf-8")
+    shown = example[example.index("class Traces") : example.index("def step(params")]
+    assert shown.strip() in (ROOT / "docs/rules.md").read_text(encoding="utf-8")
+
+
 def test_the_wheel_is_typed() -> None:
     """It holds the whole folder, with the mark of a typed package in it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))

@@ -136,7 +136,6 @@ class TestRTRL:
         with pytest.raises(AlgorithmError, match=rf"^max_bytes: got {size}, expected an integer >= 1\."):
             pb.RTRL(max_bytes=size)
 
-
     def test_a_state_that_weights_alone_reach(self) -> None:
         """It is the same for every sample, and has a derivative all the same."""
 
