@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -207,6 +208,14 @@ class TestOTTT:
         assert_close(got, backpropagated(LEAKY, leak=0.0), "exact")
         assert distance(got["w"], gradient(LEAKY, pb.OTTT(0.5))["w"]) > 0.1
 
+    def test_an_output_of_the_old_state(self) -> None:
+        def step(params: Any, v: jax.Array, x: jax.Array) -> Any:
+            new = LEAK * v + x @ params["w"]
+            return new, jnp.tanh(new) * (1 - v)
+
+        function = LEAKY._replace(step=step)
+        assert_close(gradient(function, pb.OTTT(LEAK)), backpropagated(function, leak=0.0), "exact")
+
 
 @pytest.mark.parametrize("rule", [pb.EProp, pb.OTTT])
 @pytest.mark.parametrize("value", [1.0, -0.1, 2, True, "0.5", jnp.asarray(1.0), jnp.ones(3), jnp.asarray(0)])
@@ -245,6 +254,14 @@ class TestTracedNumbers:
             assert len(calls) == traced_for_all
             assert_close(jax.tree.map(lambda leaf, place=place: leaf[place], got), want, "exact")
         assert distance(got["w"][0], got["w"][1]) > 1e-3
+
+    def test_a_number_that_changes(self) -> None:
+        """Two arrays of one type share what is compiled, and give each its own gradient."""
+        learner, params = learner_of(TWO_STATES, pb.ES_D_RTRL(jnp.asarray(LEAKS[0])))
+        for leak in LEAKS:
+            changed = eqx.tree_at(lambda one: one.algorithm.decay_or_rank, learner, jnp.asarray(leak))
+            grads = pb.sequence_grad(pb.vmap(changed, SAMPLES), product, reduction="none", window=4)
+            assert_close(grads(params, None, INPUTS, TARGETS)[0], gradient(TWO_STATES, pb.ES_D_RTRL(leak)), "exact")
 
     def test_a_number_of_another_type_keeps_the_types(self) -> None:
         """A decay in float32 leaves float64 traces as they are."""
