@@ -31,7 +31,7 @@ class ThreeFactor(pb.Algorithm):
     def init(self, program: Program) -> Traces:
         """Zeros."""
         inputs = {name: jnp.zeros(x.spec.shape, x.spec.dtype) for name, x in program.weight_inputs().items()}
-        return Traces(inputs, {link.name: jnp.zeros(link.shape, link.group.dtype) for link in program.links()})
+        return Traces(inputs, {link.df: jnp.zeros(link.shape, link.group.dtype) for link in program.links()})
 
     def step(
         self, program: Program, params: Params, trace: Traces, jacobians: Jacobians, signal: Signal, count: jax.Array
@@ -46,14 +46,14 @@ class ThreeFactor(pb.Algorithm):
     def _dy(self, relation: Relation, after: dict[str, jax.Array], signal: Signal) -> jax.Array:
         """`sum_s eps_df L` of all hidden groups that a use reaches."""
         return sum(
-            ((after[link.name] * link.seen(signal.new[link.group.name])).sum(-1) for link in relation.links),
+            ((after[link.df] * link.seen(signal.new[link.group.name])).sum(-1) for link in relation.links),
             start=jnp.zeros((), relation.y.dtype),
         )
 
     def traces_of(self, relation: Relation, trace: Traces) -> dict[str, jax.Array]:
         """What `pb.explain` shows."""
         inputs = {} if relation.x is None else {"x": trace.before[relation.x.name]}
-        return inputs | {f"df of {link.group.name}": trace.after[link.name] for link in relation.links}
+        return inputs | {f"df of {link.group.name}": trace.after[link.df] for link in relation.links}
 
 
 def step(params: Any, hidden: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:

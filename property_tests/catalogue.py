@@ -219,8 +219,8 @@ FAULTS = (
     Fault(
         "D is transposed for two states in ES_D_RTRL",
         _one("es_d_rtrl"),
-        "apply_matrix(diagonal, trace.dfs[link.name])",
-        "apply_matrix(diagonal.swapaxes(-1, -2), trace.dfs[link.name])",
+        "apply_matrix(diagonal, trace.dfs[link.df])",
+        "apply_matrix(diagonal.swapaxes(-1, -2), trace.dfs[link.df])",
         "tests/test_es_d_rtrl.py::TestCascade",
     ),
     Fault(
@@ -439,6 +439,27 @@ FAULTS = (
         "if not is_element_wise(eqn) or self._copies(eqn):",
         "if not is_element_wise(eqn):",
         "tests/test_function.py::test_a_recurrent_product_by_hand_is_no_path_of_its_own",
+    ),
+    Fault(
+        "a product that is taken from a bias passes for one that is added",
+        "_reader/sums.py",
+        'last.primitive.name != "sub" or last.invars[0] is place',
+        "True",
+        "tests/test_function.py::test_equals_backpropagation[a product taken from its bias-vmap-2]",
+    ),
+    Fault(
+        "a product that is read without its bias too passes for their sum",
+        "_reader/sums.py",
+        "len(readers) != 1 or",
+        "not readers or",
+        "tests/test_function.py::test_equals_backpropagation[a product read with its bias and without-vmap-2]",
+    ),
+    Fault(
+        "a product has the part past the hidden states of a bias that has the gradient of the step",
+        "_reader/reading.py",
+        "(sum_of(step, one.relation.y), one.use.weight in direct)",
+        "(sum_of(step, one.relation.y), False)",
+        "tests/test_function.py::test_equals_backpropagation[a bias with a use that has no trace-vmap-2]",
     ),
     Fault(
         "EProp's filter does not see the trace of the same step",

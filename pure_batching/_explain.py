@@ -106,6 +106,6 @@ def _incomplete(program: Program, use: Use) -> str:
         return "counts what this use does within a step twice, as another use has no trace"
     read = [path for link in relation.links for path in link.group.paths if path in program.past.old]
     way = "the way of its result to the output past the hidden states"
-    parts = [way] if relation.name in program.past.products else []
+    parts = [way] if relation.end in program.past.products else []
     parts += [f"what the output reads of the old {path}" for path in read]
     return f"leaves out {' and '.join(parts)}" if parts else ""

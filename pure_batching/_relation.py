@@ -127,6 +127,7 @@ class Link(NamedTuple):
 
     Attributes:
       name: of its trace.
+      df: of its `dh/dy`, which it shares with the links of relations that have the same `end`.
       group: the hidden states that it reaches.
       places: for each element of `y` the one element of the group's states that it reaches, by its index in the
         flattened states, `[*y.shape]`, where the elements of `y` are arranged in another way: the product of a cell is
@@ -135,6 +136,7 @@ class Link(NamedTuple):
     """
 
     name: str
+    df: str
     group: Group
     places: np.ndarray | None
 
@@ -167,6 +169,8 @@ class Relation:
 
     Attributes:
       name: the weight's path, with the number of the use where there are several.
+      end: the name of the first relation with the same result but for added terms of weights, such as a product and the
+        bias that is added to it: what follows has the same derivatives by both.
       weight: the weight's path.
       held: the paths of other weights that the operation reads; each has a relation of its own for this use.
       x: the input, None for element-wise weights.
@@ -179,6 +183,7 @@ class Relation:
     """
 
     name: str
+    end: str
     weight: str
     held: tuple[str, ...]
     x: WeightInput | None

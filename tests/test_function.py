@@ -105,6 +105,26 @@ def by_hand(p: Any, h: Any, x: Any) -> Any:
     return h, h
 
 
+def taken_away(p: Any, h: Any, x: Any) -> Any:
+    """A bias from which the product is taken: the derivatives by the two have opposite signs."""
+    h = 0.8 * h + jnp.tanh(p["b"] - x @ p["w"])
+    return h, h
+
+
+def read_twice(p: Any, h: Any, x: Any) -> Any:
+    """A product that the state reads with its bias and without."""
+    y = x @ p["w"]
+    h = 0.8 * h + jnp.tanh(y + p["b"]) * jnp.cos(y)
+    return h, h * jnp.sin(y)
+
+
+def mixed_bias(p: Any, h: Any, x: Any) -> Any:
+    """A bias that has another use without a trace, and a product that has none."""
+    y = x @ p["w"] + p["b"]
+    h = 0.8 * h + jnp.tanh(y)
+    return h, jnp.sin(y) + h @ jnp.diag(p["b"])
+
+
 STATE = jnp.zeros(4)
 
 # In each of these D_RTRL is exact: no neuron reaches another from one step to the next.
@@ -121,6 +141,9 @@ WRITTEN = {
     "spikes": Written(spiking, {"w": 3 * normal(3, 4), "b": normal(4), "out": normal(4, 2)}, STATE),
     "diagonal": Written(diagonal, {"a": normal(4), "w": normal(3, 4)}, STATE),
     "a product by hand": Written(by_hand, {"w": normal(3, 4)}, STATE),
+    "a product taken from its bias": Written(taken_away, {"w": normal(3, 4), "b": normal(4)}, STATE),
+    "a product read with its bias and without": Written(read_twice, {"w": normal(3, 4), "b": normal(4)}, STATE),
+    "a bias with a use that has no trace": Written(mixed_bias, {"w": normal(3, 4), "b": normal(4)}, STATE),
 }
 
 
@@ -134,6 +157,40 @@ def test_equals_backpropagation(name: str, strategy: Any, window: int | None) ->
     fun = pb.sequence_grad(strategy(learner, SAMPLES), squared, reduction="none", window=window)
     want = pb.sequence_grad(pb.loop(exact, SAMPLES), squared, reduction="none")
     assert_close(fun(params, None, *written.data())[0], want(params, None, *written.data())[0])
+
+
+@pytest.mark.parametrize("rule", [D, ES], ids=["D_RTRL", "ES_D_RTRL"])
+def test_a_product_and_its_bias_share_their_derivatives(rule: pb.Algorithm) -> None:
+    """So that the gradient costs what that of a BrainScale module costs, whose layer holds both in one weight."""
+
+    class Net(brainstate.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            with brainstate.random.seed_context(0):
+                self.layer = Linear(70, 50)
+
+        def init_state(self, *_: Any, **__: Any) -> None:
+            self.h = brainstate.HiddenState(jnp.zeros(50))
+
+        def update(self, x: Any) -> Any:
+            self.h.value = 0.9 * self.h.value + jnp.tanh(self.layer(jnp.concatenate([x, self.h.value], -1)))
+            return self.h.value
+
+    def step(p: Any, h: Any, x: Any) -> Any:
+        h = 0.9 * h + jnp.tanh(jnp.concatenate([x, h], -1) @ p["weight"] + p["bias"])
+        return h, h
+
+    module, params = pb.capture(Net(), jnp.zeros(20), algorithm=rule)
+    plain, own = pb.capture_function(step, params["layer.weight_op"], jnp.zeros(50), jnp.zeros(20), algorithm=rule)
+    costs = []
+    for learner, values in ((module, params), (plain, own)):
+        fun = pb.sequence_grad(pb.manual(learner, 8), squared)
+        run = (
+            jax.jit(lambda p, fun=fun: fun(p, None, jnp.zeros((6, 8, 20)), np.zeros((6, 8)))[0]).lower(values).compile()
+        )
+        costs.append((run.cost_analysis()["flops"], run.memory_analysis().temp_size_in_bytes))  # type: ignore[index]
+    for of_module, of_function in zip(*costs, strict=True):
+        assert of_function <= 1.05 * of_module
 
 
 def first_rows(learner: pb.Learner) -> list[Any]:

@@ -39,26 +39,31 @@ def factors_and_adjoint(program: Program, records: DiagonalRecord) -> tuple[Fact
     """The factors `sum_s g f df c + K` of each relation, and `g[1] D[1]^T c[1] + l[1]` by link and leaf."""
     dys: dict[str, tuple[jax.Array, ...]] = {}
     back: dict[str, dict[str, jax.Array]] = {}
+    common = {} if records.gains else _of_groups(records)
     for relation in program.relations:
         terms = []
         for link in relation.links:
-            adjoints = _adjoints(relation, link, records)
-            terms.append([(records.dfs[link.name] * link.seen(adjoint)).sum(-1) for adjoint, _ in adjoints])
+            adjoints = _adjoints(relation, link, records) if records.gains else [common[link.group.name]]
+            terms.append([(records.dfs[link.df] * link.seen(adjoint)).sum(-1) for adjoint, _ in adjoints])
             last = [link.seen(first) for _, first in adjoints]
             spread = last * len(relation.leaves) if len(last) == 1 else last
             back[link.name] = {leaf.name: first for leaf, first in zip(relation.leaves, spread, strict=True)}
-        past = records.signal.products.get(relation.name)
+        past = records.signal.products.get(relation.end)
         more = () if past is None else (past,)
         dys[relation.name] = tuple(functools.reduce(jnp.add, (*column, *more)) for column in zip(*terms, strict=True))
     return Factors(records.xs, dys), back
 
 
+def _of_groups(records: DiagonalRecord) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """`c` and `D[1]^T c[1] + l[1]` of each group, which all uses share without scale factors."""
+    new, old = records.signal.new, records.signal.old
+    return {name: _adjoint(diagonals, new[name], old.get(name)) for name, diagonals in records.diagonals.items()}
+
+
 def _adjoints(relation: Relation, link: Link, records: DiagonalRecord) -> list[tuple[jax.Array, jax.Array]]:
-    """`g f c` and `g[1] D[1]^T c[1] + l[1]`: one pair for all leaves without scale factors, else one for each leaf."""
+    """`g f c` and `g[1] D[1]^T c[1] + l[1]` for each leaf."""
     diagonals, signal = records.diagonals[link.group.name], records.signal.new[link.group.name]
     old = records.signal.old.get(link.group.name)
-    if not records.gains:
-        return [_adjoint(diagonals, signal, old)]
     found = []
     for leaf in relation.leaves:
         gain, feed = records.gains[link.name][leaf.name], records.feeds[link.name][leaf.name]
@@ -94,7 +99,7 @@ def linear_trace(
     for relation, link in uses(program):
         whole, later = (link.seen(product, tail=2) for product in products[link.group.name])
         x = None if relation.x is None else records.xs[relation.x.name]
-        new = outer(relation, params, x, apply_matrix(later, records.dfs[link.name]))
+        new = outer(relation, params, x, apply_matrix(later, records.dfs[link.df]))
         if trace_before is not None:
             old = trace_before.weights[link.name]
             new = {k.name: new[k.name] + propagated(relation, k, whole, old[k.name]) for k in relation.leaves}

@@ -27,18 +27,18 @@ def zeros(program: Program) -> InputOutputTrace:
     """The trace before the first step."""
     return InputOutputTrace(
         {name: jnp.zeros(x.spec.shape, x.spec.dtype) for name, x in program.weight_inputs().items()},
-        {link.name: jnp.zeros(link.shape, link.group.dtype) for link in program.links()},
+        {link.df: jnp.zeros(link.shape, link.group.dtype) for link in program.links()},
     )
 
 
 def outer_products(program: Program, trace: InputOutputTrace, signal: dict[str, jax.Array]) -> Factors:
-    """The input traces, and `dy = sum_s df L` of each relation that reaches a group with a signal."""
+    """The input traces, and `dy = sum_s df L` by the end of relations that reach a group with a signal."""
     dys = {}
-    for relation in program.relations:
+    for relation in {one.end: one for one in program.relations}.values():
         links = [link for link in relation.links if link.group.name in signal]
-        terms = [(trace.dfs[link.name] * link.seen(signal[link.group.name])).sum(-1) for link in links]
+        terms = [(trace.dfs[link.df] * link.seen(signal[link.group.name])).sum(-1) for link in links]
         if terms:
-            dys[relation.name] = (sum(terms[1:], terms[0]),)
+            dys[relation.end] = (sum(terms[1:], terms[0]),)
     return Factors(trace.xs, dys)
 
 
@@ -60,8 +60,16 @@ def complete_step(
     return outer_products(program, after, own), outer_products(program, before, signal.old), of_products
 
 
+def by_relation(program: Program, parts: tuple[Factors, ...]) -> tuple[Factors, ...]:
+    """Factors by the name of each relation, from those by the end of relations, which a window keeps once."""
+    return tuple(
+        part._replace(dys={one.name: part.dys[one.end] for one in program.relations if one.end in part.dys})
+        for part in parts
+    )
+
+
 def present(*parts: Factors) -> tuple[Factors, ...]:
-    """The parts that name a relation."""
+    """The parts that name the end of a relation."""
     return tuple(part for part in parts if part.dys)
 
 
@@ -73,4 +81,4 @@ def decayed(decay: Number, xs: dict[str, jax.Array], new: dict[str, jax.Array]) 
 def traces_of(relation: Relation, trace: InputOutputTrace) -> dict[str, jax.Array]:
     """The trace of the input, and one of the output for each hidden group."""
     inputs = {} if relation.x is None else {"x": trace.xs[relation.x.name]}
-    return inputs | {f"df of {link.group.name}": trace.dfs[link.name] for link in relation.links}
+    return inputs | {f"df of {link.group.name}": trace.dfs[link.df] for link in relation.links}

@@ -205,7 +205,7 @@ def own_signals(program: Program, jacobians: Jacobians, signal: Signal) -> dict[
 def past_hidden(
     program: Program, jacobians: Jacobians, own: dict[str, jax.Array], signal: Signal
 ) -> dict[str, jax.Array]:
-    """What the traces leave out of the gradient of a step, as `dloss/dy` by relation.
+    """What the traces leave out of the gradient of a step, as `dloss/dy` by the end of relations.
 
     That is what reaches the output past every hidden state. A weight with another use that has no trace gets the whole
     gradient of the step besides, in which what the traces give within this step must not count again.
@@ -219,9 +219,9 @@ def past_hidden(
     found = dict(signal.products)
     for relation in program.relations:
         if relation.weight in program.direct:
-            terms = [(jacobians.dfs[k.name] * k.seen(own[k.group.name])).sum(-1) for k in relation.links]
-            found[relation.name] = -sum(terms[1:], terms[0])
-    return {relation.name: found[relation.name] for relation in program.relations if relation.name in found}
+            terms = [(jacobians.dfs[k.df] * k.seen(own[k.group.name])).sum(-1) for k in relation.links]
+            found[relation.end] = -sum(terms[1:], terms[0])
+    return {relation.end: found[relation.end] for relation in program.relations if relation.end in found}
 
 
 def _own_signal(group: Group, jacobians: Jacobians, signal: jax.Array) -> jax.Array:

@@ -184,7 +184,7 @@ def _normalised_step(
     feeds: Leaves = {}
     for relation, link in uses(program):
         x = None if relation.x is None else jacobians.xs[relation.x.name]
-        added, largest = _instantaneous(relation, params, x, jacobians.dfs[link.name])
+        added, largest = _instantaneous(relation, params, x, jacobians.dfs[link.df])
         feeds[link.name] = {name: 1 / number for name, number in largest.items()}
         weights[link.name] = {}
         for leaf in relation.leaves:

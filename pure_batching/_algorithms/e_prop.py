@@ -155,7 +155,7 @@ class EProp(Algorithm):
     ) -> Jacobians:
         del params, states, inputs
         filtered = {group.name for group in program.groups if self._is_filtered(group)}
-        links = {link.name for link in program.links() if link.group.name in filtered}
+        links = {link.df for link in program.links() if link.group.name in filtered}
         return Jacobians(
             xs=jacobians.xs,
             dfs={k: jnp.concatenate([df, df], -1) if k in links else df for k, df in jacobians.dfs.items()},

@@ -14,6 +14,7 @@ from ..errors import AlgorithmError
 from ._hyperparameters import Number, beside, dtype_field, is_array, is_fraction, number_field, plain
 from ._input_output_trace import (
     InputOutputTrace,
+    by_relation,
     complete_step,
     decayed,
     outer_products,
@@ -120,11 +121,11 @@ class ES_D_RTRL(Algorithm):
         """The recursions and the gradient of the class's docstring."""
         del params
         dfs = {}
-        for link in program.links():
+        for link in {link.df: link for link in program.links()}.values():
             diagonal = link.seen(jacobians.diagonals[link.group.name], tail=2)
-            carried = apply_matrix(diagonal, trace.dfs[link.name])
+            carried = apply_matrix(diagonal, trace.dfs[link.df])
             decay = beside(self.decay, carried)
-            dfs[link.name] = decay * carried + (1 - decay) * jacobians.dfs[link.name]
+            dfs[link.df] = decay * carried + (1 - decay) * jacobians.dfs[link.df]
         new = InputOutputTrace(decayed(self.decay, trace.xs, jacobians.xs), dfs)
         if not self.is_complete:
             return new, (self._corrected(outer_products(program, new, signal.new), count),)
@@ -132,12 +133,20 @@ class ES_D_RTRL(Algorithm):
         before = jnp.maximum(count - 1, 0)
         return new, present(self._corrected(of_new, count), self._corrected(of_old, before), of_products)
 
+    def window_gradient(
+        self, program: Program, params: Params, trace_before: InputOutputTrace | None, records: tuple[Factors, ...]
+    ) -> Parts:
+        """The records of the steps, which are the factors already."""
+        del params, trace_before
+        return Parts(by_relation(program, records), {})
+
     def gradient_of_trace(
         self, program: Program, params: Params, trace: InputOutputTrace, signal: Signal, count: jax.Array
     ) -> Parts:
         """The factors of one step with this trace."""
         del params
-        return Parts((self._corrected(outer_products(program, trace, signal.new), count),), {})
+        factors = self._corrected(outer_products(program, trace, signal.new), count)
+        return Parts(by_relation(program, (factors,)), {})
 
     def traces_of(self, relation: Relation, trace: InputOutputTrace) -> dict[str, jax.Array]:
         """The trace of the input, and one of the output for each hidden group."""

@@ -160,7 +160,7 @@ def _both(one: Parts, other: Parts) -> Parts:
 
 def _seen_by(program: Program, jacobians: Jacobians) -> Jacobians:
     """The derivatives that the relations of a program use; a window then stacks no others."""
-    names = {link.name for link in program.links()}
+    names = {link.df for link in program.links()}
     return jacobians._replace(
         xs={name: jacobians.xs[name] for name in program.weight_inputs()},
         dfs={name: df for name, df in jacobians.dfs.items() if name in names},

@@ -7,8 +7,8 @@ import jax
 from .._program import Jacobians, Params, Program, Signal
 from .._relation import Relation
 from ._hyperparameters import Number, check_fraction, dtype_field, number_field
-from ._input_output_trace import InputOutputTrace, complete_step, decayed, present, traces_of, zeros
-from .base import Algorithm, Factors
+from ._input_output_trace import InputOutputTrace, by_relation, complete_step, decayed, present, traces_of, zeros
+from .base import Algorithm, Factors, Parts
 
 
 class OTTT(Algorithm):
@@ -63,6 +63,13 @@ class OTTT(Algorithm):
         del params, count
         new = InputOutputTrace(decayed(self.decay, trace.xs, jacobians.xs), jacobians.dfs)
         return new, present(*complete_step(program, jacobians, trace, new, signal))
+
+    def window_gradient(
+        self, program: Program, params: Params, trace_before: InputOutputTrace | None, records: tuple[Factors, ...]
+    ) -> Parts:
+        """The records of the steps, which are the factors already."""
+        del params, trace_before
+        return Parts(by_relation(program, records), {})
 
     def traces_of(self, relation: Relation, trace: InputOutputTrace) -> dict[str, jax.Array]:
         """The trace of the input, and `dh/dy` of the last step for each hidden group."""

@@ -35,7 +35,7 @@ def jacobians(parts: Parts, temporaries: Arrays) -> Jacobians:
     """The derivatives of a step at the values of its temporaries."""
     return Jacobians(
         xs={name: temporaries[i].astype(spec.dtype) for name, (i, spec) in parts.xs.items()},
-        dfs={link.name: _df(link, piece, temporaries) for link, piece in parts.to_hidden},
+        dfs={link.df: _df(link, piece, temporaries) for link, piece in parts.to_hidden},
         diagonals={group.name: _diagonal(group, piece, temporaries) for group, piece in parts.transitions},
         within={group.name: _diagonal(group, piece, temporaries) for group, piece in parts.within},
     )
@@ -45,7 +45,7 @@ def specs_of(parts: Parts) -> Jacobians:
     """The specifications of what `jacobians` returns."""
     return Jacobians(
         xs={name: cast("Any", x) for name, (_, x) in parts.xs.items()},
-        dfs={link.name: _spec(link.shape, link.group) for link, _ in parts.to_hidden},
+        dfs={link.df: _spec(link.shape, link.group) for link, _ in parts.to_hidden},
         diagonals={group.name: _spec_of_diagonal(group) for group, _ in parts.transitions},
         within={group.name: _spec_of_diagonal(group) for group, _ in parts.within},
     )

@@ -21,6 +21,7 @@ from .operations import leaves_of, operation_of
 from .pieces import Piece, cut_piece, order_of, reachable, reads, spec_of_var
 from .states import split_states, with_duties_of
 from .step import FlatStep, TracedStep
+from .sums import sum_of
 from .uses import End, FoundRelation, FoundUse, found_uses
 
 
@@ -43,10 +44,11 @@ def read(traced: TracedStep, params: Params, single: Program | None = None) -> P
     dtype = common_float(_dtypes(step, found, related))
     groups = {one.name: _group(one, dtype) for one in found}
     derivative_of = traced.marks.derivative if single is None else _not_differentiated
-    relations = _relations(step, related, groups, dtype, derivative_of)
-    states = split_states(step) if single is None else with_duties_of(single.states, traced)
     direct = tuple(path for path in traced.of_kind("param") if _is_direct(path, uses))
-    past = found_bypass(step, _past_hidden(step, related, direct))
+    ends = _ends(step, related, direct) if single is None else {one.name: one.end for one in single.relations}
+    relations = _relations(step, related, ends, groups, dtype, derivative_of)
+    states = split_states(step) if single is None else with_duties_of(single.states, traced)
+    past = found_bypass(step, _past_hidden(step, relations, related, direct))
     temporaries, parts = _parts(step, found, groups, related, relations, past, order)
     return Program(
         inputs=traced.inputs,
@@ -64,13 +66,16 @@ def read(traced: TracedStep, params: Params, single: Program | None = None) -> P
     )
 
 
-def _past_hidden(step: FlatStep, related: Sequence["_Related"], direct: Sequence[str]) -> dict[str, Var]:
+def _past_hidden(
+    step: FlatStep, relations: Sequence[Relation], related: Sequence["_Related"], direct: Sequence[str]
+) -> dict[str, Var]:
     """What may reach the output past the new hidden states.
 
     The gradient of the step has that of a weight's product already, if some other use of the weight has no trace.
     """
     old = {path: step.hidden(path)[0] for path in step.traced.of_kind("hidden")}
-    return old | {one.name: one.relation.y for one in related if one.use.weight not in direct}
+    pairs = zip(relations, related, strict=True)
+    return old | {r.name: one.relation.y for r, one in pairs if r.weight not in direct and r.end == r.name}
 
 
 def _past_specs(step: FlatStep, related: Sequence["_Related"], past: Bypass | None) -> Perturbation:
@@ -121,9 +126,20 @@ def _not_differentiated(*_: Any) -> None:
     """The operations of a batched step only run; weights are differentiated by those of one sample."""
 
 
+def _ends(step: FlatStep, related: Sequence[_Related], direct: Sequence[str]) -> dict[str, str]:
+    """The first relation with the same result, but for added terms of weights, by the name of each relation.
+
+    A weight in `direct` has its part of each result in the gradient of the step, so that the others cannot share one.
+    """
+    first: dict[tuple[Var, bool], str] = {}
+    keys = {one.name: (sum_of(step, one.relation.y), one.use.weight in direct) for one in related}
+    return {name: first.setdefault(key, name) for name, key in keys.items()}
+
+
 def _relations(
     step: FlatStep,
     related: Sequence[_Related],
+    ends: Mapping[str, str],
     groups: Mapping[str, Group],
     dtype: Any,
     derivative_of: Callable[..., Any],
@@ -132,12 +148,16 @@ def _relations(
     for one in related:
         if one.relation.x is not None:
             first_reader.setdefault(one.relation.x, one.name)
-    return tuple(_relation(step, one, groups, first_reader, dtype, derivative_of) for one in related)
+    return tuple(
+        _relation(step, one, ends.get(one.name, one.name), groups, first_reader, dtype, derivative_of)
+        for one in related
+    )
 
 
 def _relation(
     step: FlatStep,
     one: _Related,
+    end: str,
     groups: Mapping[str, Group],
     first_reader: Mapping[Var, str],
     dtype: Any,
@@ -155,6 +175,7 @@ def _relation(
     names = [name.strip("[]'.") or "weight" for name, _ in named_leaves(step.traced.states[weight], "")]
     return Relation(
         name=one.name,
+        end=end,
         weight=weight,
         held=held,
         x=None if x is None else WeightInput(first_reader[x], _trace_spec(x, dtype)),
@@ -163,7 +184,10 @@ def _relation(
         op=operation,
         leaves=leaves_of(operation, x, names, arrays, y, dtype),
         gradient=marks.gradient(weight),
-        links=tuple(Link(f"{one.name} -> {end.group.name}", groups[end.group.name], end.places) for end in reached),
+        links=tuple(
+            Link(f"{one.name} -> {it.group.name}", f"{end} -> {it.group.name}", groups[it.group.name], it.places)
+            for it in reached
+        ),
     )
 
 
@@ -209,7 +233,8 @@ def _parts(
 ) -> tuple[list[Var], Parts]:
     """The variables that a step leaves besides its results, and the parts that are evaluated at their values."""
     after = {one.name: one.after for one in found}
-    links = [(link, one.relation.y) for one, r in zip(related, relations, strict=True) for link in r.links]
+    pairs = zip(related, relations, strict=True)
+    links = [(link, one.relation.y) for one, r in pairs if r.end == r.name for link in r.links]
     to_hidden = [(link, _cut(step, [y], after[link.group.name], order)) for link, y in links]
     transitions = [(groups[one.name], _cut(step, one.before, one.after, order)) for one in found]
     within = [(groups[one.name], piece) for one in found if (piece := _within(step, one, order)) is not None]
