@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._tree import Tree
-from ._tolerances import tolerance
+from ._tolerances import coarsest, tolerance
 
 # What the leading axes of a leaf are, by the beginning of its path; the first line that fits holds.
 AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -112,11 +112,12 @@ def _differences(got: Tree, expected: Tree, kind: Callable[[str], str]) -> Itera
     if jax.tree.structure(got) != jax.tree.structure(expected):
         yield Difference("", {}, jax.tree.structure(got), jax.tree.structure(expected), np.inf, 0.0)
         return
+    allowance = _allowance(expected, kind)
     for (path, one), (_, other) in zip(named(got), named(expected), strict=True):
         if (one.shape, one.dtype) != (other.shape, other.dtype):
             yield Difference(path, {}, f"{one.dtype}{one.shape}", f"{other.dtype}{other.shape}", np.inf, 0.0)
             continue
-        allowed = tolerance(kind(path), other.dtype)
+        allowed = allowance(path, other)
         relative = entries(one, other)
         if relative.size and relative.max() > allowed:
             index = np.unravel_index(int(relative.argmax()), relative.shape)
@@ -124,10 +125,26 @@ def _differences(got: Tree, expected: Tree, kind: Callable[[str], str]) -> Itera
             yield Difference(path, place, one[index], other[index], float(relative.max()), allowed, kind(path))
 
 
+def _allowance(expected: Tree, kind: Callable[[str], str]) -> Callable[[str, np.ndarray], float]:
+    """By how much a leaf may differ: what its own float type allows, or the one with the fewest digits in the result.
+
+    A loss in float32 of a state in bfloat16 has the digits of the state.
+    """
+    coarse = coarsest(leaf.dtype for _, leaf in named(expected))
+
+    def allowed(path: str, leaf: np.ndarray) -> float:
+        if jnp.issubdtype(leaf.dtype, jnp.inexact):
+            return max(tolerance(kind(path), dtype) for dtype in (leaf.dtype, *coarse))
+        return tolerance(kind(path), leaf.dtype)
+
+    return allowed
+
+
 def _first_step(got: Tree, expected: Tree, kind: Callable[[str], str], sample: int) -> int:
     """Find the first step at which an output or a loss of a sample differs by more than it may."""
+    allowance = _allowance(expected, kind)
     differs = [
-        (entries(one, other)[:, sample] > tolerance(kind(path), other.dtype)).reshape(len(one), -1).any(-1)
+        (entries(one, other)[:, sample] > allowance(path, other)).reshape(len(one), -1).any(-1)
         for (path, one), (_, other) in zip(named(got), named(expected), strict=True)
         if "step" in axes_of(path) and one.shape == other.shape
     ]
