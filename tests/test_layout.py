@@ -37,6 +37,8 @@ ORDER = (
         "_learning",
         "_capture",
         "_explain",
+        "_footprint",
+        "_cost",
         "_independence",
         "_batching",
         "_carries",
@@ -64,7 +66,7 @@ PUBLIC = {
     *("capture", "capture_function", "Learner", "Carry", "read_states", "write_states", "from_native", "to_native"),
     *("Algorithm", "ES_D_RTRL", "D_RTRL", "Hybrid", "BPTT", "loop", "manual", "vmap", "PureBatchingError"),
     *("sequence_grad", "Aux", "sample_norms", "clipped_grad", "audit", "Audit", "SampleCouplingError"),
-    *("explain", "Explanation", "online"),
+    *("explain", "Explanation", "cost", "Cost", "online"),
     *("stack", "unstack", "concat", "split", "gather", "scatter", "permute", "apart"),
 }
 

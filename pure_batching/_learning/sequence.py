@@ -5,6 +5,7 @@ Memory grows with the window, not with `T`.
 
 import dataclasses
 from collections.abc import Hashable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -149,14 +150,26 @@ def _kept_specs(learner: Learner) -> tuple[Tree, Tree]:
     program, algorithm = learner.program, learner.algorithm
 
     def kept(params: Params, jacobians: Jacobians) -> tuple[Tree, Tree]:
-        zero = program.zero_perturbation(is_complete=algorithm.is_complete)
-        signal, trace = program.signal(zero), algorithm.init(program)
-        _, record = algorithm.step(program, params, trace, jacobians, signal, jnp.zeros((), jnp.int32))
+        trace = algorithm.init(program)
+        record = _first_record(learner, params, jacobians)
         parts = algorithm.window_gradient(program, params, trace, jax.tree.map(lambda x: x[None], record))
         made = [factors.dys for factors in parts.factors]
         return (record, made, made, made), trace
 
     return jax.eval_shape(kept, program.params, program.derivatives)
+
+
+def record_spec(learner: Learner) -> Tree:
+    """The specification of the record of one step of one sample."""
+    return jax.eval_shape(partial(_first_record, learner), learner.program.params, learner.program.derivatives)
+
+
+def _first_record(learner: Learner, params: Params, jacobians: Jacobians) -> Any:
+    """The record of a step from a fresh start, without a learning signal."""
+    program, algorithm = learner.program, learner.algorithm
+    signal = program.signal(program.zero_perturbation(is_complete=algorithm.is_complete))
+    start = algorithm.init(program), jacobians, signal, jnp.zeros((), jnp.int32)
+    return algorithm.step(program, params, *start)[1]
 
 
 def run_sequence(
