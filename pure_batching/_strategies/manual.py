@@ -128,12 +128,11 @@ def _check_same_relations(single: Program, batched: Program) -> None:
 
 def _check_samples_lead(single: Program, batched: Program, batch_size: int) -> None:
     """The samples may lie behind the features of a product where `jax.vmap` is called inside the step."""
-    wanted = {name: (batch_size, *df.shape) for name, df in single.derivatives.dfs.items()}
-    found = {name: df.shape for name, df in batched.derivatives.dfs.items()}
-    if turned := [name for name, shape in found.items() if shape != wanted.get(name, shape)]:
+    own, found = single.derivatives.dfs, batched.derivatives.dfs
+    if turned := [name for name in own if found[name].shape[:1] != (batch_size,)]:
         raise StrategyError(
             "pb.manual",
-            got=f"a product of {turned[0]!r} of shape {found[turned[0]][:-1]} with a batch axis",
-            expected=f"{wanted[turned[0]][:-1]}, in which the samples lead",
+            got=f"a product of {turned[0]!r} of shape {found[turned[0]].shape[:-1]} with a batch axis",
+            expected=f"{(batch_size, *own[turned[0]].shape[:-1])}, in which the samples lead",
             repair="Where the step maps a cell by jax.vmap, the samples lie elsewhere; use pb.vmap.",
         )
