@@ -22,8 +22,8 @@ from .alive import assert_fires, assert_gradients_alive, assert_moving
 from .bench import RULES, SAMPLES, STEPS, STRATEGIES, WINDOW
 from .models import N_IN, N_OUT, N_REC, Model, cross_entropy, floats, label
 
-# In double precision the sources differ by the order of sums alone. Traces are laid out as each source names its weights
-# (a bias may have a trace of its own), so that what they are for is compared: the gradients.
+# In double precision the sources differ by the order of sums alone. Traces are laid out as each source names its
+# weights (a bias may have a trace of its own), so that what they are for is compared: the gradients.
 TOLERANCE = 1e-12
 
 
@@ -145,8 +145,8 @@ NETS = {
 COMPARED = ("ES_D_RTRL", "ES_D_RTRL published", "D_RTRL", "D_RTRL published")
 OTHERS = [(name, source) for name, net in NETS.items() for source in net.sources if source != "module"]
 
-# JAX's convolution takes a batch of images, so that one image is a batch of one inside the step, and `pb.manual` refuses
-# what has one more axis for one sample than for many.
+# JAX's convolution takes a batch of images, so that one image is a batch of one inside the step, and `pb.manual`
+# refuses what has the same number of axes for one sample as for many.
 NOT_BY_HAND = [("convolution", "function")]
 RUNS = [(*other, by) for other in OTHERS for by in STRATEGIES if (by, other in NOT_BY_HAND) != ("manual", True)]
 
