@@ -106,6 +106,7 @@ def test_parts_are_those_of_the_arrays(name: str, rule: str) -> None:
     assert got["carry"] == nbytes(carry._replace(trace=()))
     assert got.get("trace", 0) == nbytes(carry.trace)
     assert sum(got.values()) == found.total
+    assert all(part.nbytes > 0 for part in found.parts if part.name != "window")
     assert (rule == "BPTT") == (got.get("trace", 0) == 0)
 
 
@@ -115,6 +116,21 @@ def test_a_trace_stands_with_its_weight() -> None:
     (recurrent,) = (size for weight, size in traces.items() if weight.startswith("syn"))
     assert recurrent == SAMPLES * (N_IN + N_REC + 1) * N_REC * 4
     assert set(traces) == set(captured("tutorial", "D_RTRL published").params)
+
+
+def test_a_trace_of_two_weights_counts_once() -> None:
+    """Both read the same input, whose trace stands with the first."""
+    params = {"v": jnp.ones((N_IN, N_REC)), "w": jnp.ones((N_IN, N_REC))}
+
+    def step(p: Any, h: Any, x: Any) -> Any:
+        h = 0.5 * h + jnp.tanh(x @ p["v"]) + jnp.sin(x @ p["w"])
+        return h, h
+
+    start, x = jnp.zeros(N_REC), jnp.zeros(N_IN)
+    learner, _ = pb.capture_function(step, params, start, x, algorithm=RULES["ES_D_RTRL"])
+    got = {part.weight: part.nbytes for part in pb.cost(learner, STEPS).parts if part.name == "trace"}
+    assert sorted(got.values()) == [8 * N_REC, 8 * (N_IN + N_REC)]
+    assert set(got) == {"params.v", "params.w"}
 
 
 def test_the_window_decides() -> None:
@@ -207,6 +223,12 @@ class TestModel:
             return jax.lax.scan(lambda h, _: (jnp.tanh(h), h), x + 1, None, self.ROUNDS)[1].sum()
 
         assert self.held(run) == pytest.approx(1 + self.ROUNDS, abs=0.1)
+
+    def test_a_carry_is_the_memory_of_what_it_begins_with(self) -> None:
+        def run(x: Any) -> Any:
+            return jax.lax.scan(lambda h, _: (jnp.tanh(h), None), jnp.cumsum(x), None, self.ROUNDS)[0].sum()
+
+        assert self.held(run) == pytest.approx(1, abs=0.1)
 
     def test_what_a_loop_stacks_for_nobody_is_not_held(self) -> None:
         def run(x: Any) -> Any:
