@@ -21,6 +21,7 @@ from ._carries import (
     stack as stack,
     unstack as unstack,
 )
+from ._cost import Cost as Cost, cost as cost
 from ._explain import Explanation as Explanation, explain as explain
 from ._independence.audit import Audit as Audit, audit as audit
 from ._learning.carry import Carry as Carry, apart as apart

@@ -123,4 +123,4 @@ def moved(trees: Mapping[str, Tree], axes: Mapping[str, Tree], *, to_module: boo
 
 def nbytes(spec: Tree) -> int:
     """Count the bytes that the arrays of a specification occupy."""
-    return sum(int(np.prod(s.shape)) * jnp.dtype(s.dtype).itemsize for s in jax.tree.leaves(spec))
+    return sum(int(np.prod(s.shape)) * s.dtype.itemsize for s in jax.tree.leaves(spec))

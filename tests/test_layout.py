@@ -38,6 +38,8 @@ ORDER = (
         "_learning",
         "_capture",
         "_explain",
+        "_footprint",
+        "_cost",
         "_independence",
         "_batching",
         "_carries",
@@ -78,7 +80,7 @@ PUBLIC = {
         "PureBatchingError",
     ),
     *("sequence_grad", "Aux", "sample_norms", "clipped_grad", "audit", "Audit", "SampleCouplingError"),
-    *("explain", "Explanation", "online"),
+    *("explain", "Explanation", "cost", "Cost", "online"),
     *("stack", "unstack", "concat", "split", "gather", "scatter", "permute", "apart"),
 }
 

@@ -1,5 +1,6 @@
 """Float types that are mixed or narrow: every rule works, and its sums lose nothing that the result could hold."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 import pure_batching as pb
 from pure_batching.errors import CaptureError
+from pure_batching.testing import Function, assert_interchangeable
 
 from .bench import ONLINE_RULES, RULES, SAMPLES, STEPS
 from .modules import Mixed, WeakStart, Widening
@@ -99,6 +101,36 @@ class TestMixtures:
             net.weight.value = {**net.weight.value, "bias": jnp.full(N_REC, 0.5)}
         _, params = pb.capture(net, np.ones(N_IN, np.float32), algorithm=pb.D_RTRL())
         assert params["weight"]["bias"].dtype == np.float32
+
+
+class TestLaws:
+    """In half precision too, within the tolerances of the testing kit."""
+
+    @pytest.mark.parametrize("rule", RULES)
+    def test_of_states_in_half_precision(self, rule: str) -> None:
+        """The two types in turn."""
+        self._check((jnp.bfloat16, np.float16)[list(RULES).index(rule) % 2], RULES[rule])
+
+    @pytest.mark.parametrize("rule", ["ES_D_RTRL", "D_RTRL published", "EProp"])
+    def test_of_traces_in_half_precision(self, rule: str) -> None:
+        self._check(np.float32, dataclasses.replace(RULES[rule], trace_dtype=jnp.bfloat16))
+
+    def _check(self, dtype: Any, rule: pb.Algorithm) -> None:
+        def step(params: Any, hidden: Any, x: Any) -> Any:
+            hidden = jnp.tanh(x @ params["w"] + hidden @ params["u"] + params["b"])
+            return hidden, hidden
+
+        draw = np.random.default_rng(0)
+        shapes = {"w": (N_IN, N_REC), "u": (N_REC, N_REC), "b": (N_REC,)}
+        params = {name: jnp.asarray(draw.normal(size=shape) / 2, dtype) for name, shape in shapes.items()}
+        inputs, targets = data(0)
+        function = Function(step, params, jnp.zeros(N_REC, dtype))
+        laws = ("locality", "equality", "reduction", "time", "mask_and_reset")
+        report = assert_interchangeable(
+            lambda: function, rule, jnp.asarray(inputs, dtype), np.float32(targets), squared, laws=laws
+        )
+        assert set(report.held) == set(laws)
+        assert not report.refused
 
 
 class TestSums:

@@ -5,6 +5,7 @@ Memory grows with the window, not with `T`.
 
 import dataclasses
 from collections.abc import Hashable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -148,18 +149,37 @@ def _kept_specs(learner: Learner) -> tuple[Tree, Tree]:
     """
     program, algorithm = learner.program, learner.algorithm
 
-    def kept(params: Params, states: States, inputs: tuple[Tree, ...], jacobians: Jacobians) -> tuple[Tree, Tree]:
-        if algorithm.derivatives is not None:
-            jacobians = algorithm.derivatives(program, params, states, inputs, jacobians)
-        zero = program.zero_perturbation(is_complete=algorithm.is_complete)
-        signal, trace = program.signal(zero), algorithm.init(program)
-        _, record = algorithm.step(program, params, trace, jacobians, signal, jnp.zeros((), jnp.int32))
+    def kept(params: Params, *step: Any) -> tuple[Tree, Tree]:
+        trace = algorithm.init(program)
+        jacobians, record = _first_record(learner, params, *step)
         parts = algorithm.window_gradient(program, params, trace, jax.tree.map(lambda x: x[None], record))
         made = [factors.dys for factors in parts.factors]
         stacked = jacobians if algorithm.credit == "window" else ()
         return (record, stacked, made, made, made), trace
 
-    return jax.eval_shape(kept, program.params, program.states, program.inputs, program.derivatives)
+    return jax.eval_shape(kept, *_step_specs(learner))
+
+
+def record_spec(learner: Learner) -> Tree:
+    """The specification of the record of one step of one sample."""
+    return jax.eval_shape(partial(_first_record, learner), *_step_specs(learner))[1]
+
+
+def _step_specs(learner: Learner) -> tuple[Any, ...]:
+    program = learner.program
+    return program.params, program.states, program.inputs, program.derivatives
+
+
+def _first_record(
+    learner: Learner, params: Params, states: States, inputs: tuple[Tree, ...], jacobians: Jacobians
+) -> tuple[Jacobians, Any]:
+    """The derivatives and the record of a step from a fresh start, without a learning signal."""
+    program, algorithm = learner.program, learner.algorithm
+    if algorithm.derivatives is not None:
+        jacobians = algorithm.derivatives(program, params, states, inputs, jacobians)
+    signal = program.signal(program.zero_perturbation(is_complete=algorithm.is_complete))
+    start = algorithm.init(program), jacobians, signal, jnp.zeros((), jnp.int32)
+    return jacobians, algorithm.step(program, params, *start)[1]
 
 
 def run_sequence(

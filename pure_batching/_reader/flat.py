@@ -20,15 +20,16 @@ Test = Callable[[JaxprEqn], bool]
 _OPENED = frozenset(["jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"])
 
 
-def flat(jaxpr: Any, is_opaque: Test = lambda _: False) -> ClosedJaxpr:
+def flat(jaxpr: Any, is_opaque: Test = lambda _: False, calls: frozenset[str] = _OPENED) -> ClosedJaxpr:
     """The same program with its calls opened.
 
     Args:
       jaxpr: of the program.
       is_opaque: which calls stay as they are.
+      calls: the primitives of the calls that are opened; `primitives.CALLS` where no derivative is taken afterwards.
     """
     equations, consts = inner(jaxpr)
-    work = _Flattening(is_opaque)
+    work = _Flattening(is_opaque, calls)
     invars = [Var(var.aval) for var in equations.invars]
     outvars = work.inside(equations, consts, invars, None)
     names = [*work.consts]
@@ -39,7 +40,7 @@ def flat(jaxpr: Any, is_opaque: Test = lambda _: False) -> ClosedJaxpr:
 def equations_of(function: Callable[..., jax.Array], *atoms: Any) -> tuple[list[JaxprEqn], Var]:
     """The equations of a function of variables and literals, and the variable of its result."""
     jaxpr, consts = inner(jax.make_jaxpr(function)(*(spec_of_var(atom) for atom in atoms)))
-    work = _Flattening(lambda _: False)
+    work = _Flattening(lambda _: False, _OPENED)
     (result,) = work.inside(jaxpr, consts, atoms, None)
     return work.eqns, result
 
@@ -47,8 +48,8 @@ def equations_of(function: Callable[..., jax.Array], *atoms: Any) -> tuple[list[
 class _Flattening:
     """The equations and constants that were met so far."""
 
-    def __init__(self, is_opaque: Test) -> None:
-        self.is_opaque = is_opaque
+    def __init__(self, is_opaque: Test, calls: frozenset[str]) -> None:
+        self.is_opaque, self.calls = is_opaque, calls
         self.eqns: list[JaxprEqn] = []
         self.consts: dict[Var, Any] = {}
         self.known: dict[int, Var] = {}
@@ -72,7 +73,7 @@ class _Flattening:
         return [name(atom) for atom in jaxpr.outvars]
 
     def _results(self, eqn: JaxprEqn, operands: list[Any]) -> list[Any]:
-        if eqn.primitive.name in _OPENED and not self.is_opaque(eqn):
+        if eqn.primitive.name in self.calls and not self.is_opaque(eqn):
             body, consts = inner(called(eqn))
             is_foreign = is_of_library(function_file(body))
             return self.inside(body, consts, operands, eqn if is_foreign else None)

@@ -46,7 +46,9 @@ class Manual(Strategy):
         """
         single = source.one_of(self.size)
         _refuse_random(single)
-        _check_same_relations(single, source.batched(self.size))
+        batched = source.batched(self.size)
+        _check_same_relations(single, batched)
+        _check_samples_lead(single, batched, self.size)
         return single
 
     def execute(
@@ -121,4 +123,16 @@ def _check_same_relations(single: Program, batched: Program) -> None:
             got=f"the traced weights {names[1]} with a batch axis",
             expected=f"{names[0]}, as for one sample",
             repair="The module takes another way with a batch axis; use pb.vmap.",
+        )
+
+
+def _check_samples_lead(single: Program, batched: Program, batch_size: int) -> None:
+    """The samples may lie behind the features of a product where `jax.vmap` is called inside the step."""
+    own, found = single.derivatives.dfs, batched.derivatives.dfs
+    if turned := [name for name in own if found[name].shape[:1] != (batch_size,)]:
+        raise StrategyError(
+            "pb.manual",
+            got=f"a product of {turned[0]!r} of shape {found[turned[0]].shape[:-1]} with a batch axis",
+            expected=f"{(batch_size, *own[turned[0]].shape[:-1])}, in which the samples lead",
+            repair="Where the step maps a cell by jax.vmap, the samples lie elsewhere; use pb.vmap.",
         )

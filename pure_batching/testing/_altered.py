@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from .._tree import Tree
@@ -41,7 +42,7 @@ def changed(data: Data, sample: int) -> Data:
     def change(leaf: Any) -> np.ndarray:
         array = np.array(leaf)
         other = array[::-1, sample].copy()
-        array[:, sample] = _LARGER * other if np.issubdtype(array.dtype, np.inexact) else other
+        array[:, sample] = _LARGER * other if jnp.issubdtype(array.dtype, jnp.inexact) else other
         return array
 
     return jax.tree.map(change, data)
@@ -52,7 +53,7 @@ def poisoned(data: Data, sample: int) -> Data:
 
     def poison(leaf: Any) -> np.ndarray:
         array = np.array(leaf)
-        if np.issubdtype(array.dtype, np.inexact):
+        if jnp.issubdtype(array.dtype, jnp.inexact):
             array[:, sample] = np.nan
         return array
 

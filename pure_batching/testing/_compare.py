@@ -153,8 +153,10 @@ def _first_step(got: Tree, expected: Tree, kind: Callable[[str], str], sample: i
 
 def entries(got: np.ndarray, expected: np.ndarray) -> np.ndarray:
     """Divide each entry's difference by the largest expected entry; infinite where one of the two is no number."""
-    if not np.issubdtype(expected.dtype, np.inexact):
+    if not jnp.issubdtype(expected.dtype, jnp.inexact):
         return (got != expected).astype(float)
+    if not np.issubdtype(expected.dtype, np.inexact):  # numpy does not know bfloat16 for a float type
+        got, expected = got.astype(float), expected.astype(float)
     with np.errstate(invalid="ignore"):
         difference = np.abs(got - expected)
     same = (got == expected) | (np.isnan(got) & np.isnan(expected))

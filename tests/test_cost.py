@@ -1,0 +1,250 @@
+"""The bytes of a gradient that `pb.cost` says, against those of XLA's own analysis of the compiled function."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import brainscale
+import jax
+import jax.numpy as jnp
+import pytest
+
+import pure_batching as pb
+from pure_batching._footprint import temporary_bytes
+from pure_batching.errors import OptionError, StructureError
+
+from . import modules
+from .bench import RULES, STRATEGIES, Bench, bench_of
+from .models import Model, cross_entropy, floats, label
+
+# Large enough that the arrays of a network decide, and not the numbers beside them.
+STEPS, SAMPLES = 32, 16
+N_IN, N_REC, N_OUT = 64, 96, 10
+
+_ALL = (
+    Model(
+        "tutorial",
+        lambda: modules.LIFNet(N_IN, N_REC, N_OUT),
+        draws=(floats(N_IN),),
+        target=label,
+        loss=cross_entropy,
+    ),
+    Model("GRUCell", lambda: brainscale.nn.GRUCell(N_IN, N_REC), draws=(floats(N_IN),)),
+    Model("LRUCell", lambda: brainscale.nn.LRUCell(N_IN, N_REC), draws=(floats(N_IN),)),
+    Model("conv_rates", lambda: modules.conv_rates((12, 12, 4), 8), draws=(floats(12, 12, 4),)),
+    Model("element_wise", lambda: modules.ElementWise(N_IN, N_REC), draws=(floats(N_IN),)),
+    Model("readouts", lambda: modules.Readouts(N_IN, N_REC, N_OUT), draws=(floats(N_IN),)),
+    Model("stack", lambda: modules.Stack(N_IN, N_REC, N_OUT), draws=(floats(N_IN),)),
+)
+MODELS: Mapping[str, Model] = {model.name: model for model in _ALL}
+
+# Where XLA decides more than the model of it knows: it lays out anew the factors of each array of a weight (LRUCell,
+# element_wise), writes a convolution's derivative out (conv_rates), and copies traces in nested loops.
+LESS_NEAR = {
+    *(("LRUCell", rule, None) for rule in ("D_RTRL", "Hybrid", "Hybrid published")),
+    *(("conv_rates", rule, None) for rule in ("D_RTRL", "D_RTRL multi-step", "Hybrid", "Hybrid multi-step")),
+    *(("element_wise", rule, None) for rule in ("D_RTRL", "Hybrid")),
+    *((name, "D_RTRL multi-step", "loop") for name in MODELS),
+}
+
+
+def bounds(name: str, rule: str, strategy: str) -> tuple[float, float]:
+    """Of the ratio to what XLA says."""
+    return (0.55, 1.45) if LESS_NEAR & {(name, rule, None), (name, rule, strategy)} else (0.75, 1.25)
+
+
+@functools.cache
+def captured(name: str, rule: str) -> Bench:
+    return bench_of(MODELS[name], 0, RULES[rule], precision=32)
+
+
+def batched(name: str, rule: str, strategy: str = "vmap") -> pb.Learner:
+    return STRATEGIES[strategy](captured(name, rule).learner, SAMPLES)
+
+
+def analysed(made: Bench, learner: pb.Learner, window: int | None) -> int:
+    """The bytes that XLA says, without the targets, of which `pb.cost` knows nothing."""
+    inputs, targets = made.data(STEPS, SAMPLES)
+    grad_fn = pb.sequence_grad(learner, made.model.loss, window=window)
+    compiled = jax.jit(lambda *given: grad_fn(given[0], None, *given[1:])).lower(made.params, inputs, targets).compile()
+    memory: Any = compiled.memory_analysis()
+    whole = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    return whole - jnp.asarray(targets).nbytes
+
+
+@pytest.mark.parametrize("window", [None, 8])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", MODELS)
+def test_total_is_near_that_of_xla(name: str, rule: str, strategy: str, window: int | None) -> None:
+    made, learner = captured(name, rule), batched(name, rule, strategy)
+    found, want = pb.cost(learner, STEPS, window), analysed(made, learner, window)
+    ratio = found.total / want
+    least, most = bounds(name, rule, strategy)
+    assert least < ratio < most, f"{ratio:.2f} of {want:,} B\n{found}"
+
+
+def sizes(found: pb.Cost) -> dict[str, int]:
+    """The bytes by the name of the part; those of all traces are one."""
+    names = {part.name for part in found.parts}
+    return {name: sum(part.nbytes for part in found.parts if part.name == name) for name in names}
+
+
+def nbytes(tree: Any) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", MODELS)
+def test_parts_are_those_of_the_arrays(name: str, rule: str) -> None:
+    learner = batched(name, rule)
+    carry, found = learner.init(), pb.cost(learner, STEPS)
+    got = sizes(found)
+    assert got["params"] == got["gradient"] == nbytes(captured(name, rule).params)
+    assert got["inputs"] == nbytes(captured(name, rule).data(STEPS, SAMPLES)[0])
+    assert got["losses"] == STEPS * SAMPLES * 4
+    assert got["carry"] == nbytes(carry._replace(trace=()))
+    assert got.get("trace", 0) == nbytes(carry.trace)
+    assert sum(got.values()) == found.total
+    assert all(part.nbytes > 0 for part in found.parts if part.name != "window")
+    assert (rule == "BPTT") == (got.get("trace", 0) == 0)
+
+
+def test_a_trace_stands_with_its_weight() -> None:
+    learner = batched("tutorial", "D_RTRL published")
+    traces = {part.weight: part.nbytes for part in pb.cost(learner, STEPS).parts if part.name == "trace"}
+    (recurrent,) = (size for weight, size in traces.items() if weight.startswith("syn"))
+    assert recurrent == SAMPLES * (N_IN + N_REC + 1) * N_REC * 4
+    assert set(traces) == set(captured("tutorial", "D_RTRL published").params)
+
+
+def test_a_trace_of_two_weights_counts_once() -> None:
+    """Both read the same input, whose trace stands with the first."""
+    params = {"v": jnp.ones((N_IN, N_REC)), "w": jnp.ones((N_IN, N_REC))}
+
+    def step(p: Any, h: Any, x: Any) -> Any:
+        h = 0.5 * h + jnp.tanh(x @ p["v"]) + jnp.sin(x @ p["w"])
+        return h, h
+
+    start, x = jnp.zeros(N_REC), jnp.zeros(N_IN)
+    learner, _ = pb.capture_function(step, params, start, x, algorithm=RULES["ES_D_RTRL"])
+    got = {part.weight: part.nbytes for part in pb.cost(learner, STEPS).parts if part.name == "trace"}
+    assert sorted(got.values()) == [8 * N_REC, 8 * (N_IN + N_REC)]
+    assert set(got) == {"params.v", "params.w"}
+
+
+def test_the_window_decides() -> None:
+    """The records grow with the window, and nothing but inputs and losses with the sequence."""
+    learner = batched("tutorial", "ES_D_RTRL published")
+    one, eight = (sizes(pb.cost(learner, STEPS, window)) for window in (1, 8))
+    assert eight["window"] == 8 * one["window"] > 0
+    longer = sizes(pb.cost(learner, 100 * STEPS, 8))
+    assert {name for name in longer if longer[name] != eight[name]} == {"inputs", "losses"}
+    assert longer["inputs"] == 100 * eight["inputs"]
+
+
+def test_nothing_is_run() -> None:
+    """No machine holds these inputs."""
+    learner = batched("tutorial", "D_RTRL published")
+    assert pb.cost(learner, 10**9).total > 10**9 * SAMPLES * N_IN * 4
+
+
+def test_one_sample() -> None:
+    learner = captured("GRUCell", "D_RTRL published").learner
+    of_one, of_all = (sizes(pb.cost(one, STEPS)) for one in (learner, batched("GRUCell", "D_RTRL published")))
+    assert of_one["params"] == of_all["params"]
+    assert SAMPLES * of_one["trace"] == of_all["trace"]
+
+
+def test_a_plain_function() -> None:
+    params = {"w": jnp.ones((N_IN, N_REC), jnp.float32)}
+
+    def step(params: Any, h: Any, x: Any) -> Any:
+        h = 0.5 * h + jnp.tanh(x @ params["w"])
+        return h, h
+
+    start, x = jnp.zeros(N_REC, jnp.float32), jnp.zeros(N_IN, jnp.float32)
+    learner, _ = pb.capture_function(step, params, start, x, algorithm=RULES["D_RTRL published"])
+    got = {(part.name, part.weight): part.nbytes for part in pb.cost(pb.vmap(learner, SAMPLES), STEPS).parts}
+    assert got["trace", "params.w"] == SAMPLES * got["params", ""] == SAMPLES * N_IN * N_REC * 4
+
+
+def test_table() -> None:
+    found = pb.cost(batched("tutorial", "D_RTRL published"), STEPS, 8)
+    lines = str(found).splitlines()
+    assert lines[0] == "32 steps in windows of 8"
+    assert [line.rsplit("  ", 1)[0].strip() for line in lines[1:]] == [
+        *("params", "inputs", "gradient", "losses", "carry"),
+        *("trace of syn.comm.weight_op", "trace of out.weight_op", "window", "temporaries", "total"),
+    ]
+    assert lines[-1].endswith(f" {found.total:,} B")
+
+
+@pytest.mark.parametrize("steps", [0, -1, 2.0, True, None, "8"])
+def test_no_number_of_steps(steps: Any) -> None:
+    with pytest.raises(OptionError, match=r"time_steps: got .*, expected an integer >= 1\. Give the number of steps"):
+        pb.cost(batched("tutorial", "BPTT"), steps)
+
+
+@pytest.mark.parametrize("window", [0, -1, 2.0, True, "8"])
+def test_no_window(window: Any) -> None:
+    with pytest.raises(OptionError, match=r"window: got .*, expected None or an integer >= 1"):
+        pb.cost(batched("tutorial", "BPTT"), STEPS, window)
+
+
+def test_no_learner() -> None:
+    with pytest.raises(StructureError, match=r"pb\.cost: got tuple, expected a Learner"):
+        pb.cost((batched("tutorial", "BPTT"), {}), STEPS)  # type: ignore[arg-type]
+
+
+class TestModel:
+    """The rules of the model of XLA, each on a program of a few equations; `ROW` is the bytes of one array."""
+
+    SIZE, ROUNDS = 1000, 7
+    ROW = SIZE * 4
+
+    def held(self, function: Any, *extra: Any) -> float:
+        x = jax.ShapeDtypeStruct((self.SIZE,), jnp.float32)
+        return temporary_bytes(jax.make_jaxpr(function)(x, *extra)) / self.ROW
+
+    def test_what_is_not_read_is_not_computed(self) -> None:
+        assert self.held(lambda x: (jnp.cumsum(x), x + 1)[1]) == 0
+
+    def test_element_wise_operations_make_no_array(self) -> None:
+        assert self.held(lambda x: jnp.tanh(x) * 2 + jnp.sin(x)) == 0
+
+    def test_what_a_product_reads_is_an_array(self) -> None:
+        matrix = jax.ShapeDtypeStruct((self.SIZE, self.SIZE), jnp.float32)
+        assert self.held(lambda x, w: x @ w, matrix) == 0
+        assert self.held(lambda x, w: jnp.tanh(x) @ w, matrix) == 1
+
+    def test_a_loop_holds_its_carry_once_and_what_it_stacks(self) -> None:
+        def run(x: Any) -> Any:
+            return jax.lax.scan(lambda h, _: (jnp.tanh(h), h), x + 1, None, self.ROUNDS)[1].sum()
+
+        assert self.held(run) == pytest.approx(1 + self.ROUNDS, abs=0.1)
+
+    def test_a_carry_is_the_memory_of_what_it_begins_with(self) -> None:
+        def run(x: Any) -> Any:
+            return jax.lax.scan(lambda h, _: (jnp.tanh(h), None), jnp.cumsum(x), None, self.ROUNDS)[0].sum()
+
+        assert self.held(run) == pytest.approx(1, abs=0.1)
+
+    def test_what_a_loop_stacks_for_nobody_is_not_held(self) -> None:
+        def run(x: Any) -> Any:
+            return jax.lax.scan(lambda h, _: (jnp.tanh(h), h), x + 1, None, self.ROUNDS)[0].sum()
+
+        assert self.held(run) == pytest.approx(1, abs=0.1)
+
+    def test_loops_that_do_not_wait_overlap(self) -> None:
+        def stacked(x: Any) -> Any:
+            return jax.lax.scan(lambda h, _: (h + 1, h), x[0], None, self.SIZE)[1]
+
+        def alone(x: Any) -> Any:
+            return stacked(x).sum()
+
+        def both(x: Any) -> Any:
+            return stacked(x).sum() + stacked(2 * x).sum()
+
+        assert self.held(alone) == pytest.approx(1, abs=0.1)
+        assert self.held(both) == pytest.approx(2, abs=0.1)
