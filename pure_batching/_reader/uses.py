@@ -144,11 +144,7 @@ def _unsuitable(step: FlatStep, path: str, eqn: JaxprEqn) -> str:
     if len(eqn.outvars) != 1:
         return f"its operation has {len(eqn.outvars)} results"
     inputs = _inputs_of(step, path, eqn)
-    if len(inputs) > 1:
-        return f"its operation has {len(inputs)} inputs besides the weight"
-    if step.traced.marks.is_shared(path) and any(not _is_float(var) for var in inputs):
-        return f"its input is {spec_of_var(inputs[0]).dtype}, no float"
-    return ""
+    return f"its operation has {len(inputs)} inputs besides the weight" if len(inputs) > 1 else ""
 
 
 def _is_float(var: Var) -> bool:
@@ -162,6 +158,8 @@ def _related(step: FlatStep, groups: Sequence[FoundGroup], path: str, eqn: Jaxpr
     near = [group for group in groups if reached.intersection(group.after)]
     ends = step.traced.marks.is_shared(path) and _arranged(step, y, near, reached)
     ends = ends or [End(g, None) for g in near if any(_fits(y, var, g) for var in reached.intersection(g.after))]
+    if ends and step.traced.marks.is_shared(path) and x is not None and not _is_float(x):
+        return FoundUse(path, eqn, None, f"its input is {spec_of_var(x).dtype}, no float", is_operation=True)
     if ends:
         needed = None if step.traced.marks.is_additive(eqn) else x
         return FoundUse(path, eqn, FoundRelation(needed, y, tuple(ends)), "", is_operation=True)
