@@ -1,4 +1,4 @@
-"""Modules of BrainTrace's layers and operations, each a step of one sample and, but for one, of a batch."""
+"""Modules with BrainTrace's layers and operations, and with those of both packages."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -15,13 +15,13 @@ INPUTS, NEURONS, OUTPUTS, ROWS = 3, 4, 2, 5
 
 
 class Model(NamedTuple):
-    """How to make a module, and the shape of one input of one sample.
+    """How to make a module, and what one input of one sample is.
 
     Attributes:
-      make: a module whose readout has `OUTPUTS` outputs, or as many as the module itself.
+      make: a new module, with weights that BrainState's generator draws.
       shape: of an input.
-      kinds: of an input; the number of a row for a table.
-      by_hand: whether its own code takes a batch axis.
+      is_index: whether an input is the number of a row of a table.
+      by_hand: whether the module's own code takes a batch axis.
     """
 
     make: Callable[[], brainstate.nn.Module]
@@ -100,8 +100,21 @@ def _gated(x: jax.Array, w: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.tanh(x @ w) + b
 
 
-GATED = braintrace.register_primitive(
-    "etp_test_gated", _gated, trainable_invars_fn=lambda _: {"weight": 1, "bias": 2}, batched=False
+def _weights_of_gated(x: jax.Array, dy: jax.Array, weights: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
+    return jax.vjp(lambda tree: _gated(x, tree["weight"], tree["bias"]), weights)[1](dy)[0]
+
+
+def _zeros_of_gated(x: Any, y: Any, weights: Mapping[str, Any], states: int) -> Mapping[str, jax.Array]:
+    return {name: jnp.zeros((*var.aval.shape, states), var.aval.dtype) for name, var in weights.items()}
+
+
+# An operation of a user's own: `y = tanh(x @ weight) + bias`. The rules are what BrainTrace asks for.
+GATED = braintrace.register_primitive("etp_test_gated", _gated, trainable_invars_fn=lambda _: {"weight": 1, "bias": 2})
+GATED.register_etp_rules(
+    dt_to_t=lambda dy, trace: {"weight": trace["weight"] * dy[..., None, :], "bias": trace["bias"] * dy},
+    xy_to_dw=_weights_of_gated,
+    init_drtrl=_zeros_of_gated,
+    init_pp=lambda x, y, weights, states: jnp.zeros((*y.aval.shape, states), y.aval.dtype),
 )
 
 
@@ -127,8 +140,10 @@ CELLS: Mapping[str, Model] = {
         )
     },
     "braintrace.nn.LRUCell": Model(lambda: Cell(braintrace.nn.LRUCell(INPUTS, NEURONS), INPUTS)),
-    "two layers": Model(
-        lambda: brainstate.nn.Sequential(braintrace.nn.MiniGRU(INPUTS, NEURONS), Cell(braintrace.nn.MGUCell(NEURONS, NEURONS)))
+    "braintrace.nn.MiniGRU, braintrace.nn.MGUCell": Model(
+        lambda: brainstate.nn.Sequential(
+            braintrace.nn.MiniGRU(INPUTS, NEURONS), Cell(braintrace.nn.MGUCell(NEURONS, NEURONS))
+        )
     ),
 }
 
@@ -137,14 +152,18 @@ LAYERS: Mapping[str, Model] = {
     "braintrace.nn.Linear (w_mask)": Model(
         lambda: Leaky(braintrace.nn.Linear(INPUTS, NEURONS, w_mask=np.eye(INPUTS, NEURONS) + 0.5), NEURONS)
     ),
-    "braintrace.nn.GroupedLinear": Model(lambda: Leaky(braintrace.nn.GroupedLinear(2, INPUTS, NEURONS), 2, NEURONS), (2, INPUTS)),
+    "braintrace.nn.GroupedLinear": Model(
+        lambda: Leaky(braintrace.nn.GroupedLinear(2, INPUTS, NEURONS), 2, NEURONS), (2, INPUTS)
+    ),
     "braintrace.nn.SignedWLinear": Model(lambda: Leaky(braintrace.nn.SignedWLinear((INPUTS,), (NEURONS,)), NEURONS)),
     "braintrace.nn.ScaledWSLinear": Model(lambda: Leaky(braintrace.nn.ScaledWSLinear((INPUTS,), (NEURONS,)), NEURONS)),
     "braintrace.nn.SparseLinear": Model(lambda: Leaky(braintrace.nn.SparseLinear(sparse()), NEURONS)),
     "braintrace.nn.LoRA": Model(lambda: Leaky(braintrace.nn.LoRA(INPUTS, 2, NEURONS), NEURONS)),
     "braintrace.nn.Embedding": Model(lambda: Leaky(braintrace.nn.Embedding(ROWS, NEURONS), NEURONS), (), is_index=True),
     "braintrace.nn.Embedding, braintrace.nn.MGUCell": Model(
-        lambda: brainstate.nn.Sequential(braintrace.nn.Embedding(ROWS, INPUTS), Cell(braintrace.nn.MGUCell(INPUTS, NEURONS))),
+        lambda: brainstate.nn.Sequential(
+            braintrace.nn.Embedding(ROWS, INPUTS), Cell(braintrace.nn.MGUCell(INPUTS, NEURONS))
+        ),
         (),
         is_index=True,
     ),
@@ -160,13 +179,16 @@ OPERATIONS: Mapping[str, Model] = {
         lambda: operation(lambda x, w: braintrace.matmul(x, w, weight_fn=jnp.sin), (INPUTS, NEURONS))
     ),
     "braintrace.grouped_matmul": Model(
-        lambda: operation(braintrace.grouped_matmul, (2, INPUTS, NEURONS), (2, NEURONS), shape=(2, NEURONS)), (2, INPUTS)
+        lambda: operation(braintrace.grouped_matmul, (2, INPUTS, NEURONS), (2, NEURONS), shape=(2, NEURONS)),
+        (2, INPUTS),
     ),
     "braintrace.embedding": Model(lambda: operation(braintrace.embedding, (ROWS, NEURONS)), (), is_index=True),
     "braintrace.einsum": Model(
         lambda: operation(lambda x, w: braintrace.einsum("bi,io->bo", x[None], w)[0], (INPUTS, NEURONS)), by_hand=False
     ),
-    "braintrace.element_wise": Model(lambda: operation(lambda x, w: x * braintrace.element_wise(w), (INPUTS,), shape=(INPUTS,))),
+    "braintrace.element_wise": Model(
+        lambda: operation(lambda x, w: x * braintrace.element_wise(w), (INPUTS,), shape=(INPUTS,))
+    ),
     "braintrace.element_wise (weight_fn)": Model(
         lambda: operation(lambda x, w: x * braintrace.element_wise(w, weight_fn=jnp.exp), (INPUTS,), shape=(INPUTS,))
     ),
@@ -180,6 +202,6 @@ OPERATIONS: Mapping[str, Model] = {
     "braintrace.register_primitive": Model(lambda: operation(GATED.bind, (INPUTS, NEURONS), (NEURONS,))),
 }
 
-MIXED: Mapping[str, Model] = {"brainscale.nn.MinimalRNNCell, braintrace.nn.MGUCell": Model(Both)}
+MIXED: Mapping[str, Model] = {"braintrace.nn.MGUCell behind brainscale.nn.MinimalRNNCell": Model(Both)}
 
 MODELS: Mapping[str, Model] = {**CELLS, **LAYERS, **OPERATIONS, **MIXED}
