@@ -112,7 +112,7 @@ class _Marking:
 
     def _before(self, var: Var) -> Var:
         """What a variable was before it got another shape."""
-        maker = next((eqn for eqn in self.jaxpr.eqns if var in eqn.outvars), None)
+        maker = next((eqn for eqn in self.jaxpr.eqns if var in eqn.outvars and var not in self.made), None)
         source = None if maker is None else _handed_on(maker)
         return var if source is None else self._before(source)
 
