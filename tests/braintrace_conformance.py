@@ -31,7 +31,7 @@ besides. The gradient of one sample is compared with ours of that sample, that o
 | equal | no entry differs by more than 1e-10 of the largest; in all these cells by {largest:.0e} at most |
 | but X (n) | the gradient of X is another, by reason n below |
 | raises (n) | BrainTrace raises an error, by reason n below |
-| - | the module's own code takes one sample |
+| - | the module's own code, or its primitive's, takes one sample |
 
 A weight has a trace here wherever BrainTrace's compiler relates it to a hidden state, and reaches the same groups of
 hidden states; `tests/test_braintrace.py` compares them for every row.
