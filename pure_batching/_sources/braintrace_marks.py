@@ -41,8 +41,10 @@ def with_braintrace(step: TracedStep) -> TracedStep:
     hidden = {var for path in step.of_kind("hidden") for var in after[path] if isinstance(var, Var)}
 
     def marked_call(eqn: JaxprEqn) -> list[JaxprEqn]:
+        if not _is_lookup(eqn):
+            return _plain(eqn)
         reached = tainted_by(equations.eqns, eqn.outvars, lambda other: _is_mixing(step, other))
-        return _as_product(eqn) if _is_lookup(eqn) and reached & hidden else _plain(eqn)
+        return _as_product(eqn) if reached & hidden else _plain(eqn)
 
     eqns = [part for eqn in equations.eqns for part in marked_call(eqn)]
     plain = program(equations.constvars, equations.invars, equations.outvars, eqns, equations)
@@ -104,14 +106,17 @@ def _plain(eqn: JaxprEqn) -> list[JaxprEqn]:
 
 
 def _as_product(eqn: JaxprEqn) -> list[JaxprEqn]:
-    """A lookup in a table as the product of a row of zeros and a one with the table, which a trace can follow."""
+    """A lookup in a table as the product of a row of zeros and a one with the table, which a trace can follow.
+
+    In full precision the product is the row itself, on every device.
+    """
     index, table = eqn.invars
     rows = spec_of_var(table).shape[0]
     made, chosen = equations_of(lambda index: _one_hot(index, rows, spec_of_var(table).dtype), index)
     function = eqn.params["weight_fn"]
 
     def product(chosen: jax.Array, table: jax.Array) -> jax.Array:
-        return chosen @ (table if function is None else function(table))
+        return jnp.matmul(chosen, table if function is None else function(table), precision=jax.lax.Precision.HIGHEST)
 
     return [*made, call_of(product, eqn.replace(invars=[chosen, table]), MIXING)]
 
