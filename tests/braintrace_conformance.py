@@ -33,6 +33,9 @@ besides. The gradient of one sample is compared with ours of that sample, that o
 | raises (n) | BrainTrace raises an error, by reason n below |
 | - | the module's own code, or its primitive's, takes one sample |
 
+With braintrace 0.2.6 the arrays of reason 2 differ too: those of `readout`, and `C_re`, `C_im` and `D` of LRUCell. The
+tests run with 0.2.6 by default (`requirements.lock`), since 0.2.8 needs Python 3.12.
+
 A weight has a trace here wherever BrainTrace's compiler relates it to a hidden state, and reaches the same groups of
 hidden states; `tests/test_braintrace.py` compares them for every row.
 """
