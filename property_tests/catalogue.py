@@ -510,4 +510,11 @@ FAULTS = (
         "            pass",
         "tests/test_braintrace.py::TestStructure::test_a_mask_belongs_to_the_use",
     ),
+    Fault(
+        "an axis that the next operation needs is part of a product",
+        "_reader/marking.py",
+        " or _adds_axes(var, readers[0].outvars[0]):",
+        ":",
+        "tests/test_braintrace.py::TestNumbers::test_strategies_are_interchangeable[braintrace.nn.ScaledWSLinear-manual]",
+    ),
 )

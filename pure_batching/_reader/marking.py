@@ -117,10 +117,15 @@ class _Marking:
         return var if source is None else self._before(source)
 
     def _after(self, var: Var) -> Var:
-        """What a variable is after it got another shape, where nothing else is made of it."""
+        """What a variable is after it got another shape, where nothing else is made of it.
+
+        An axis of length one that is put in front for what comes next is no part of the operation.
+        """
         readers = [eqn for eqn in self.jaxpr.eqns if reads(eqn, {var})]
         is_alone = len(readers) == 1 and var not in self.jaxpr.outvars
-        return self._after(readers[0].outvars[0]) if is_alone and _handed_on(readers[0]) is var else var
+        if not is_alone or _handed_on(readers[0]) is not var or _adds_axes(var, readers[0].outvars[0]):
+            return var
+        return self._after(readers[0].outvars[0])
 
     def _kind(self, eqn: JaxprEqn, data: Sequence[Var]) -> str:
         if self.is_operation is not None:
@@ -150,6 +155,12 @@ def _handed_on(eqn: JaxprEqn) -> Var | None:
     )
     is_whole = len(variables) == 1 and _size(variables[0]) == _size(eqn.outvars[0])
     return variables[0] if is_same and is_whole else None
+
+
+def _adds_axes(before: Var, after: Var) -> bool:
+    """Whether nothing but axes of length one was added."""
+    one, other = spec_of_var(before).shape, spec_of_var(after).shape
+    return len(one) < len(other) and [n for n in one if n != 1] == [n for n in other if n != 1]
 
 
 def _size(var: Any) -> int:
