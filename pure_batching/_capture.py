@@ -23,10 +23,12 @@ def capture(
     environ: dict[str, Any] | None = None,
     axis_name: str | None = None,
 ) -> tuple[Learner, Params]:
-    """Read a BrainScale module as a learner of one sample, and take its trainable values.
+    """Read a module of BrainScale or BrainTrace as a learner of one sample, and take its trainable values.
 
-    The module is read and left as it was. Its hidden states must be `HiddenState`s and its traced weights
-    `ETraceParam`s; `NonTempParam` and plain `ParamState` weights get the ordinary gradient of each step.
+    The module is read and left as it was. Its hidden states must be `HiddenState`s. Its traced weights are BrainScale's
+    `ETraceParam`s, and plain `ParamState`s that an operation of BrainTrace reads (`braintrace.matmul`, say, which the
+    layers of `braintrace.nn` call). `NonTempParam` and other `ParamState` weights get the ordinary gradient of each
+    step. `pb.explain` says which weight learns in which way.
 
     Args:
       net: a `brainstate.nn.Module` whose `update(*inputs)` is one step.

@@ -91,7 +91,7 @@ def _values(case: Case) -> dict[Value, bool]:
 
 
 def _is_model(value: object) -> bool:
-    return isinstance(value, str) and value in EVERY
+    return isinstance(value, str) and (value in EVERY or value.startswith("braintrace."))
 
 
 def _is_rule(value: object) -> bool:
@@ -99,4 +99,4 @@ def _is_rule(value: object) -> bool:
 
 
 def _is_left_out(value: object) -> bool:
-    return _is_model(value) and value not in BY_DEFAULT
+    return isinstance(value, str) and value in EVERY and value not in BY_DEFAULT

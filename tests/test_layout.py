@@ -85,7 +85,7 @@ PUBLIC = {
 }
 
 # What the tests, the examples and the main job need, and nobody else.
-EXTRAS = {"hypothesis", "pytest", "matplotlib", "rich", "optax"}
+EXTRAS = {"hypothesis", "pytest", "matplotlib", "rich", "optax", "braintrace"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 

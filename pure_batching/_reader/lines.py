@@ -14,7 +14,7 @@ _OWN = Path(__file__).parents[1]
 
 # Lines of tools are left out; lines of the libraries of layers are told beside the user's own.
 _TOOLS = ("jax", "jaxlib", "brainunit", "saiunit", "equinox", "chex", "numpy")
-_LAYERS = ("brainstate", "brainscale", "brainpy", "brainpy_state", "braintools", "brainevent")
+_LAYERS = ("brainstate", "brainscale", "brainpy", "brainpy_state", "braintools", "braintrace", "brainevent")
 
 _FRAME = re.compile(r"(?P<file>.*?):(?P<line>\d+)(?::\d+)? \((?P<function>.*)\)")
 

@@ -1,11 +1,11 @@
 """Weights inside loops and branches: no trace can follow such a use."""
 
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Any
 
 import jax
 
-from .flat import equations_of
+from .flat import Test, equations_of
 from .jaxprs import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, inner, program
 from .marks import Marks
 
@@ -28,13 +28,30 @@ def holds(jaxpr: Jaxpr, primitives: Container[str]) -> bool:
     )
 
 
-def uses_inside(eqn: JaxprEqn, marks: Marks) -> Iterator[JaxprEqn]:
-    """The marked uses of weights inside an equation, at any depth."""
+def uses_inside(eqn: JaxprEqn, is_use: Test) -> Iterator[JaxprEqn]:
+    """The uses of weights inside an equation, at any depth."""
     for part in (part for body in bodies(eqn) for part in body.eqns):
-        if marks.is_use(part):
+        if is_use(part):
             yield part
         else:
-            yield from uses_inside(part, marks)
+            yield from uses_inside(part, is_use)
+
+
+def rewritten_inside(eqn: JaxprEqn, rewrite: Callable[[JaxprEqn], list[JaxprEqn]]) -> JaxprEqn:
+    """An equation in whose jaxprs others stand in place of each equation."""
+    return eqn.replace(params={name: rewritten(value, rewrite) for name, value in eqn.params.items()})
+
+
+def rewritten(value: Any, rewrite: Callable[[JaxprEqn], list[JaxprEqn]]) -> Any:
+    """A jaxpr, or a parameter that may hold jaxprs, in which others stand in place of each equation."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(rewritten(item, rewrite) for item in value)
+    if not _is_jaxpr(value):
+        return value
+    jaxpr, consts = inner(value)
+    eqns = [part for eqn in jaxpr.eqns for part in rewrite(eqn)]
+    new = program(jaxpr.constvars, jaxpr.invars, jaxpr.outvars, eqns, jaxpr)
+    return ClosedJaxpr(new, consts) if isinstance(value, ClosedJaxpr) else new
 
 
 def _is_jaxpr(value: Any) -> bool:
@@ -46,7 +63,7 @@ def differentiable(eqn: JaxprEqn, marks: Marks) -> list[JaxprEqn]:
 
     JAX has no reverse derivative of a `while`: without the cut, nothing in the step could be trained.
     """
-    is_undifferentiable = eqn.primitive.name == "while" and any(True for _ in uses_inside(eqn, marks))
+    is_undifferentiable = eqn.primitive.name == "while" and any(True for _ in uses_inside(eqn, marks.is_use))
     return _cut_off(eqn) if is_undifferentiable else [eqn]
 
 
@@ -55,25 +72,14 @@ def without_weights(eqn: JaxprEqn, marks: Marks) -> JaxprEqn:
 
     This is what happens outside of loops and branches, where a trace does not follow an equation that uses a weight.
     """
-    has_weights = eqn.primitive.name not in OWN_DERIVATIVE and any(True for _ in uses_inside(eqn, marks))
+    has_weights = eqn.primitive.name not in OWN_DERIVATIVE and any(True for _ in uses_inside(eqn, marks.is_use))
     if not has_weights:
         return eqn
-    return eqn.replace(params={name: _without_weights(value, marks) for name, value in eqn.params.items()})
-
-
-def _without_weights(value: Any, marks: Marks) -> Any:
-    if isinstance(value, (tuple, list)):
-        return type(value)(_without_weights(item, marks) for item in value)
-    if not _is_jaxpr(value):
-        return value
-    jaxpr, consts = inner(value)
-    eqns = [part for eqn in jaxpr.eqns for part in _cut_at_weights(eqn, marks)]
-    cut = program(jaxpr.constvars, jaxpr.invars, jaxpr.outvars, eqns, jaxpr)
-    return ClosedJaxpr(cut, consts) if isinstance(value, ClosedJaxpr) else cut
+    return rewritten_inside(eqn, lambda part: _cut_at_weights(part, marks))
 
 
 def _cut_at_weights(eqn: JaxprEqn, marks: Marks) -> list[JaxprEqn]:
-    has_own_derivative = eqn.primitive.name in OWN_DERIVATIVE and any(True for _ in uses_inside(eqn, marks))
+    has_own_derivative = eqn.primitive.name in OWN_DERIVATIVE and any(True for _ in uses_inside(eqn, marks.is_use))
     if has_own_derivative or (marks.is_use(eqn) and not marks.is_followed(eqn)):
         return _cut_off(eqn)
     return [eqn if marks.is_use(eqn) else without_weights(eqn, marks)]

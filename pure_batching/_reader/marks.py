@@ -10,10 +10,9 @@ from .jaxprs import ClosedJaxpr, JaxprEqn
 class Marks(abc.ABC):
     """Which equations of a step use a weight in a way that a trace can follow, as a package marks them."""
 
-    @property
     @abc.abstractmethod
-    def are_shared(self) -> bool:
-        """Whether a use may read several weights, and its result may be split or arranged in another way."""
+    def is_shared(self, path: str) -> bool:
+        """Whether a use of a weight may read others too, and its result may be split or arranged in another way."""
 
     @abc.abstractmethod
     def is_additive(self, eqn: JaxprEqn) -> bool:

@@ -61,6 +61,11 @@ _CALLED = ("jaxpr", "call_jaxpr", "fun_jaxpr", "call")
 LOOPS = frozenset(["cond", "scan", "while"])
 
 
+def name_of(eqn: JaxprEqn) -> str:
+    """The name of the jitted function that an equation calls; "" for an equation that calls none."""
+    return str(eqn.params.get("name", "")) if eqn.primitive.name in ("jit", "pjit") else ""
+
+
 def called(eqn: JaxprEqn) -> ClosedJaxpr | None:
     """The jaxpr that a call runs; None for an equation that is no call."""
     if eqn.primitive.name not in CALLS:

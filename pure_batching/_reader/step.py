@@ -87,4 +87,4 @@ class FlatStep(NamedTuple):
         return is_mixing or eqn.primitive.name == "stop_gradient"
 
     def _mixes_inside(self, eqn: JaxprEqn) -> bool:
-        return any(True for _ in uses_inside(eqn, self.traced.marks))
+        return any(True for _ in uses_inside(eqn, self.traced.marks.is_use))

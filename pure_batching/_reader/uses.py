@@ -77,14 +77,14 @@ def _names_of(step: FlatStep, path: str) -> set[Var]:
 
 
 def _use(step: FlatStep, groups: Sequence[FoundGroup], path: str, eqn: JaxprEqn) -> FoundUse:
-    inside = next(uses_inside(eqn, step.traced.marks), None)
+    inside = next(uses_inside(eqn, step.traced.marks.is_use), None)
     if inside is not None and eqn.primitive.name in LOOPS:
         name = eqn.primitive.name
         if name == "while":
             _check_unreached(step, groups, path, eqn, inside)
         return FoundUse(path, inside, None, _IN_A_LOOP[name], is_operation=True, has_gradient=name != "while")
     if not step.is_use(eqn):
-        is_operation = step.traced.marks.are_shared
+        is_operation = step.traced.marks.is_shared(path)
         return FoundUse(path, eqn, None, "the step reads it outside its operation", is_operation=is_operation)
     if _loop_inside(eqn) == "while":
         raise _not_differentiable(path, eqn, "")
@@ -129,7 +129,7 @@ _IN_A_LOOP = {
 def _inputs_of(step: FlatStep, path: str, eqn: JaxprEqn) -> list[Any]:
     """The variables that a use reads besides the weight; a number is part of its operation."""
     params = {var for p in step.traced.of_kind("param") for var in step.before[p]}
-    own = params if step.traced.marks.are_shared else set(step.before[path])
+    own = params if step.traced.marks.is_shared(path) else set(step.before[path])
     return list(dict.fromkeys(atom for atom in eqn.invars if isinstance(atom, Var) and atom not in own))
 
 
@@ -139,16 +139,12 @@ def _unsuitable(step: FlatStep, path: str, eqn: JaxprEqn) -> str:
         return _IN_A_LOOP[_loop_inside(eqn)]
     others = [p for p in step.traced.of_kind("param") if p != path and not step.traced.marks.why_untraced(p)]
     shared = [p for p in others if reads(eqn, set(step.before[p]))]
-    if shared and not step.traced.marks.are_shared:
+    if shared and not step.traced.marks.is_shared(path):
         return f"its operation also uses {shared[0]}"
     if len(eqn.outvars) != 1:
         return f"its operation has {len(eqn.outvars)} results"
     inputs = _inputs_of(step, path, eqn)
-    if len(inputs) > 1:
-        return f"its operation has {len(inputs)} inputs besides the weight"
-    if step.traced.marks.are_shared and any(not _is_float(var) for var in inputs):
-        return f"its input is {spec_of_var(inputs[0]).dtype}, no float"
-    return ""
+    return f"its operation has {len(inputs)} inputs besides the weight" if len(inputs) > 1 else ""
 
 
 def _is_float(var: Var) -> bool:
@@ -160,8 +156,10 @@ def _related(step: FlatStep, groups: Sequence[FoundGroup], path: str, eqn: Jaxpr
     x, (y,) = next(iter(_inputs_of(step, path, eqn)), None), eqn.outvars
     reached = tainted_by(step.eqns, [y], step.is_blocked)
     near = [group for group in groups if reached.intersection(group.after)]
-    ends = step.traced.marks.are_shared and _arranged(step, y, near, reached)
+    ends = step.traced.marks.is_shared(path) and _arranged(step, y, near, reached)
     ends = ends or [End(g, None) for g in near if any(_fits(y, var, g) for var in reached.intersection(g.after))]
+    if ends and step.traced.marks.is_shared(path) and x is not None and not _is_float(x):
+        return FoundUse(path, eqn, None, f"its input is {spec_of_var(x).dtype}, no float", is_operation=True)
     if ends:
         needed = None if step.traced.marks.is_additive(eqn) else x
         return FoundUse(path, eqn, FoundRelation(needed, y, tuple(ends)), "", is_operation=True)

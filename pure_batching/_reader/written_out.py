@@ -45,7 +45,7 @@ def _written_equation(eqn: JaxprEqn, operations: Operations) -> JaxprEqn:
     """The same equation, itself or within a call, with such operations written out."""
     if _is_written_out(eqn):
         operation = operations[eqn.primitive.name]
-        return _call(lambda *arrays: operation(*arrays, **eqn.params), eqn)
+        return call_of(lambda *arrays: operation(*arrays, **eqn.params), eqn)
     inner = eqn.params.get("jaxpr")
     if isinstance(inner, ClosedJaxpr) and _holds_one(inner.jaxpr):
         body = ClosedJaxpr(_written(inner.jaxpr, operations), inner.consts)
@@ -53,11 +53,16 @@ def _written_equation(eqn: JaxprEqn, operations: Operations) -> JaxprEqn:
     return eqn
 
 
-def _call(function: Callable[..., jax.Array], eqn: JaxprEqn) -> JaxprEqn:
-    """An equation that calls `function` between the variables of `eqn`."""
-    traced = jax.make_jaxpr(jax.jit(function))(*(spec_of_var(var) for var in eqn.invars))
+def call_of(function: Callable[..., jax.Array], eqn: JaxprEqn, name: str = "written_out") -> JaxprEqn:
+    """An equation that calls `function`, under a name, between the variables of `eqn`."""
+
+    def run(*arrays: jax.Array) -> jax.Array:
+        return function(*arrays)
+
+    run.__name__ = name
+    traced = jax.make_jaxpr(jax.jit(run))(*(spec_of_var(var) for var in eqn.invars))
     (call,) = traced.jaxpr.eqns
-    return call.replace(invars=eqn.invars, outvars=eqn.outvars)
+    return call.replace(invars=eqn.invars, outvars=eqn.outvars, source_info=eqn.source_info)
 
 
 def _is_written_out(eqn: JaxprEqn) -> bool:

@@ -8,6 +8,7 @@ import jax
 
 from .._reader.jaxprs import ClosedJaxpr, JaxprEqn
 from .._reader.marks import Marks
+from .._reader.primitives import name_of
 from .blueprint import states_of
 from .own_derivative import own_derivative
 
@@ -25,9 +26,9 @@ class BrainScaleMarks(Marks):
     def __init__(self, states: Mapping[str, brainstate.State]) -> None:
         self._weights = {path: state for path, state in states.items() if isinstance(state, brainstate.ParamState)}
 
-    @property
-    def are_shared(self) -> bool:
+    def is_shared(self, path: str) -> bool:
         """No: an `ETraceOp` has one `ETraceParam`."""
+        del path
         return False
 
     def is_additive(self, eqn: JaxprEqn) -> bool:
@@ -37,11 +38,11 @@ class BrainScaleMarks(Marks):
 
     def is_use(self, eqn: JaxprEqn) -> bool:
         """Whether an equation is the jitted call of an `ETraceOp`."""
-        return _name(eqn).startswith(_OPERATION)
+        return name_of(eqn).startswith(_OPERATION)
 
     def is_followed(self, eqn: JaxprEqn) -> bool:
         """Whether the operation is element-wise in its input (`is_diagonal`)."""
-        return _name(eqn).startswith(_FOLLOWED)
+        return name_of(eqn).startswith(_FOLLOWED)
 
     def why_untraced(self, path: str) -> str:
         """Which kind of weight has no marks."""
@@ -63,10 +64,6 @@ class BrainScaleMarks(Marks):
         weight = self._weights[path]
         assert isinstance(weight, brainscale.ETraceParam)
         return own_derivative(weight, path, x, y)
-
-
-def _name(eqn: JaxprEqn) -> str:
-    return str(eqn.params.get("name", "")) if eqn.primitive.name in ("jit", "pjit") else ""
 
 
 def apply_weight_functions_once(module: brainstate.nn.Module) -> None:

@@ -7,6 +7,7 @@ import jax
 from .._reader.jaxprs import ClosedJaxpr, JaxprEqn
 from .._reader.marking import ADDITIVE, MIXING, NAMES
 from .._reader.marks import Marks
+from .._reader.primitives import name_of
 
 
 class FunctionMarks(Marks):
@@ -19,22 +20,22 @@ class FunctionMarks(Marks):
     def __init__(self, untraced: Collection[str]) -> None:
         self._untraced = frozenset(untraced)
 
-    @property
-    def are_shared(self) -> bool:
+    def is_shared(self, path: str) -> bool:
         """Yes: what is made of several weights may meet the data."""
+        del path
         return True
 
     def is_use(self, eqn: JaxprEqn) -> bool:
         """Whether an equation is a call that holds a use."""
-        return _name(eqn) in NAMES
+        return name_of(eqn) in NAMES
 
     def is_followed(self, eqn: JaxprEqn) -> bool:
         """Whether a use is element-wise in its data."""
-        return self.is_use(eqn) and _name(eqn) != MIXING
+        return self.is_use(eqn) and name_of(eqn) != MIXING
 
     def is_additive(self, eqn: JaxprEqn) -> bool:
         """Whether a use is a sum."""
-        return _name(eqn) == ADDITIVE
+        return name_of(eqn) == ADDITIVE
 
     def why_untraced(self, path: str) -> str:
         """The user's own wish."""
@@ -48,7 +49,3 @@ class FunctionMarks(Marks):
     def derivative(self, path: str, x: jax.ShapeDtypeStruct | None, y: jax.ShapeDtypeStruct) -> ClosedJaxpr | None:
         """None: the equations are differentiated."""
         del path, x, y
-
-
-def _name(eqn: JaxprEqn) -> str:
-    return str(eqn.params.get("name", "")) if eqn.primitive.name in ("jit", "pjit") else ""

@@ -13,6 +13,7 @@ from .._tree import Tree, like, spec_of, spec_text, zeros_of
 from ..errors import CaptureError
 from .blueprint import is_generator, states_of
 from .brainscale_marks import BrainScaleMarks, apply_weight_functions_once
+from .braintrace_marks import with_braintrace
 
 # No attribute has this name.
 RANDOM = "brainstate.random.DEFAULT"
@@ -30,7 +31,7 @@ def traced_step(module: brainstate.nn.Module, inputs: tuple[Tree, ...], axis_nam
     step, states = _traced_once(module, inputs, axis_name)
     while _settled(states, step):
         step, states = _traced_once(module, inputs, axis_name)
-    return step
+    return with_braintrace(step)
 
 
 def _traced_once(
