@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import brainscale
+import brainstate
+import braintrace
 import brainunit as u
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,6 @@ import numpy as np
 import pytest
 
 import pure_batching as pb
-from pure_batching.errors import SampleCouplingError
 
 from . import modules
 from .alive import assert_fires, assert_gradients_alive, assert_moving
@@ -59,15 +60,77 @@ def of_module(model: Model, rule: pb.Algorithm) -> Captured:
     return Captured(learner, params, leaves, hidden)
 
 
+def numbers_of(model: Model, rule: pb.Algorithm) -> Any:
+    """The module's own params, without their units."""
+    return jax.tree.map(u.get_mantissa, of_module(model, rule).params, is_leaf=u.math.is_quantity)
+
+
 def of_function(step: Callable[..., Any], state: Any) -> Source:
-    """A function of the module's own params, without their units."""
+    """A function of the module's own params, with JAX's operations."""
 
     def source(model: Model, rule: pb.Algorithm) -> Captured:
-        given = jax.tree.map(u.get_mantissa, of_module(model, rule).params, is_leaf=u.math.is_quantity)
-        learner, params = pb.capture_function(step, given, state, *model.inputs(0), algorithm=rule)
+        given, run = numbers_of(model, rule), functools.partial(step, JAX)
+        learner, params = pb.capture_function(run, given, state, *model.inputs(0), algorithm=rule)
         return Captured(learner, params, leaves, hidden)
 
     return source
+
+
+def of_braintrace(step: Callable[..., Any], state: Any) -> Source:
+    """A module with BrainTrace's operations and the module's own params, each array a weight of its own."""
+
+    def source(model: Model, rule: pb.Algorithm) -> Captured:
+        net = OfStates(functools.partial(step, BRAINTRACE), numbers_of(model, rule), state)
+        learner, params = pb.capture(net, *model.inputs(0), algorithm=rule)
+        return Captured(learner, params, leaves, hidden)
+
+    return source
+
+
+class OfStates(brainstate.nn.Module):
+    """A function as a module."""
+
+    def __init__(self, step: Callable[..., Any], params: Any, state: Any) -> None:
+        super().__init__()
+        self.step, self.start, self.tree = step, state, jax.tree.structure(params)
+        self.weights = tuple(map(brainstate.ParamState, jax.tree.leaves(params)))
+
+    def init_state(self, batch_size: int | None = None, **_: Any) -> None:
+        lead = () if batch_size is None else (batch_size,)
+        self.states = tuple(brainstate.HiddenState(jnp.zeros((*lead, *x.shape))) for x in leaves(self.start))
+
+    def update(self, x: Any) -> Any:
+        params = jax.tree.unflatten(self.tree, [weight.value for weight in self.weights])
+        before = jax.tree.unflatten(jax.tree.structure(self.start), [state.value for state in self.states])
+        after, output = self.step(params, before, x)
+        for state, value in zip(self.states, leaves(after), strict=True):
+            state.value = value
+        return output
+
+
+class Operations(NamedTuple):
+    """A product with a matrix, and a convolution; the bias may be None."""
+
+    product: Callable[..., Any]
+    convolution: Callable[..., Any]
+
+
+IMAGES: Any = {"padding": "SAME", "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+
+
+def product(x: Any, weight: Any, bias: Any = None) -> Any:
+    return x @ weight if bias is None else x @ weight + bias
+
+
+def convolution(x: Any, kernel: Any, bias: Any) -> Any:
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), **IMAGES) + bias.reshape(-1)
+
+
+def marked_convolution(x: Any, kernel: Any, bias: Any) -> Any:
+    return braintrace.conv(x, kernel, bias, strides=(1, 1), **IMAGES)
+
+
+JAX, BRAINTRACE = Operations(product, convolution), Operations(braintrace.matmul, marked_convolution)
 
 
 @jax.custom_jvp
@@ -81,33 +144,36 @@ def _(primals: Any, tangents: Any) -> Any:
     return spike(x), 0.3 * jax.nn.relu(1 - jnp.abs(x)) * dx
 
 
-def spiking(p: Any, state: Any, x: Any) -> Any:
+def spiking(do: Operations, p: Any, state: Any, x: Any) -> Any:
     """In mV and ms: the threshold is 1, both time constants are 5, and a step is 1."""
     decay, v = np.exp(-1 / 5), state["neu.V"]
     into, out = p["syn.comm.weight_op"], p["out.weight_op"]["weight"]
-    given = jnp.concatenate([x, spike(v - 1)], -1) @ into["weight"] + into["bias"]
+    given = do.product(jnp.concatenate([x, spike(v - 1)], -1), into["weight"], into["bias"])
     v = decay * (v - spike(v - 1)) + given
-    r = decay * state["out.r"] + spike(v - 1) @ out
+    r = decay * state["out.r"] + do.product(spike(v - 1), out)
     return {"neu.V": v, "out.r": r}, r
 
 
-def gated(p: Any, h: Any, x: Any) -> Any:
-    def product(name: str, given: Any) -> Any:
+def gated(do: Operations, p: Any, h: Any, x: Any) -> Any:
+    def gate(name: str, given: Any) -> Any:
         weight = p[f"{name}.weight_op"]
-        return jnp.concatenate(given, -1) @ weight["weight"] + weight["bias"]
+        return do.product(jnp.concatenate(given, -1), weight["weight"], weight["bias"])
 
-    z, r = (jax.nn.sigmoid(product(name, [x, h])) for name in ("Wz", "Wr"))
-    h = (1 - z) * h + z * jnp.tanh(product("Wh", [x, r * h]))
+    z, r = (jax.nn.sigmoid(gate(name, [x, h])) for name in ("Wz", "Wr"))
+    h = (1 - z) * h + z * jnp.tanh(gate("Wh", [x, r * h]))
     return h, h
 
 
-def convolved(p: Any, h: Any, x: Any) -> Any:
+def convolved(do: Operations, p: Any, h: Any, x: Any) -> Any:
     """With or without a batch axis; a convolution needs one."""
-    weight, numbers = p["layer.weight_op"], ("NHWC", "HWIO", "NHWC")
-    images = x.reshape(-1, *x.shape[-3:])
-    y = jax.lax.conv_general_dilated(images, weight["weight"], (1, 1), "SAME", dimension_numbers=numbers)
-    h = 0.7 * h + jnp.tanh(y.reshape(h.shape) + weight["bias"].reshape(-1))
+    weight, images = p["layer.weight_op"], x if x.ndim == 4 else x[None]
+    y = do.convolution(images, weight["weight"], weight["bias"])
+    h = 0.7 * h + jnp.tanh(y.reshape(h.shape))
     return h, h
+
+
+def every_source(step: Callable[..., Any], state: Any) -> Mapping[str, Source]:
+    return {"module": of_module, "function": of_function(step, state), "BrainTrace": of_braintrace(step, state)}
 
 
 class Net(NamedTuple):
@@ -127,28 +193,22 @@ NETS = {
             loss=cross_entropy,
             spikes=True,
         ),
-        {
-            "module": of_module,
-            "function": of_function(spiking, {"neu.V": jnp.zeros(N_REC), "out.r": jnp.zeros(N_OUT)}),
-        },
+        every_source(spiking, {"neu.V": jnp.zeros(N_REC), "out.r": jnp.zeros(N_OUT)}),
     ),
     "gates": Net(
         Model("gates", lambda: brainscale.nn.GRUCell(N_IN, N_REC)),
-        {"module": of_module, "function": of_function(gated, jnp.zeros(N_REC))},
+        every_source(gated, jnp.zeros(N_REC)),
     ),
     "convolution": Net(
         Model("convolution", lambda: modules.conv_rates((5, 4, 2), 3), draws=(floats(5, 4, 2),)),
-        {"module": of_module, "function": of_function(convolved, jnp.zeros((5, 4, 3)))},
+        every_source(convolved, jnp.zeros((5, 4, 3))),
     ),
 }
 
 COMPARED = ("ES_D_RTRL", "ES_D_RTRL published", "D_RTRL", "D_RTRL published")
 OTHERS = [(name, source) for name, net in NETS.items() for source in net.sources if source != "module"]
 
-# JAX's convolution takes a batch of images, so that one image is a batch of one inside the step, and `pb.manual`
-# refuses what has the same number of axes for one sample as for many.
-NOT_BY_HAND = [("convolution", "function")]
-RUNS = [(*other, by) for other in OTHERS for by in STRATEGIES if (by, other in NOT_BY_HAND) != ("manual", True)]
+RUNS = [(*other, by) for other in OTHERS for by in STRATEGIES]
 
 
 class Run(NamedTuple):
@@ -190,12 +250,6 @@ def test_every_source_gives_the_same(name: str, source: str, strategy: str, rule
     assert (got.aux.carry.update_count == want.aux.carry.update_count).all()
     assert_near([got.aux.losses, *leaves(got.aux.outputs)], [want.aux.losses, *leaves(want.aux.outputs)])
     assert_near(got.gradients, want.gradients)
-
-
-@pytest.mark.parametrize(("name", "source"), NOT_BY_HAND)
-def test_what_cannot_be_batched_by_hand_is_refused(name: str, source: str) -> None:
-    with pytest.raises(SampleCouplingError):
-        run(name, source, "D_RTRL", "manual")
 
 
 @pytest.mark.parametrize("name", NETS)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import chex
 import jax
@@ -65,11 +66,15 @@ class Manual(Strategy):
         own, common = _parted(states.other, once)
         first = jax.tree.map(lambda leaf: leaf[0], common)
         inside = states._replace(other={**moved(own, axes, to_module=True), **first})
-        done = execute_alone(batched)(params, inside, inputs, perturbation)
+        products = {name: x.reshape(batched.past.products[name].shape) for name, x in perturbation.products.items()}
+        done = execute_alone(batched)(params, inside, inputs, perturbation._replace(products=products))
         own, common = _parted(done.states.other, once)
         every = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (self.size, *leaf.shape)), common)
         outside = done.states._replace(other={**moved(own, axes, to_module=False), **every})
-        jacobians = done.jacobians._replace(xs=_for_each_sample(done.jacobians.xs, single, self.size))
+        jacobians = done.jacobians._replace(
+            xs=_for_each_sample(done.jacobians.xs, single.derivatives.xs, self.size),
+            dfs=_for_each_sample(done.jacobians.dfs, single.derivatives.dfs, self.size),
+        )
         chex.assert_tree_shape_prefix((done.output, outside.hidden, outside.other, jacobians), (self.size,))
         return Step(done.output, outside, jacobians)
 
@@ -99,10 +104,19 @@ def _parted(other: Mapping[str, Tree], once: frozenset[str]) -> tuple[dict[str, 
     return own, {path: value for path, value in other.items() if path in once}
 
 
-def _for_each_sample(xs: dict[str, jax.Array], single: Program, batch_size: int) -> dict[str, jax.Array]:
-    """The inputs of the weights; an input that the source computes once for all samples is repeated for each."""
-    rank = {name: len(x.spec.shape) for name, x in single.weight_inputs().items()}
-    return {name: jnp.broadcast_to(x, (batch_size, *x.shape)) if x.ndim == rank[name] else x for name, x in xs.items()}
+def _for_each_sample(arrays: dict[str, jax.Array], specs: Mapping[str, Any], batch_size: int) -> dict[str, jax.Array]:
+    """The inputs of weights, or derivatives by their outputs, with the samples in an axis of their own.
+
+    What the source computes once for all samples is repeated for each. One sample may have an axis of size one where a
+    batch has the samples, as before a convolution.
+    """
+
+    def own(array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        if array.shape == shape:
+            return jnp.broadcast_to(array, (batch_size, *shape))
+        return array.reshape(batch_size, *shape)
+
+    return {name: own(array, specs[name].shape) for name, array in arrays.items()}
 
 
 def _refuse_random(program: Program) -> None:
@@ -129,10 +143,15 @@ def _check_same_relations(single: Program, batched: Program) -> None:
 def _check_samples_lead(single: Program, batched: Program, batch_size: int) -> None:
     """The samples may lie behind the features of a product where `jax.vmap` is called inside the step."""
     own, found = single.derivatives.dfs, batched.derivatives.dfs
-    if turned := [name for name in own if found[name].shape[:1] != (batch_size,)]:
+    if turned := [name for name in own if not _leads(found[name].shape, own[name].shape, batch_size)]:
         raise StrategyError(
             "pb.manual",
             got=f"a product of {turned[0]!r} of shape {found[turned[0]].shape[:-1]} with a batch axis",
             expected=f"{(batch_size, *own[turned[0]].shape[:-1])}, in which the samples lead",
             repair="Where the step maps a cell by jax.vmap, the samples lie elsewhere; use pb.vmap.",
         )
+
+
+def _leads(shape: tuple[int, ...], of_one: tuple[int, ...], batch_size: int) -> bool:
+    """Whether the samples lie in front of the axes of one sample's array, or in place of its first one of size one."""
+    return shape == (batch_size, *of_one) or (of_one[0] == 1 and shape == (batch_size, *of_one[1:]))
