@@ -72,8 +72,7 @@ def analysed(made: Bench, learner: pb.Learner, window: int | None) -> int:
     return whole - jnp.asarray(targets).nbytes
 
 
-@pytest.mark.parametrize("window", [None, 8])
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(("strategy", "window"), [("vmap", None), ("manual", 8), ("loop", 8)])
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("name", MODELS)
 def test_total_is_near_that_of_xla(name: str, rule: str, strategy: str, window: int | None) -> None:
@@ -106,7 +105,7 @@ def test_parts_are_those_of_the_arrays(name: str, rule: str) -> None:
     assert got["carry"] == nbytes(carry._replace(trace=()))
     assert got.get("trace", 0) == nbytes(carry.trace)
     assert sum(got.values()) == found.total
-    assert all(part.nbytes > 0 for part in found.parts if part.name != "window")
+    assert all(part.nbytes > 0 for part in found.parts if part.name not in ("window", "temporaries"))
     assert (rule == "BPTT") == (got.get("trace", 0) == 0)
 
 
