@@ -233,8 +233,8 @@ FAULTS = (
     Fault(
         "D is transposed for two states in D_RTRL",
         _one("_diagonal_window"),
-        "before = apply_transposed(diagonal, adjoint)",
-        "before = apply_matrix(diagonal, adjoint)",
+        "before = [apply_transposed(diagonal, one) for one in adjoints]",
+        "before = [apply_matrix(diagonal, one) for one in adjoints]",
         "tests/test_d_rtrl.py::TestExactness::test_equals_bptt",
     ),
     Fault(
@@ -401,8 +401,8 @@ FAULTS = (
     Fault(
         "an old state that the output reads is forgotten",
         _one("_diagonal_window"),
-        "before if read is None else before + read",
-        "before",
+        "one if read is None else one + read",
+        "one",
         "tests/test_complete.py::test_d_rtrl_equals_backpropagation[the old state-2]",
     ),
     Fault(
@@ -429,8 +429,8 @@ FAULTS = (
     Fault(
         "the hidden Jacobian is not arranged as the elements of a product",
         _one("_diagonal_window"),
-        "link.seen(adjoint)).sum(-1)",
-        "link.seen(adjoint[..., ::-1, :])).sum(-1)",
+        "k.seen(adjoints[k.name][leaf.name].own)",
+        "k.seen(adjoints[k.name][leaf.name].own[..., ::-1, :])",
         "tests/test_function.py::test_equals_backpropagation[gates-vmap-2]",
     ),
     Fault(

@@ -1,13 +1,14 @@
 """The algebra of a window of D_RTRL: the reverse scan of the gradient, and the trace that goes out."""
 
 import functools
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from .._program import Params, Program, Signal
-from .._relation import Link, Relation
+from .._relation import Group, Link, Relation
 from ._parameter_trace import Leaves, ParameterTrace, outer, propagated
 from .base import Factors, apply_matrix, apply_transposed
 
@@ -35,41 +36,55 @@ def uses(program: Program) -> list[tuple[Relation, Link]]:
     return [(relation, link) for relation in program.relations for link in relation.links]
 
 
+class Adjoint(NamedTuple):
+    """What a leaf of a weight gets from the steps of a window.
+
+    Attributes:
+      own: `g f c` of each step, `[K, *varshape, ns]`.
+      before: `g[1] D[1]^T c[1] + l[1]`, which the trace before the window is multiplied with, `[*varshape, ns]`.
+    """
+
+    own: jax.Array
+    before: jax.Array
+
+
 def factors_and_adjoint(program: Program, records: DiagonalRecord) -> tuple[Factors, dict[str, dict[str, jax.Array]]]:
     """The factors `sum_s g f df c + K` of each relation, and `g[1] D[1]^T c[1] + l[1]` by link and leaf."""
+    adjoints = {link: by for group in program.groups for link, by in _of_group(program, group, records).items()}
     dys: dict[str, tuple[jax.Array, ...]] = {}
-    back: dict[str, dict[str, jax.Array]] = {}
-    common = {} if records.gains else _of_groups(records)
     for relation in program.relations:
-        terms = []
-        for link in relation.links:
-            adjoints = _adjoints(relation, link, records) if records.gains else [common[link.group.name]]
-            terms.append([(records.dfs[link.df] * link.seen(adjoint)).sum(-1) for adjoint, _ in adjoints])
-            last = [link.seen(first) for _, first in adjoints]
-            spread = last * len(relation.leaves) if len(last) == 1 else last
-            back[link.name] = {leaf.name: first for leaf, first in zip(relation.leaves, spread, strict=True)}
+        # Without scale factors, all leaves of a weight have one `dy`.
+        leaves = relation.leaves if records.gains else relation.leaves[:1]
         past = records.signal.products.get(relation.end)
-        more = () if past is None else (past,)
-        dys[relation.name] = tuple(functools.reduce(jnp.add, (*column, *more)) for column in zip(*terms, strict=True))
+        more = [] if past is None else [past]
+        columns = (
+            [(records.dfs[k.df] * k.seen(adjoints[k.name][leaf.name].own)).sum(-1) for k in relation.links]
+            for leaf in leaves
+        )
+        dys[relation.name] = tuple(functools.reduce(jnp.add, (*column, *more)) for column in columns)
+    back = {k.name: {leaf: k.seen(one.before) for leaf, one in adjoints[k.name].items()} for k in program.links()}
     return Factors(records.xs, dys), back
 
 
-def _of_groups(records: DiagonalRecord) -> dict[str, tuple[jax.Array, jax.Array]]:
-    """`c` and `D[1]^T c[1] + l[1]` of each group, which all uses share without scale factors."""
-    new, old = records.signal.new, records.signal.old
-    return {name: _adjoint(diagonals, new[name], old.get(name)) for name, diagonals in records.diagonals.items()}
-
-
-def _adjoints(relation: Relation, link: Link, records: DiagonalRecord) -> list[tuple[jax.Array, jax.Array]]:
-    """`g f c` and `g[1] D[1]^T c[1] + l[1]` for each leaf."""
-    diagonals, signal = records.diagonals[link.group.name], records.signal.new[link.group.name]
-    old = records.signal.old.get(link.group.name)
-    found = []
-    for leaf in relation.leaves:
-        gain, feed = records.gains[link.name][leaf.name], records.feeds[link.name][leaf.name]
-        adjoint, first = _adjoint(diagonals * _lifted(gain, diagonals), signal, old)
-        found.append((adjoint * _lifted(gain * feed, adjoint), first))
-    return found
+def _of_group(program: Program, group: Group, records: DiagonalRecord) -> dict[str, dict[str, Adjoint]]:
+    """The adjoints of every leaf that reaches a group, by link and leaf."""
+    ends = [(k.name, leaf.name) for r, k in uses(program) if k.group.name == group.name for leaf in r.leaves]
+    diagonals, signal = records.diagonals[group.name], records.signal.new[group.name]
+    old = records.signal.old.get(group.name)
+    if records.gains:
+        gains = [records.gains[link][leaf] for link, leaf in ends]
+        feeds = [records.feeds[link][leaf] for link, leaf in ends]
+        plain = _adjoints(diagonals, signal, old, gains)
+        found = [
+            one._replace(own=one.own * _lifted(gain * feed, one.own))
+            for one, gain, feed in zip(plain, gains, feeds, strict=True)
+        ]
+    else:
+        found = _adjoints(diagonals, signal, old, [None]) * len(ends)
+    by_link: dict[str, dict[str, Adjoint]] = {}
+    for (link, leaf), adjoint in zip(ends, found, strict=True):
+        by_link.setdefault(link, {})[leaf] = adjoint
+    return by_link
 
 
 def _lifted(numbers: jax.Array, array: jax.Array) -> jax.Array:
@@ -77,17 +92,24 @@ def _lifted(numbers: jax.Array, array: jax.Array) -> jax.Array:
     return numbers.reshape(-1, *(1 for _ in array.shape[1:]))
 
 
-def _adjoint(diagonals: jax.Array, signal: jax.Array, old: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """`c[t] = L[t] + l[t+1] + D[t+1]^T c[t+1]` for all `t`, and `D[1]^T c[1] + l[1]`; without `old`, `l` is zero."""
+def _adjoints(
+    diagonals: jax.Array, signal: jax.Array, old: jax.Array | None, gains: Sequence[jax.Array | None]
+) -> list[Adjoint]:
+    """`c[t] = L[t] + l[t+1] + g[t+1] D[t+1]^T c[t+1]` for all `t`, and `g[1] D[1]^T c[1] + l[1]`, for each `g`.
 
-    def back(after: jax.Array, step: tuple[jax.Array, jax.Array, jax.Array | None]) -> tuple[jax.Array, jax.Array]:
-        diagonal, own, read = step
-        adjoint = own + after
-        before = apply_transposed(diagonal, adjoint)
-        return before if read is None else before + read, adjoint
+    Without `old`, `l` is zero; None among the gains stands for ones. One scan serves all gains, since all read `D`.
+    """
 
-    first, adjoints = jax.lax.scan(back, jnp.zeros_like(signal[0]), (diagonals, signal, old), reverse=True)
-    return adjoints, first
+    def back(after: list[jax.Array], step: Any) -> tuple[list[jax.Array], list[jax.Array]]:
+        diagonal, own, read, gain = step
+        adjoints = [own + one for one in after]
+        before = [apply_transposed(diagonal, one) for one in adjoints]
+        scaled = [one if g is None else g * one for one, g in zip(before, gain, strict=True)]
+        return [one if read is None else one + read for one in scaled], adjoints
+
+    start = [jnp.zeros_like(signal[0]) for _ in gains]
+    first, adjoints = jax.lax.scan(back, start, (diagonals, signal, old, list(gains)), reverse=True)
+    return [Adjoint(own, before) for own, before in zip(adjoints, first, strict=True)]
 
 
 def linear_trace(
