@@ -38,19 +38,20 @@ _ALL = (
 )
 MODELS: Mapping[str, Model] = {model.name: model for model in _ALL}
 
-# Where XLA decides more than the model of it knows: it lays out anew the factors of each array of a weight (LRUCell,
-# element_wise), writes a convolution's derivative out (conv_rates), and copies traces in nested loops.
+# Where XLA decides more than the model of it knows: it lays out anew the factors of each array of a weight (LRUCell),
+# writes a convolution's derivative out (conv_rates), and copies traces in nested loops.
 LESS_NEAR = {
-    *(("LRUCell", rule, None) for rule in ("D_RTRL", "Hybrid", "Hybrid published")),
-    *(("conv_rates", rule, None) for rule in ("D_RTRL", "D_RTRL multi-step", "Hybrid", "Hybrid multi-step")),
-    *(("element_wise", rule, None) for rule in ("D_RTRL", "Hybrid")),
+    *(("LRUCell", rule, None) for rule in ("Hybrid published", "EProp")),
+    *(("conv_rates", rule, None) for rule in ("D_RTRL", "D_RTRL multi-step", "EProp")),
     *((name, "D_RTRL multi-step", "loop") for name in MODELS),
 }
 
 
 def bounds(name: str, rule: str, strategy: str) -> tuple[float, float]:
-    """Of the ratio to what XLA says."""
-    return (0.55, 1.45) if LESS_NEAR & {(name, rule, None), (name, rule, strategy)} else (0.75, 1.25)
+    """Of the ratio to what XLA says; it computes some derivatives of RTRL where they are read, and keeps none."""
+    if rule == "RTRL":
+        return 0.75, 2.5
+    return (0.6, 1.4) if LESS_NEAR & {(name, rule, None), (name, rule, strategy)} else (0.75, 1.25)
 
 
 @functools.cache
