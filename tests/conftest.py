@@ -13,6 +13,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", type=int, default=0, help="what weights, inputs and targets are drawn from")
     parser.addoption("--all", action="store_true", help="run every case of every test, not representatives only")
     parser.addoption("--rest", action="store_true", help="run the cases that are left out by default, and no others")
+    parser.addoption("--share", default="0/1", help="of the cases that run: 1/3 is the second of three shares")
     parser.addoption("--all-rules", action="store_true", help="run every layer with every algorithm, not one in turn")
 
 
@@ -39,8 +40,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if _runs_all(config) and not is_rest:
         return
     chosen = _by_default(items)
-    left_out = [item for item in items if (item in chosen) == is_rest]
-    items[:] = [item for item in items if (item in chosen) != is_rest]
+    running = [item for item in items if (item in chosen) != is_rest]
+    number, shares = map(int, config.getoption("--share").split("/"))
+    taken = set(running[number::shares])
+    left_out = [item for item in items if item not in taken]
+    items[:] = [item for item in items if item in taken]
     config.hook.pytest_deselected(items=left_out)
     if not is_rest:
         config.stash[LEFT_OUT] = len(left_out)
