@@ -193,6 +193,18 @@ def test_a_product_and_its_bias_share_their_derivatives(rule: pb.Algorithm) -> N
         assert of_function <= 1.05 * of_module
 
 
+def test_an_empty_part_of_the_state_reaches_nothing() -> None:
+    def step(p: Any, h: Any, x: Any) -> Any:
+        h = 0.5 * h + jnp.tanh(x @ p["w"])
+        return h, h + h[:0].sum()
+
+    learner, params = Written(step, {"w": normal(3, 4)}, STATE).learner(D)
+    exact, _ = Written(step, {"w": normal(3, 4)}, STATE).learner(EXACT)
+    data = normal(STEPS, 3), np.zeros(STEPS)
+    got, want = (pb.sequence_grad(one, squared)(params, None, *data)[0] for one in (learner, exact))
+    assert_close(got, want)
+
+
 def first_rows(learner: pb.Learner) -> list[Any]:
     """The first use of each weight."""
     rows = pb.explain(learner).rows

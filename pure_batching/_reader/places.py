@@ -104,7 +104,9 @@ def _summed(eqn: JaxprEqn, places: np.ndarray | None) -> np.ndarray | None:
     shape, axes = spec_of_var(eqn.invars[0]).shape, eqn.params["axes"]
     totals = np.arange(math.prod(spec_of_var(eqn.outvars[0]).shape)).reshape(spec_of_var(eqn.outvars[0]).shape)
     arrival = np.broadcast_to(np.expand_dims(totals, axes), shape).reshape(-1)
-    return None if places is None else np.where(places >= 0, arrival[np.maximum(places, 0)], _NOWHERE)
+    if places is None:
+        return None
+    return np.where(places >= 0, arrival.take(places, mode="clip") if arrival.size else _NOWHERE, _NOWHERE)
 
 
 def _inside(body: ClosedJaxpr, given: Sequence[np.ndarray | None]) -> list[np.ndarray | None]:
