@@ -110,11 +110,8 @@ class TestNumbers:
     """Gradients of every sample alone, in double precision; the window is shorter than the sequence."""
 
     @pytest.mark.parametrize("algorithm", native.ALGORITHMS)
-    @pytest.mark.parametrize("mode", native.MODES)
-    @pytest.mark.parametrize("name", MODELS)
+    @pytest.mark.parametrize(("name", "mode"), [(n, m) for n in MODELS for m in native.MODES if native.runs(n, m)])
     def test_equal_those_of_braintrace(self, name, mode, algorithm):
-        if not native.runs(name, mode):
-            pytest.skip("its own code takes one sample")
         if native.raises(name, algorithm, mode):
             with pytest.raises(ValueError, match=r"shape of the hidden states should be the same|Custom VJP bwd rule"):
                 native.theirs(name, algorithm, mode)
@@ -144,11 +141,11 @@ class TestNumbers:
             is_beside = native.reason(name, leaf) == 5  # read outside of the operation, so that it has no trace
             assert is_beside or native.distance(value, exact[leaf]) < native.EQUAL, leaf
 
-    @pytest.mark.parametrize("strategy", [pb.manual, pb.loop])
-    @pytest.mark.parametrize("name", MODELS)
+    @pytest.mark.parametrize(
+        ("name", "strategy"),
+        [*((name, pb.loop) for name in MODELS), *((name, pb.manual) for name in MODELS if MODELS[name].by_hand)],
+    )
     def test_strategies_are_interchangeable(self, name, strategy):
-        if strategy is pb.manual and not MODELS[name].by_hand:
-            pytest.skip("its own code takes one sample")
         for algorithm, _ in native.ALGORITHMS.values():
             (one, _), (other, _) = (native.ours(name, algorithm, by) for by in (pb.vmap, strategy))
             assert_gradients_alive(one)

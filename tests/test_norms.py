@@ -11,7 +11,7 @@ import pytest
 from brainscale.nn import Linear
 
 import pure_batching as pb
-from pure_batching._algorithms.base import Factors
+from pure_batching._algorithms.base import Factors, Parts, contract
 from pure_batching._learning import norms as _norms
 from pure_batching.errors import LossError, OptionError, StrategyError
 
@@ -90,6 +90,19 @@ class TestSampleNorms:
 
 def _factors_of(relation: Any, steps: int) -> Any:
     return Factors({}, {relation.name: (jnp.zeros((steps, 1)),)})
+
+
+class Dense(pb.ES_D_RTRL):
+    """The same gradient, of which no part is an outer product."""
+
+    def window_gradient(self, program: Any, params: Any, trace_before: Any, records: Any) -> Parts:
+        factors, _ = super().window_gradient(program, params, trace_before, records)
+        return Parts((), contract(program, params, factors))
+
+
+def test_a_rule_without_outer_products(seed: int) -> None:
+    made, want = (bench("LSTMCell", seed, rule) for rule in (Dense(0.9), pb.ES_D_RTRL(0.9)))
+    assert_close(run(made), run(want))
 
 
 # Sizes at which a gradient of every sample outweighs all else, and how many bytes of them may be held at once.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -252,10 +253,10 @@ class TestTracedNumbers:
         assert distance(got["w"][0], got["w"][1]) > 1e-3
 
     def test_a_number_that_changes(self) -> None:
-        """Two arrays of one type share what is compiled, and give each its own gradient."""
+        """Numbers that take the place of an array share what is compiled, and give each its own gradient."""
         learner, params = learner_of(TWO_STATES, pb.ES_D_RTRL(jnp.asarray(LEAKS[0])))
-        for leak in LEAKS:
-            changed = eqx.tree_at(lambda one: one.algorithm.decay_or_rank, learner, jnp.asarray(leak))
+        for leak, kind in itertools.product(LEAKS, (jnp.asarray, np.asarray, float)):
+            changed = eqx.tree_at(lambda one: one.algorithm.decay_or_rank, learner, kind(leak))
             grads = pb.sequence_grad(pb.vmap(changed, SAMPLES), product, reduction="none", window=4)
             assert_close(grads(params, None, INPUTS, TARGETS)[0], gradient(TWO_STATES, pb.ES_D_RTRL(leak)), "exact")
 

@@ -74,8 +74,8 @@ class Learner(eqx.Module):
         return Learner(source, self.program, self.algorithm, self.strategy)
 
     def parted(self) -> tuple[Algorithm, "Learner"]:
-        """The arrays of the rule, and the learner without them."""
-        numbers, others = eqx.partition(self.algorithm, eqx.is_array)
+        """The leaves of the rule, its arrays and what was put in their place, and the learner without them."""
+        numbers, others = eqx.partition(self.algorithm, lambda _: True)
         return numbers, Learner(self.source, self.program, others, self.strategy)
 
     def with_numbers(self, numbers: Algorithm) -> "Learner":
