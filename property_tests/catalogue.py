@@ -567,31 +567,10 @@ FAULTS = (
         "tests/test_braintrace.py::TestLookup::test_an_index_below_zero_counts_from_the_end",
     ),
     Fault(
-        "what a use makes is looked through again",
-        "_reader/marking.py",
-        "if var in eqn.outvars and var not in self.made), None)",
-        "if var in eqn.outvars), None)",
-        "tests/test_braintrace.py::TestStructure::test_no_trace_goes_through_a_product_with_a_constant",
-    ),
-    Fault(
-        "an axis in front of one sample stays with the data",
-        "_reader/marking.py",
-        "        if self.is_operation is not None:\n            inputs, results",
-        "        if False:\n            inputs, results",
-        "tests/test_braintrace.py::TestNumbers::test_strategies_are_interchangeable[braintrace.nn.Conv1d-manual]",
-    ),
-    Fault(
         "what a weight is made into is no weight",
         "_reader/marking.py",
         "            self.of.update(dict.fromkeys(eqn.outvars, leaves))",
         "            pass",
         "tests/test_braintrace.py::TestStructure::test_a_mask_belongs_to_the_use",
-    ),
-    Fault(
-        "an axis that the next operation needs is part of a product",
-        "_reader/marking.py",
-        " or _adds_axes(var, readers[0].outvars[0]):",
-        ":",
-        "tests/test_braintrace.py::TestNumbers::test_strategies_are_interchangeable[braintrace.nn.ScaledWSLinear-manual]",
     ),
 )

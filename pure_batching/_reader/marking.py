@@ -1,7 +1,6 @@
 """Marks for a step that has none: the first equation that mixes a weight with the data is the use of that weight.
 
-A package may name the operations that are its uses instead. What only gives such an operation's input or result
-another shape belongs to the use then: a convolution takes one sample with an axis in front, which a batch has anyway.
+A package may name the operations that are its uses instead.
 
 What is made of weights alone (a mask, a transposition, a norm) belongs to the use, so that each use reads the weights
 themselves.
@@ -15,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from .flat import Test
-from .jaxprs import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, inner, program
+from .jaxprs import ClosedJaxpr, Jaxpr, JaxprEqn, Var, inner, program
 from .pieces import cut_piece, order_of, reads, spec_of_var
 from .places import MOVING, is_element_wise
 from .primitives import name_of
@@ -24,7 +23,6 @@ from .primitives import name_of
 MIXING, ELEMENT_WISE_USE, ADDITIVE = "use_of_weights", "element_wise_use_of_weights", "sum_with_weights"
 NAMES = (MIXING, ELEMENT_WISE_USE, ADDITIVE)
 
-_RESHAPES = ("reshape", "squeeze", "expand_dims", "broadcast_in_dim")
 _SUMS = ("add", "add_any", "sub")
 
 
@@ -75,12 +73,9 @@ class _Marking:
         self.order = order_of(jaxpr)
         self.copied: set[Any] = set()
         self.is_operation = is_operation
-        self.made: set[Any] = set()
 
     def marked(self, eqn: JaxprEqn) -> list[JaxprEqn]:
         """The equation, in a call if it is a use; none if a call makes its result already."""
-        if self.made.intersection(eqn.outvars):
-            return []
         weights = [atom for atom in eqn.invars if isinstance(atom, Var) and atom in self.of]
         leaves = tuple(dict.fromkeys(leaf for atom in weights for leaf in self.of[atom]))
         is_use = self._is_use(eqn, leaves)
@@ -98,34 +93,11 @@ class _Marking:
         return self.is_operation(eqn)
 
     def _use(self, eqn: JaxprEqn, leaves: Sequence[Var]) -> JaxprEqn:
-        inputs = [atom for atom in eqn.invars if isinstance(atom, Var) and atom in self.data]
-        results = list(eqn.outvars)
-        if self.is_operation is not None:
-            inputs, results = [*map(self._before, inputs)], [*map(self._after, results)]
-        self.data.update(results)
-        self.made.update(results)
-        data = list(dict.fromkeys(inputs))
+        data = list(dict.fromkeys(atom for atom in eqn.invars if isinstance(atom, Var) and atom in self.data))
         given = [*leaves, *data]
-        piece = cut_piece(self.jaxpr.eqns, given, results, self.order)
-        body = ClosedJaxpr(program(piece.free, given, results, piece.jaxpr.eqns), [self.consts[v] for v in piece.free])
-        return _call(body, self._kind(eqn, data), eqn.replace(outvars=results))
-
-    def _before(self, var: Var) -> Var:
-        """What a variable was before it got another shape."""
-        maker = next((eqn for eqn in self.jaxpr.eqns if var in eqn.outvars and var not in self.made), None)
-        source = None if maker is None else _handed_on(maker)
-        return var if source is None else self._before(source)
-
-    def _after(self, var: Var) -> Var:
-        """What a variable is after it got another shape, where nothing else is made of it.
-
-        An axis of length one that is put in front for what comes next is no part of the operation.
-        """
-        readers = [eqn for eqn in self.jaxpr.eqns if reads(eqn, {var})]
-        is_alone = len(readers) == 1 and var not in self.jaxpr.outvars
-        if not is_alone or _handed_on(readers[0]) is not var or _adds_axes(var, readers[0].outvars[0]):
-            return var
-        return self._after(readers[0].outvars[0])
+        piece = cut_piece(self.jaxpr.eqns, given, eqn.outvars, self.order)
+        body = program(piece.free, given, eqn.outvars, piece.jaxpr.eqns)
+        return _call(ClosedJaxpr(body, [self.consts[v] for v in piece.free]), self._kind(eqn, data), eqn)
 
     def _kind(self, eqn: JaxprEqn, data: Sequence[Var]) -> str:
         if self.is_operation is not None:
@@ -142,25 +114,6 @@ class _Marking:
         joins = eqn.primitive.name in ("concatenate", "pad")
         results = 0 if joins else sum(map(_size, eqn.outvars))
         return bool(data) and all(var in self.copied or _size(var) < results for var in data)
-
-
-def _handed_on(eqn: JaxprEqn) -> Var | None:
-    """The operand whose elements an equation gives on in their order, in another shape; None where it does more.
-
-    A multiplication by one, which a library of units leaves, does no more.
-    """
-    variables = [atom for atom in eqn.invars if isinstance(atom, Var)]
-    is_same = eqn.primitive.name in _RESHAPES or (
-        eqn.primitive.name == "mul" and any(isinstance(atom, Literal) and atom.val == 1 for atom in eqn.invars)
-    )
-    is_whole = len(variables) == 1 and _size(variables[0]) == _size(eqn.outvars[0])
-    return variables[0] if is_same and is_whole else None
-
-
-def _adds_axes(before: Var, after: Var) -> bool:
-    """Whether nothing but axes of length one was added."""
-    one, other = spec_of_var(before).shape, spec_of_var(after).shape
-    return len(one) < len(other) and [n for n in one if n != 1] == [n for n in other if n != 1]
 
 
 def _size(var: Any) -> int:
