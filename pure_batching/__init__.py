@@ -9,7 +9,13 @@ from ._algorithms.es_d_rtrl import ES_D_RTRL as ES_D_RTRL
 from ._algorithms.hybrid import Hybrid as Hybrid
 from ._algorithms.ottt import OTTT as OTTT
 from ._algorithms.rtrl import RTRL as RTRL
-from ._batching import loop as loop, manual as manual, vmap as vmap
+from ._batching import (
+    chunked as chunked,
+    loop as loop,
+    manual as manual,
+    sharded as sharded,
+    vmap as vmap,
+)
 from ._bridge import from_native as from_native, to_native as to_native
 from ._capture import capture as capture, capture_function as capture_function
 from ._carries import (

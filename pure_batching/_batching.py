@@ -1,17 +1,31 @@
-"""`loop`, `vmap` and `manual`: a learner of one sample becomes the learner of a batch."""
+"""The strategies: a learner of one sample becomes the learner of a batch."""
 
 from collections.abc import Mapping
+from typing import Any, Protocol
+
+from jax.sharding import Mesh
 
 from ._independence.agreement import first_difference
 from ._independence.leaves import leaf_verdicts
 from ._independence.verdicts import Verdict
 from ._learning.learner import Learner, check_learner
 from ._options import check_flag, is_count
+from ._strategies.base import Strategy
+from ._strategies.chunked import Chunked
 from ._strategies.loop import Loop
 from ._strategies.manual import Manual
+from ._strategies.sharded import Sharded, devices_along
 from ._strategies.vmap import Vmap
 from ._wording import listed
-from .errors import BatchSizeError, SampleCouplingError, StrategyError
+from .errors import BatchSizeError, OptionError, SampleCouplingError, StrategyError
+
+
+class BatchedBy(Protocol):
+    """`by(learner, batch_size)`: a strategy, such as `pb.vmap`, or one whose options `functools.partial` has bound."""
+
+    def __call__(self, learner: Learner, batch_size: int, /) -> Learner:
+        """The learner of a batch."""
+        ...
 
 
 def loop(learner: Learner, batch_size: int) -> Learner:
@@ -87,6 +101,151 @@ def manual(learner: Learner, batch_size: int, *, allow_coupling: bool = False) -
     if not allow_coupling:
         _refuse_coupling(batched)
     return batched
+
+
+def chunked(learner: Learner, batch_size: int, *, chunk: int, by: BatchedBy = vmap) -> Learner:
+    """Run a batch a few samples at a time, one chunk after the other; its meaning is `pb.loop`.
+
+    Windows, their records and the traces that a rule builds take the memory of one chunk. The arguments and the results
+    (data, carry, losses, gradients per sample) are those of the whole batch, and the drivers are called as ever:
+    gradients are added up over chunks in the dtype in which gradients are added up. The last chunk has what is left of
+    the batch; it is compiled besides.
+
+        batched = pb.chunked(learner, 1000, chunk=128)
+        batched = pb.chunked(learner, 1000, chunk=128, by=pb.manual)
+
+    Args:
+      learner: a learner of one sample.
+      batch_size: `B`.
+      chunk: the number of samples that run at once, at most `B`.
+      by: the strategy of a chunk, `(learner, chunk) -> learner`; options are bound by `functools.partial`.
+
+    Returns:
+      a learner whose inputs, outputs and carry lead with the axis `B`.
+
+    Raises:
+      StrategyError: the learner has a batch already, its samples reach each other along an axis, or `by` shards.
+      BatchSizeError: a batch size that is no positive integer.
+      OptionError: a chunk that is no integer from 1 to `B`, or a `by` that is no strategy.
+      SampleCouplingError, RandomnessError: the strategy of a chunk refuses the learner.
+    """
+    size = _check(learner, batch_size, "chunked")
+    _refuse_axis(learner, Chunked.name, "samples that can be run one chunk after the other")
+    if not is_count(chunk) or chunk > size:
+        raise OptionError(
+            "chunk",
+            got=_short(chunk),
+            expected=f"an integer from 1 to the batch size {size}",
+            repair="Give the number of samples that run at once.",
+        )
+    inner = _inner(learner, int(chunk), by)
+    if isinstance(inner, Sharded):
+        raise StrategyError(
+            Chunked.name,
+            got="chunks by pb.sharded",
+            expected="chunks on each device: every device would fetch parts of each chunk from the others",
+            repair="Nest them the other way: pb.sharded(..., by=functools.partial(pb.chunked, chunk=...)).",
+        )
+    return learner.run_by(Chunked(size, inner))
+
+
+def sharded(
+    learner: Learner, batch_size: int, *, mesh: Mesh, axis: str | tuple[str, ...] = "batch", by: BatchedBy = vmap
+) -> Learner:
+    """Run a batch on several devices, equal shares of the samples on each; its meaning is `pb.loop`.
+
+    Each device runs its own samples, by `jax.shard_map`. Summed gradients are reduced across the devices once, all
+    weights together, and nothing else crosses devices: not the data, the carry, the losses or gradients per sample,
+    which stay where their samples are. Params are the same on every device; where other axes of the mesh shard them,
+    they stay so.
+
+        mesh = jax.make_mesh((8,), ("batch",))
+        batched = pb.sharded(learner, 128, mesh=mesh)
+        batched = pb.sharded(learner, 128, mesh=mesh, by=functools.partial(pb.chunked, chunk=4, by=pb.manual))
+
+    The devices share the samples evenly: a batch size that they do not divide is refused. Bring a batch to the next
+    multiple with samples that a `mask=` of False leaves out.
+
+    Args:
+      learner: a learner of one sample.
+      batch_size: `B`, a multiple of the number of devices along `axis`.
+      mesh: the devices, of one process or of several.
+      axis: the name of the mesh's axis along which the samples lie, or several names.
+      by: the strategy of one device's samples, `(learner, share) -> learner`.
+
+    Returns:
+      a learner whose inputs, outputs and carry lead with the axis `B`.
+
+    Raises:
+      StrategyError: the learner has a batch already, its samples reach each other along an axis, or `by` shards too.
+      BatchSizeError: a batch size that is no positive integer, or that the devices do not divide.
+      OptionError: no mesh, a mesh without the axis, or a `by` that is no strategy.
+      SampleCouplingError, RandomnessError: the strategy of a share refuses the learner.
+    """
+    size = _check(learner, batch_size, "sharded")
+    _refuse_axis(learner, Sharded.name, "samples that the devices can run each for itself")
+    names = _check_mesh(mesh, axis)
+    devices = devices_along(mesh, names)
+    if size % devices:
+        raise BatchSizeError(
+            Sharded.name,
+            got=f"batch size {size} on {devices} devices",
+            expected=f"a multiple of {devices}",
+            repair=f"Add {-size % devices} samples that mask= leaves out.",
+        )
+    inner = _inner(learner, size // devices, by)
+    if isinstance(inner, Sharded):
+        raise StrategyError(
+            Sharded.name,
+            got="shares by pb.sharded",
+            expected="one strategy that shards",
+            repair="Name all axes of the mesh along which the samples lie: axis=('host', 'device').",
+        )
+    return learner.run_by(Sharded(size, inner, mesh, names))
+
+
+def _check_mesh(mesh: object, axis: Any) -> tuple[str, ...]:
+    """The names of the axes along which the samples lie."""
+    if not isinstance(mesh, Mesh):
+        repair = 'Pass jax.make_mesh((jax.device_count(),), ("batch",)).'
+        raise OptionError("mesh", got=type(mesh).__name__, expected="a jax.sharding.Mesh", repair=repair)
+    names = axis if isinstance(axis, tuple) else (axis,)
+    if not names or any(name not in mesh.axis_names for name in names):
+        raise OptionError(
+            "axis",
+            got=repr(axis),
+            expected=f"a name of an axis of the mesh, {listed([repr(name) for name in mesh.axis_names])}",
+            repair="Give the axis of the mesh along which the samples lie.",
+        )
+    return names
+
+
+def _inner(learner: Learner, size: int, by: BatchedBy) -> Strategy:
+    """The strategy by which a share of the samples is run."""
+    made: Any = by(learner, size) if callable(by) else None
+    if not isinstance(made, Learner) or made.batch_size != size or made.source is not learner.source:
+        raise OptionError(
+            "by",
+            got=f"{by!r}" if not callable(by) else f"a function that gives {_described(made)}",
+            expected=f"a strategy: by(learner, {size}) is the learner of {size} samples",
+            repair="Pass pb.vmap, pb.manual or pb.loop, with options bound by functools.partial.",
+        )
+    return made.strategy
+
+
+def _described(made: object) -> str:
+    return f"the learner of {made.batch_size} samples" if isinstance(made, Learner) else type(made).__name__
+
+
+def _refuse_axis(learner: Learner, name: str, expected: str) -> None:
+    """Raise StrategyError where the samples of different shares would have to reach each other."""
+    if learner.source.axis_name is not None:
+        raise StrategyError(
+            name,
+            got=f"a learner whose samples reach each other along the axis {learner.source.axis_name!r}",
+            expected=expected,
+            repair="Use pb.vmap or pb.manual.",
+        )
 
 
 def _refuse_coupling(batched: Learner) -> None:

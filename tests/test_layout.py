@@ -76,6 +76,8 @@ PUBLIC = {
         "BPTT",
         "loop",
         "manual",
+        "chunked",
+        "sharded",
         "vmap",
         "PureBatchingError",
     ),

@@ -414,7 +414,6 @@ class Counted(Strategy):
     runs: Counter
 
     name = "counted"
-    runs_own_batch = False
 
     @property
     def batch_size(self) -> int | None:

@@ -126,13 +126,19 @@ def audit(
     weights = own if params is None else learner.check_params(params)
     size = _check_size(learner, batch_size)
     batched = learner if learner.batch_size is not None else learner.run_by(Manual(size))
-    leaves = _verdicts(batched)
+    within = _samples_at_once(batched)
+    leaves = _verdicts(within)
     undecided = [name for name, verdict in leaves.items() if verdict.kind == "undecided"]
     if undecided and probe:
-        moved = moved_leaves(batched, weights)
+        moved = moved_leaves(within, weights)
         leaves = {name: _probed(leaves[name], name in moved) if name in undecided else leaves[name] for name in leaves}
-    strategy = batched.strategy
-    return Audit(strategy.name, leaves, batched.source.axis_name, strategy.runs_own_batch)
+    return Audit(batched.strategy.name, leaves, batched.source.axis_name, batched.strategy.runs_own_batch)
+
+
+def _samples_at_once(learner: Learner) -> Learner:
+    """The learner of samples that run at once, two at least: samples of different shares meet in no equation."""
+    within = learner.at_once()
+    return within if within.lead[0] > 1 else within.run_by(within.strategy.resized(2))
 
 
 def _verdicts(learner: Learner) -> dict[str, Verdict]:

@@ -45,7 +45,7 @@ def traced_step(learner: Learner) -> Callable[..., Traced]:
 def moved_leaves(learner: Learner, params: Params | None) -> set[str]:
     """The leaves in which some row moved when another sample was changed, or poisoned with NaN."""
     run, moved = jax.jit(traced_step(learner)), set[str]()
-    shared = learner.fresh(jax.random.key(0)).shared
+    shared = learner.init(jax.random.key(0)).shared
 
     def whole(states: States, *others: Any) -> tuple[Any, ...]:
         return states._replace(shared=shared), *others

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from .sharding import SampleAxes, under_automatic_axes
+from .._strategies.base import SampleAxes, Strategy
+from .sharding import under_automatic_axes
 
 if TYPE_CHECKING:
     from .learner import Learner
@@ -38,6 +39,24 @@ def compiled(
         return jax.jit(under_automatic_axes(run, SampleAxes((None, *axes.given), axes.made)))
 
     return partial(kept(learner, make, function, *statics), numbers)
+
+
+def in_shares(learner: "Learner", function: Callable[..., Any], *statics: Any, axes: SampleAxes) -> Callable[..., Any]:
+    """`function(learner, *statics, ...)` for a batch that the strategy may share out.
+
+    Args:
+      learner: of all samples; the function gets that of one share.
+      function: what is run.
+      statics: its arguments behind the learner, the same for all shares; they hold no traced array.
+      axes: where the samples lie in its other arguments and in its result.
+    """
+    numbers, others = learner.parted()
+
+    def run(strategy: Strategy) -> Callable[..., Any]:
+        own = others if strategy == learner.strategy else learner.run_by(strategy).parted()[1]
+        return lambda numbers, *args: function(own.with_numbers(numbers), *statics, *args)
+
+    return partial(learner.strategy.in_shares(run, SampleAxes((None, *axes.given), axes.made)), numbers)
 
 
 def kept(learner: "Learner", make: Callable[[], Any], *name: Hashable) -> Any:

@@ -13,13 +13,12 @@ from .._conform import conform
 from .._program import Params, Perturbation, Program, States, Step
 from .._sources.base import Source
 from .._strategies.alone import OneOf
-from .._strategies.base import MapSamples, Strategy
+from .._strategies.base import MapSamples, SampleAxes, Strategy
 from .._tree import Tree, is_key, spec_text, with_lead
 from .._wording import count
 from ..errors import CarryError, DtypeError, PureBatchingError, ShapeError, StructureError
 from .carry import Carry, apart
-from .compiled import compiled, kept
-from .sharding import SampleAxes
+from .compiled import compiled, in_shares, kept
 from .step import differentiable_step
 
 
@@ -62,6 +61,10 @@ class Learner(eqx.Module):
           StrategyError: the strategy cannot run the source.
         """
         return Learner.of(self.source, self.algorithm, strategy)
+
+    def at_once(self) -> "Learner":
+        """The learner of samples that run at once; where the strategy shares a batch out, a share of it."""
+        return self if self.strategy.within is self.strategy else self.run_by(self.strategy.within)
 
     def one_of_its_samples(self) -> "Learner":
         """The learner of one sample for a function that `each`, or another mapping, runs for all samples."""
@@ -115,7 +118,7 @@ class Learner(eqx.Module):
           DtypeError: no random key.
         """
         with self.source.numerics.in_force():
-            run = compiled(self, Learner.fresh, axes=SampleAxes((None,), Carry.sample_axes()))
+            run = compiled(self, _begun, axes=SampleAxes((None,), Carry.sample_axes()))
             return run(jax.random.key(0) if key is None else check_key(key))
 
     def step(self, params: Tree, carry: Carry, *inputs: Tree) -> tuple[Carry, Tree]:
@@ -140,8 +143,7 @@ class Learner(eqx.Module):
         with numerics.for_arguments().in_force():
             checked = self.check_params(params), self.check_carry(carry), self.check_inputs(inputs)
         with numerics.in_force():
-            axes = SampleAxes((None, Carry.sample_axes(), 0), (Carry.sample_axes(), 0))
-            return compiled(self, differentiable_step, axes=axes)(*checked)
+            return compiled(self, _stepped, axes=_STEP_AXES)(*checked)
 
     def execute(self, params: Params, states: States, inputs: tuple[Tree, ...], perturbation: Perturbation) -> Step:
         """`Program.execute` for all samples, with the derivatives that the rule needs."""
@@ -162,9 +164,10 @@ class Learner(eqx.Module):
         """The mapping of a function of one sample over all samples."""
         return self.strategy.each(self.source)
 
-    def fresh(self, key: jax.Array) -> Carry:
-        """The carry before the first step; the states that samples share are the same whatever the key."""
-        return self.fresh_samples(self.sample_keys(key))._replace(shared=self._fresh_sample(key).shared)
+    def fresh(self, keys: jax.Array) -> Carry:
+        """The carry before the first step of samples with these keys; see `sample_keys`."""
+        of_one = keys if self.batch_size is None else keys[0]  # what samples share is the same whatever the key
+        return self.fresh_samples(keys)._replace(shared=self._fresh_sample(of_one).shared)
 
     def sample_keys(self, key: jax.Array) -> jax.Array:
         """The random key of each sample, `[B]`: `jax.random.fold_in(key, i)`; for one sample the key itself."""
@@ -237,6 +240,19 @@ class Learner(eqx.Module):
                 repair="Pass the arguments that capture() saw as examples.",
             )
         return conform(inputs, self.program.inputs, "inputs", self.axes())
+
+
+_STEP_AXES = SampleAxes((None, Carry.sample_axes(), 0), (Carry.sample_axes(), 0))
+
+
+def _begun(learner: Learner, key: jax.Array) -> Carry:
+    """The carry before the first step, from the key of all samples."""
+    axes = SampleAxes((0,), Carry.sample_axes())
+    return in_shares(learner, Learner.fresh, axes=axes)(learner.sample_keys(key))
+
+
+def _stepped(learner: Learner, params: Params, carry: Carry, inputs: tuple[Tree, ...]) -> tuple[Carry, Tree]:
+    return in_shares(learner, differentiable_step, axes=_STEP_AXES)(params, carry, inputs)
 
 
 def check_key(key: Any) -> jax.Array:

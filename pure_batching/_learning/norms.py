@@ -10,17 +10,17 @@ import jax.numpy as jnp
 from .._algorithms.base import Factors, contract
 from .._program import Loss, Params
 from .._relation import Relation
+from .._strategies.base import SampleAxes
 from .._tree import nbytes
 from ..errors import StrategyError
 from .carry import Carry
-from .compiled import compiled
+from .compiled import compiled, in_shares
 from .euclid import Measure, norm_of, norms_by
 from .learner import Learner, check_learner
 from .losses import SplitLoss, check_loss, check_loss_function
 from .online import Collected, collect, with_trace
 from .sequence import Aux, checked_window, run_windows, window_length
-from .sequence_fn import SequenceFn, arguments_axes, begin
-from .sharding import SampleAxes
+from .sequence_fn import SequenceFn, arguments_axes, begin, keys_of_samples, share_axes
 from .steps import Steps
 from .task import Task
 from .tiles import each_in_tiles
@@ -97,9 +97,24 @@ def _sample_norms(
     steps: Steps,
     key: jax.Array | None,
 ) -> tuple[jax.Array, Aux]:
+    check_loss(learner, SplitLoss(loss, arrays_of_loss).whole(), steps.targets)
+    run = in_shares(learner, _norms_of_share, loss, window, axes=SampleAxes(share_axes(), (0, Aux.sample_axes())))
+    return run(arrays_of_loss, params, carry, steps, keys_of_samples(learner, key))
+
+
+def _norms_of_share(
+    learner: Learner,
+    loss: Hashable,
+    window: int | None,
+    arrays_of_loss: Any,
+    params: Params,
+    carry: Carry | None,
+    steps: Steps,
+    keys: jax.Array,
+) -> tuple[jax.Array, Aux]:
+    """The norms of the samples that run at once."""
     task = Task(learner, SplitLoss(loss, arrays_of_loss).whole(), per_sample=False, outputs=False)
-    check_loss(learner, task.loss, steps.targets)
-    start, fresh, steps = begin(learner, carry, steps, key)
+    start, fresh, steps = begin(learner, carry, steps, keys)
     length = window_length(learner, steps.length, window)
     is_online = learner.algorithm.credit == "trace" and not learner.program.direct
     if is_online and carry is None and length == steps.length:

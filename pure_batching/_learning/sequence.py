@@ -15,15 +15,15 @@ from .._algorithms.base import Trace, add_gradients
 from .._options import check_choice, check_flag, is_count
 from .._precision import cast_like
 from .._program import Jacobians, Loss, Params, States
+from .._strategies.base import SUMMED, SampleAxes
 from .._tree import Tree, nbytes
 from ..errors import OptionError
 from .carry import Carry
-from .compiled import compiled
+from .compiled import compiled, in_shares
 from .learner import Learner, check_learner
 from .losses import SplitLoss, check_loss, check_loss_function
 from .once import first_derivative
-from .sequence_fn import SequenceFn, arguments_axes, begin
-from .sharding import SampleAxes
+from .sequence_fn import SequenceFn, arguments_axes, begin, keys_of_samples, share_axes
 from .steps import Steps
 from .sums import summed
 from .task import Task
@@ -195,13 +195,35 @@ def run_sequence(
     key: jax.Array | None,
 ) -> tuple[Params, Aux]:
     """The gradient function of these options, on arguments that were checked."""
-    task = Task(learner, SplitLoss(loss, arrays_of_loss).whole(), reduction == "none", outputs)
-    check_loss(learner, task.loss, steps.targets)
-    start, fresh, steps = begin(learner, carry, steps, key)
+    check_loss(learner, SplitLoss(loss, arrays_of_loss).whole(), steps.targets)
+    per_sample = reduction == "none"
+    axes = SampleAxes(share_axes(), (0 if per_sample else SUMMED, Aux.sample_axes()))
+    run = in_shares(learner, _gradient_of_share, loss, window, per_sample, outputs, axes=axes)
+    gradients, aux = run(arrays_of_loss, params, carry, steps, keys_of_samples(learner, key))
+    if reduction == "mean" and learner.batch_size:
+        gradients = jax.tree.map(lambda x: x / learner.batch_size, gradients)
+    return cast_like(gradients, params), aux
+
+
+def _gradient_of_share(
+    learner: Learner,
+    loss: Hashable,
+    window: int | None,
+    per_sample: bool,  # noqa: FBT001
+    outputs: bool,  # noqa: FBT001
+    arrays_of_loss: Any,
+    params: Params,
+    carry: Carry | None,
+    steps: Steps,
+    keys: jax.Array,
+) -> tuple[Params, Aux]:
+    """The gradient of the samples that run at once, of every weight, in the dtypes in which gradients are added up."""
+    task = Task(learner, SplitLoss(loss, arrays_of_loss).whole(), per_sample, outputs)
+    start, fresh, steps = begin(learner, carry, steps, keys)
     length = window_length(learner, steps.length, window)
     trace = None if carry is None else start.trace
     gradients, aux = run_windows(task, params, start, steps, length, trace, fresh)
-    return _complete(task, params, gradients, mean=reduction == "mean"), aux
+    return summed(params, gradients, lead=_lead(task)), aux
 
 
 def run_windows(
@@ -245,12 +267,6 @@ def _windows(task: Task, params: Params, carry: Carry, steps: Steps, length: int
     if jax.tree.leaves(carry.trace):  # between windows, a trace is held constant
         gradients = first_derivative(gradients)
     return gradients, Aux(carry, *emitted)
-
-
-def _complete(task: Task, params: Params, gradients: Params, *, mean: bool) -> Params:
-    """Gradients of all weights, zeros where there is none, reduced over samples."""
-    size, whole = task.learner.batch_size, summed(params, gradients, lead=_lead(task))
-    return cast_like(jax.tree.map(lambda x: x / size, whole) if mean and size else whole, params)
 
 
 def _lead(task: Task) -> tuple[int, ...]:

@@ -79,15 +79,24 @@ def arguments_axes() -> tuple[Any, ...]:
     return None, None, Carry.sample_axes(), Steps.sample_axes(), None
 
 
-def begin(learner: Learner, carry: Carry | None, steps: Steps, key: jax.Array | None) -> tuple[Carry, Carry, Steps]:
+def share_axes() -> tuple[Any, ...]:
+    """The same for `(loss, params, carry, steps, keys)`, where each sample has a key."""
+    return (*arguments_axes()[:-1], 0)
+
+
+def keys_of_samples(learner: Learner, key: jax.Array | None) -> jax.Array:
+    """The random key of each sample, `[B]`; without a key, nothing is drawn from it."""
+    return learner.sample_keys(jax.random.key(0) if key is None else key)
+
+
+def begin(learner: Learner, carry: Carry | None, steps: Steps, keys: jax.Array) -> tuple[Carry, Carry, Steps]:
     """The carry before the first step, the carry of a sample that starts anew, and the steps with keys for restarts.
 
     Where a mask or a reset is given, each sample has its own of the states that samples share, since the samples need
     not make the same steps.
     """
-    key = jax.random.key(0) if key is None else key  # nothing is drawn from it then
-    fresh = learner.fresh(key)
+    fresh = learner.fresh(keys)
     start = fresh if carry is None else carry
     if steps.reset is not None and learner.source.draws_at_start:
-        steps = steps.with_restart_keys(learner.sample_keys(key))
+        steps = steps.with_restart_keys(keys)
     return (apart(start), apart(fresh), steps) if steps.have_flags else (start, fresh, steps)

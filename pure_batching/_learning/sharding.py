@@ -6,24 +6,13 @@ everything it makes. So it is run under automatic axes, and its results get the 
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
+from .._strategies.base import SUMMED, SampleAxes
 from .._tree import Tree
-
-
-class SampleAxes(NamedTuple):
-    """Where the samples lie.
-
-    Attributes:
-      given: in each argument, as a prefix of their tree; None for an argument that all samples share.
-      made: in the result.
-    """
-
-    given: Any
-    made: Any
 
 
 def under_automatic_axes(function: Callable[..., Any], axes: SampleAxes) -> Callable[..., Any]:
@@ -59,8 +48,8 @@ def _names(args: Any, axes: Any) -> Any:
     return next((names for names in found if names is not None), None)
 
 
-def _layout(axis: int | None, names: Any) -> PartitionSpec:
-    return PartitionSpec() if axis is None else PartitionSpec(*(None for _ in range(axis)), names)
+def _layout(axis: Any, names: Any) -> PartitionSpec:
+    return PartitionSpec() if axis is None or axis == SUMMED else PartitionSpec(*(None for _ in range(axis)), names)
 
 
 def _map_axes(fun: Callable[[Any], Any], axes: Any) -> Any:

@@ -99,6 +99,15 @@ class Steps(eqx.Module):
         flags = cut((self.mask, self.reset, self.restart_key))
         return Steps(self.inputs, self.targets, *flags, positions=start + jnp.arange(length, dtype=jnp.int32))
 
+    def cut(self, start: jax.Array | int, length: int) -> "Steps":
+        """A copy of `length` steps from `start`, for short windows."""
+
+        def own(tree: Tree) -> Tree:
+            return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, length), tree)
+
+        inputs, targets = (Timed(own(timed.changing), timed.constant) for timed in (self.inputs, self.targets))
+        return Steps(inputs, targets, *own((self.mask, self.reset, self.restart_key)))
+
     def _data_at(self, position: jax.Array) -> tuple[Tree, Tree]:
         data = (self.inputs.changing, self.targets.changing)
         return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, position, keepdims=False), data)

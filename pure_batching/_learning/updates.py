@@ -11,18 +11,18 @@ import jax.numpy as jnp
 from .._options import is_count
 from .._precision import cast_like
 from .._program import Loss, Params
+from .._strategies.base import SUMMED, SampleAxes
 from .._tree import Tree
 from ..errors import OptionError, StructureError
 from .carry import Carry
-from .compiled import compiled
+from .compiled import compiled, in_shares
 from .data import ABSENT
 from .learner import Learner, check_learner
 from .losses import Same, SplitLoss, check_loss, check_loss_function
 from .sequence import Aux
-from .sequence_fn import arguments_axes, begin, run_checked
-from .sharding import SampleAxes
+from .sequence_fn import arguments_axes, begin, keys_of_samples, run_checked
 from .steps import Steps
-from .task import Task
+from .task import Task, Window
 from .window import run_window
 
 
@@ -141,15 +141,16 @@ def _train(
     steps: Steps,
     key: jax.Array | None,
 ) -> tuple[Params, Tree, Aux]:
-    task = Task(learner, SplitLoss(loss, arrays_of_loss).whole(), per_sample=False, outputs=False)
-    check_loss(learner, task.loss, steps.targets)
-    start, fresh, steps = begin(learner, carry, steps, key)
+    check_loss(learner, SplitLoss(loss, arrays_of_loss).whole(), steps.targets)
+    start, fresh, steps = begin(learner, carry, steps, keys_of_samples(learner, key))
+    of_window: Any = Window(Carry.sample_axes(), SUMMED, 1, 1)  # type: ignore[arg-type]
+    axes = SampleAxes((None, None, Carry.sample_axes(), Steps.sample_axes(), Carry.sample_axes()), of_window)
+    run = in_shares(learner, _window_of_share, loss, axes=axes)
 
     def window(state: Any, length: int) -> tuple[Any, jax.Array]:
         params, opt_state, carry, at = state
-        done = run_window(task, params, carry, steps.window(at, length), carry.trace, fresh)
-        size = learner.batch_size or 1
-        gradients = {path: jax.tree.map(lambda x: x / size, value) for path, value in done.gradients.items()}
+        done = run(arrays_of_loss, params, carry, steps.cut(at, length), fresh)
+        gradients = jax.tree.map(lambda x: x / (learner.batch_size or 1), done.gradients)
         params, opt_state = _updated(learner, optimizer.value, params, opt_state, gradients)
         return (params, opt_state, done.carry, at + length), done.losses
 
@@ -162,6 +163,14 @@ def _train(
         state, last = window(state, left)
         losses = jnp.concatenate([losses, last])
     return state[0], state[1], Aux(state[2], losses, None)
+
+
+def _window_of_share(
+    learner: Learner, loss: Hashable, arrays_of_loss: Any, params: Params, carry: Carry, steps: Steps, fresh: Carry
+) -> Window:
+    """A window of the samples that run at once."""
+    task = Task(learner, SplitLoss(loss, arrays_of_loss).whole(), per_sample=False, outputs=False)
+    return run_window(task, params, carry, steps, carry.trace, fresh)
 
 
 def _updated(

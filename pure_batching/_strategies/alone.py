@@ -17,7 +17,6 @@ class Alone(Strategy):
     """One sample. Where the source names an axis, the sample is a batch of one along it."""
 
     name = "one sample"
-    runs_own_batch = False
 
     @property
     def batch_size(self) -> None:
@@ -55,7 +54,6 @@ class OneOf(Strategy):
     size: int
 
     name = "one of a batch"
-    runs_own_batch = False
 
     @property
     def batch_size(self) -> None:

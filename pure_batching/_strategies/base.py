@@ -3,11 +3,26 @@
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from .._program import Params, Perturbation, Program, States, Step
 from .._sources.base import Source
 from .._tree import Tree
+
+# The place of the samples in a result that is a sum over them.
+SUMMED = "summed"
+
+
+class SampleAxes(NamedTuple):
+    """Where the samples lie.
+
+    Attributes:
+      given: in each argument, as a prefix of their tree; None for an argument that all samples share.
+      made: in the result; `SUMMED` for a sum over samples, None for what is the same for every sample.
+    """
+
+    given: Any
+    made: Any
 
 
 class MapSamples(Protocol):
@@ -31,11 +46,19 @@ class Strategy(abc.ABC):
 
     Attributes:
       name: how an error and an audit call the strategy, such as `pb.vmap`.
-      runs_own_batch: whether the source's own code sees the batch axis, and so may couple the samples.
     """
 
     name: ClassVar[str]
-    runs_own_batch: ClassVar[bool]
+
+    @property
+    def runs_own_batch(self) -> bool:
+        """Whether the source's own code sees the batch axis, and so may couple the samples."""
+        return False
+
+    @property
+    def within(self) -> "Strategy":
+        """The strategy of samples that run at once: this one, unless it shares a batch out."""
+        return self
 
     @property
     @abc.abstractmethod
@@ -60,9 +83,29 @@ class Strategy(abc.ABC):
     def each(self, source: Source) -> MapSamples:
         """The mapping of any function of one sample over all samples."""
 
+    def in_shares(self, run: "RunOf", axes: SampleAxes) -> Callable[..., Any]:
+        """A function of all samples from `run(strategy)`, that of as many samples as the strategy has.
+
+        A strategy that shares a batch out calls it for each share; this one does not.
+
+        Args:
+          run: makes the function; it may be called for several strategies.
+          axes: where the samples lie in its arguments and in its result.
+        """
+        del axes
+        return run(self)
+
+    def resized(self, size: int) -> "Strategy":
+        """The same strategy for another number of samples."""
+        return dataclasses.replace(self, size=size)  # type: ignore[call-arg]
+
     @abc.abstractmethod
     def kept_once(self, source: Source) -> frozenset[str]:
         """The paths of the states that belong to a sample, but of which the batched step computes only one."""
+
+
+# `run(strategy)` is the function of as many samples as the strategy has.
+RunOf = Callable[[Strategy], Callable[..., Any]]
 
 
 def not_mapped(fun: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0) -> Callable[..., Any]:

@@ -26,7 +26,6 @@ class Loop(Strategy):
     size: int
 
     name = "pb.loop"
-    runs_own_batch = False
 
     @property
     def batch_size(self) -> int:

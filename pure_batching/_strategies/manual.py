@@ -31,7 +31,11 @@ class Manual(Strategy):
     size: int
 
     name = "pb.manual"
-    runs_own_batch = True
+
+    @property
+    def runs_own_batch(self) -> bool:
+        """The source's own code runs all samples."""
+        return True
 
     @property
     def batch_size(self) -> int:

@@ -27,7 +27,6 @@ class Vmap(Strategy):
     size: int
 
     name = "pb.vmap"
-    runs_own_batch = False
 
     @property
     def batch_size(self) -> int:

@@ -1,0 +1,72 @@
+"""`Sharded`: the samples on several devices, each of which runs its own."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, PartitionSpec
+
+from .._tree import Tree
+from .base import SUMMED, RunOf, SampleAxes
+from .shares import Sharing, axes_of_arguments, axes_of_leaves
+
+
+@dataclasses.dataclass(frozen=True)
+class Sharded(Sharing):
+    """Equal shares of a batch on the devices along an axis of a mesh, each by another strategy.
+
+    Attributes:
+      size: `B`.
+      inner: the strategy of the samples of one device.
+      mesh: the devices.
+      axis: the names of the axes of the mesh along which the samples lie.
+    """
+
+    mesh: Mesh
+    axis: tuple[str, ...]
+
+    name = "pb.sharded"
+
+    def in_shares(self, run: RunOf, axes: SampleAxes) -> Callable[..., Any]:
+        """See `Strategy.in_shares`. What is summed is reduced across devices, all leaves at once."""
+
+        def whole(*args: Any) -> Any:
+            leaves, structure = jax.tree.flatten(args)
+            given = [self._layout(axis) for axis in axes_of_arguments(axes.given, args)]
+
+            def of_device(*own: jax.Array) -> Any:
+                found = self.inner.in_shares(run, axes)(*jax.tree.unflatten(structure, own))
+                return self._reduced(found, axes_of_leaves(axes.made, found))
+
+            made = jax.tree.map(self._layout, axes.made, is_leaf=lambda axis: axis is None)
+            layouts: dict[str, Any] = {"in_specs": tuple(given), "out_specs": made, "axis_names": {*self.axis}}
+            return jax.shard_map(of_device, mesh=self._mesh(), **layouts, check_vma=False)(*leaves)
+
+        return whole
+
+    def _mesh(self) -> Mesh | None:
+        """The mesh under automatic axes; None where the caller has set one already, as for arguments that name it."""
+        if not jax.sharding.get_abstract_mesh().empty:
+            return None
+        types = (AxisType.Auto,) * len(self.mesh.axis_names)
+        return Mesh(self.mesh.devices, self.mesh.axis_names, axis_types=types)
+
+    def _layout(self, axis: Any) -> PartitionSpec:
+        if axis is None or axis == SUMMED:
+            return PartitionSpec()
+        return PartitionSpec(*(None for _ in range(axis)), self.axis)
+
+    def _reduced(self, found: Tree, axes: list[Any]) -> Tree:
+        """The result, whose sums are those over all devices."""
+        leaves, structure = jax.tree.flatten(found)
+        sums = [leaf for leaf, axis in zip(leaves, axes, strict=True) if axis == SUMMED]
+        totals = iter(jax.lax.psum(sums, self.axis) if sums else [])
+        whole = [next(totals) if axis == SUMMED else leaf for leaf, axis in zip(leaves, axes, strict=True)]
+        return jax.tree.unflatten(structure, whole)
+
+
+def devices_along(mesh: Mesh, axis: tuple[str, ...]) -> int:
+    """How many devices share the samples."""
+    return math.prod(mesh.shape[name] for name in axis)
