@@ -19,15 +19,33 @@ Tree = Any
 # The batch and the sequence of every comparison; the window is shorter than the sequence, and divides it.
 SAMPLES, STEPS, WINDOW = 3, 6, 3
 
-# As a user calls them: `pb.manual` refuses what couples samples.
-STRATEGIES = {"loop": pb.loop, "vmap": pb.vmap, "manual": pb.manual}
 
-# Every model with every strategy that runs it, and those runs that must equal the loop.
-RUNS = [(model.name, strategy) for model in MODELS.values() for strategy in model.strategies]
-BATCHED_RUNS = [(name, strategy) for name, strategy in RUNS if strategy != "loop"]
+def in_chunks(learner: pb.Learner, samples: int) -> pb.Learner:
+    """Two samples at a time, and what is left."""
+    return pb.chunked(learner, samples, chunk=min(2, samples))
+
+
+def on_devices(learner: pb.Learner, samples: int) -> pb.Learner:
+    """As many devices as divide the batch, with one sample after the other on each."""
+    devices = max(n for n in range(1, jax.device_count() + 1) if samples % n == 0)
+    mesh = jax.make_mesh((devices,), ("batch",), devices=jax.devices()[:devices])
+    return pb.sharded(learner, samples, mesh=mesh, by=functools.partial(pb.chunked, chunk=1))
+
+
+# As a user calls them: `pb.manual` refuses what couples samples.
+PLAIN = {"loop": pb.loop, "vmap": pb.vmap, "manual": pb.manual}
+SHARING = {"chunked": in_chunks, "sharded": on_devices}
+STRATEGIES = {**PLAIN, **SHARING}
 
 # One model for each way of keeping states, where a law costs too much for all of them.
 REPRESENTATIVES = ("tutorial", "LSTMCell", "delayed", "trees")
+
+# Every model with every strategy that runs it, and those runs that must equal the loop.
+RUNS = [
+    *((model.name, strategy) for model in MODELS.values() for strategy in model.strategies),
+    *((name, strategy) for name in REPRESENTATIVES for strategy in SHARING),
+]
+BATCHED_RUNS = [(name, strategy) for name, strategy in RUNS if strategy != "loop"]
 REPRESENTATIVE_RUNS = [(name, strategy) for name in REPRESENTATIVES for strategy in STRATEGIES]
 
 # One model for each kind of weight operation, and for weights without a trace.

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from .bench import RULES, STRATEGIES
+from .bench import PLAIN, RULES
 from .layers import REFUSED
 from .registry import EVERY, EXACT, NOT_BY_HAND, label
 from .upstream import COMPARED, DIFFERS, FAULTS, HYBRID, IN_A_SCAN, MODES, NOT_COMPARED, RAISES, REPRODUCED, Raised
@@ -89,7 +89,7 @@ def _differing(name: str, algorithm: str) -> str:
 
 def cell(name: str, rule: str) -> str:
     """The numbers, and which strategies refuse the model."""
-    refusing = [strategy for strategy in STRATEGIES if strategy not in EVERY[name].strategies]
+    refusing = [strategy for strategy in PLAIN if strategy not in EVERY[name].strategies]
     return "; ".join([numbers(name, rule), *(f"{strategy}: refused" for strategy in refusing)])
 
 

@@ -17,6 +17,7 @@ import pure_batching as pb
 from pure_batching._program import Program, Step
 from pure_batching._sources.base import Source
 from pure_batching._strategies.base import MapSamples, Strategy
+from pure_batching._strategies.shares import Sharing
 
 from .alive import assert_alive, assert_gradients_alive
 from .bench import ONLINE_RULES, SAMPLES, STEPS, STRATEGIES, WINDOW, Bench, Request, bench
@@ -329,7 +330,7 @@ class TestTraces:
     def test_step_and_init(self, kind: str, seed: int) -> None:
         module, runs = Counter(), Counter()
         learner, params, (xs, _) = watched(module, KINDS[kind], seed)
-        learner, built = learner.run_by(Counted(learner.strategy, runs)), module.count
+        learner, built = learner.run_by(counted(learner.strategy, runs)), module.count
         carry, _ = learner.step(params, learner.init(), xs[0])
         traced = runs.count
         assert traced > 0
@@ -406,6 +407,13 @@ def watched(counter: Counter, strategy: str | None, seed: int) -> tuple[pb.Learn
     return batched, params, (model.inputs(seed, *lead)[0], model.targets(seed, *lead))
 
 
+def counted(strategy: Strategy, runs: Counter) -> Strategy:
+    """The same strategy, in which each trace of a step of samples that run at once is counted."""
+    if isinstance(strategy, Sharing):
+        return dataclasses.replace(strategy, inner=counted(strategy.inner, runs))
+    return Counted(strategy, runs)
+
+
 @dataclasses.dataclass(frozen=True)
 class Counted(Strategy):
     """Another strategy, with each trace of its step counted."""
@@ -418,6 +426,9 @@ class Counted(Strategy):
     @property
     def batch_size(self) -> int | None:
         return self.inner.batch_size
+
+    def resized(self, size: int) -> "Counted":
+        return Counted(self.inner.resized(size), self.runs)
 
     def program(self, source: Source) -> Program:
         return self.inner.program(source)

@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import pure_batching as pb
 
-from .bench import RULES, STRATEGIES, Bench, bench
+from .bench import PLAIN, RULES, Bench, bench
 from .trees import assert_close
 
 NAME = "MinimalRNNCell"
@@ -37,11 +37,11 @@ def data(made: Bench, kind: AxisType) -> tuple[Any, Any, Any]:
 
 
 @every_kind
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", PLAIN)
 @pytest.mark.parametrize("rule", RULES)
 def test_a_gradient(rule: str, strategy: str, kind: AxisType) -> None:
     made = bench(NAME, 0, RULES[rule])
-    grad_fn = pb.sequence_grad(STRATEGIES[strategy](made.learner, SAMPLES), made.model.loss, window=3)
+    grad_fn = pb.sequence_grad(PLAIN[strategy](made.learner, SAMPLES), made.model.loss, window=3)
     compiled = jax.jit(lambda p, x, y: grad_fn(p, None, x, y)).lower(*data(made, kind)).compile()
     text = compiled.as_text()
     assert text.count(" all-gather(") == 0
@@ -94,10 +94,10 @@ def test_one_sum_over_the_devices() -> None:
 
 
 @every_kind
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", PLAIN)
 def test_per_sample_gradients_norms_and_clipping(strategy: str, kind: AxisType) -> None:
     made = bench(NAME, 0)
-    batched, mask = STRATEGIES[strategy](made.learner, SAMPLES), np.ones((STEPS, SAMPLES), bool)
+    batched, mask = PLAIN[strategy](made.learner, SAMPLES), np.ones((STEPS, SAMPLES), bool)
     mask[1, 2] = False
     for fun in (
         pb.sequence_grad(batched, made.model.loss, reduction="none", outputs=True),
@@ -111,10 +111,10 @@ def test_per_sample_gradients_norms_and_clipping(strategy: str, kind: AxisType) 
 
 
 @every_kind
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", PLAIN)
 def test_steps_and_a_carry_that_goes_on(strategy: str, kind: AxisType) -> None:
     made = bench(NAME, 0)
-    batched = STRATEGIES[strategy](made.learner, SAMPLES)
+    batched = PLAIN[strategy](made.learner, SAMPLES)
     params, inputs, _ = data(made, kind)
 
     def loss(params: Any, start: Any, inputs: Any) -> Any:
@@ -130,11 +130,11 @@ def test_steps_and_a_carry_that_goes_on(strategy: str, kind: AxisType) -> None:
     assert_close(jax.device_get(run(params, held, inputs)), jax.device_get(want))
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", PLAIN)
 def test_shard_map(strategy: str) -> None:
     """Each device runs a learner of its own samples; their gradients are summed by hand."""
     made, mesh = bench(NAME, 0), mesh_of(AxisType.Auto)
-    grad_fn = pb.sequence_grad(STRATEGIES[strategy](made.learner, SAMPLES // DEVICES), made.model.loss, reduction="sum")
+    grad_fn = pb.sequence_grad(PLAIN[strategy](made.learner, SAMPLES // DEVICES), made.model.loss, reduction="sum")
 
     def own(params: Any, inputs: Any, targets: Any) -> Any:
         gradients, aux = grad_fn(params, None, inputs, targets)
@@ -147,7 +147,7 @@ def test_shard_map(strategy: str) -> None:
         out_specs=(P(), P(None, "samples")),
         check_vma=False,
     )
-    whole = pb.sequence_grad(STRATEGIES[strategy](made.learner, SAMPLES), made.model.loss, reduction="sum")
+    whole = pb.sequence_grad(PLAIN[strategy](made.learner, SAMPLES), made.model.loss, reduction="sum")
     gradients, aux = whole(made.params, None, *made.data(STEPS, SAMPLES))
     got = jax.jit(split)(*data(made, AxisType.Auto))
     assert_close(jax.device_get(got), jax.device_get((gradients, aux.losses)))

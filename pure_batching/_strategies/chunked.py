@@ -67,7 +67,11 @@ class Chunked(Sharing):
 
 def _cut(leaf: jax.Array, axis: int | None, start: Any, count: int) -> jax.Array:
     """The part of a leaf that belongs to some samples."""
-    return leaf if axis is None else jax.lax.dynamic_slice_in_dim(leaf, start, count, axis)
+    if axis is None:
+        return leaf
+    if isinstance(start, int):
+        return jax.lax.slice_in_dim(leaf, start, start + count, axis=axis)
+    return jax.lax.dynamic_slice_in_dim(leaf, start, count, axis)
 
 
 def _one_after_the_other(run: Callable[[jax.Array], Tree], count: int, axes: Any) -> Tree:
@@ -81,7 +85,7 @@ def _one_after_the_other(run: Callable[[jax.Array], Tree], count: int, axes: Any
         more = zip(sums, _of(found, along, sums=True), strict=True)
         return [total + part for total, part in more], _of(found, along, sums=False)
 
-    sums, stacked = jax.lax.scan(one, sums, jnp.arange(count))
+    sums, stacked = jax.lax.scan(one, sums, jnp.arange(count, dtype=jnp.int32))
     parts, totals = iter(stacked), iter(sums)
     merged = [next(totals) if axis == SUMMED else _merged(next(parts), axis) for axis in along]
     return jax.tree.unflatten(structure, merged)
