@@ -109,8 +109,8 @@ def chunked(learner: Learner, batch_size: int, *, chunk: int, by: BatchedBy = vm
     Windows, their records and the traces that a rule builds take the memory of one chunk. The arguments and the results
     (data, carry, losses, gradients per sample) are those of the whole batch, and the drivers are called as ever:
     gradients are added up over chunks in the dtype in which gradients are added up. The last chunk has what is left of
-    the batch; it is compiled besides. A chunk runs on one device: samples on several devices are for `pb.sharded`, whose
-    `by` may be this strategy.
+    the batch; it is compiled besides. A chunk runs on one device: samples on several devices are for `pb.sharded`,
+    whose `by` may be this strategy.
 
         batched = pb.chunked(learner, 1000, chunk=128)
         batched = pb.chunked(learner, 1000, chunk=128, by=pb.manual)

@@ -76,7 +76,8 @@ def cost(learner: Learner, time_steps: int, window: int | None = None) -> Cost:
     compiled function: `argument_size_in_bytes + output_size_in_bytes + temp_size_in_bytes`.
 
     Args:
-      learner: of one sample, or batched by a strategy; the bytes are those of the whole batch.
+      learner: of one sample, or batched by a strategy; the bytes are those of the whole batch, by `pb.sharded` those of
+        each device.
       time_steps: `T`.
       window: as in `sequence_grad`.
 
@@ -91,14 +92,15 @@ def cost(learner: Learner, time_steps: int, window: int | None = None) -> Cost:
     if not is_count(time_steps):
         repair = "Give the number of steps of a sequence."
         raise OptionError("time_steps", got=repr(time_steps), expected="an integer >= 1", repair=repair)
+    name, learner = repr(learner), learner.run_by(learner.strategy.on_one_device)
     gradient = sequence_grad(learner, _squares, window=window)
-    time, steps = int(time_steps), _steps(learner, int(time_steps))
-    length = window_length(learner, time, gradient.window)
+    time, steps, at_once = int(time_steps), _steps(learner, int(time_steps)), learner.at_once()
+    length = window_length(at_once, time, gradient.window)
     with learner.source.numerics.in_force():
         trace = jax.make_jaxpr(lambda params, steps: gradient.run(params, None, steps, None), return_shape=True)
         equations, (gradients, aux) = trace(learner.program.params, steps)
     temporaries = temporary_bytes(equations)
-    records = min(length * (learner.batch_size or 1) * nbytes(record_spec(learner)), temporaries)
+    records = min(length * (at_once.batch_size or 1) * nbytes(record_spec(learner)), temporaries)
     parts = (
         Part("params", "", nbytes(learner.program.params)),
         Part("inputs", "", nbytes(steps)),
@@ -109,7 +111,7 @@ def cost(learner: Learner, time_steps: int, window: int | None = None) -> Cost:
         Part("window", "", records),
         Part("temporaries", "", temporaries - records),
     )
-    return Cost(repr(learner), time, length, parts)
+    return Cost(name, time, length, parts)
 
 
 def _squares(output: Tree, _: None) -> jax.Array:

@@ -83,6 +83,11 @@ class Strategy(abc.ABC):
     def each(self, source: Source) -> MapSamples:
         """The mapping of any function of one sample over all samples."""
 
+    @property
+    def on_one_device(self) -> "Strategy":
+        """The strategy of the samples of one device: this one, unless it puts samples on several."""
+        return self
+
     def in_shares(self, run: "RunOf", axes: SampleAxes) -> Callable[..., Any]:
         """A function of all samples from `run(strategy)`, that of as many samples as the strategy has.
 

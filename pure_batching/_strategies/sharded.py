@@ -9,7 +9,7 @@ import jax
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from .._tree import Tree
-from .base import SUMMED, RunOf, SampleAxes
+from .base import SUMMED, RunOf, SampleAxes, Strategy
 from .shares import Sharing, axes_of_arguments, axes_of_leaves
 
 
@@ -28,6 +28,11 @@ class Sharded(Sharing):
     axis: tuple[str, ...]
 
     name = "pb.sharded"
+
+    @property
+    def on_one_device(self) -> Strategy:
+        """The strategy of the samples of one device."""
+        return self.inner
 
     def in_shares(self, run: RunOf, axes: SampleAxes) -> Callable[..., Any]:
         """See `Strategy.in_shares`. What is summed is reduced across devices, all leaves at once."""
