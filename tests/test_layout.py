@@ -43,6 +43,9 @@ ORDER = (
         "_independence",
         "_batching",
         "_carries",
+        "_slot_table",
+        "_slot_carries",
+        "_slots",
         "_bridge",
         "testing",
     ),
@@ -81,6 +84,7 @@ PUBLIC = {
     ),
     *("sequence_grad", "Aux", "sample_norms", "clipped_grad", "audit", "Audit", "SampleCouplingError"),
     *("explain", "Explanation", "cost", "Cost", "online"),
+    *("Slots", "SlotTable", "SlotAux"),
     *("stack", "unstack", "concat", "split", "gather", "scatter", "permute", "apart"),
 }
 
