@@ -64,7 +64,7 @@ def check_table(batched: Learner, table: object) -> SlotTable:
         )
     carry = _check_carries(batched, table.carry)
     for name, leaf, dtype in (("ids", table.ids, jnp.int32), ("occupied", table.occupied, jnp.bool_)):
-        if jnp.shape(leaf) != batched.lead or jnp.result_type(leaf) != dtype:
+        if getattr(leaf, "shape", None) != batched.lead or leaf.dtype != dtype:
             raise StructureError(
                 f"table.{name}",
                 got=described(leaf),
@@ -124,7 +124,7 @@ def some_ids(values: Any) -> np.ndarray:
     if (times > 1).any():
         raise SlotError(
             "ids",
-            got=f"{numbers[times > 1][0]} {times.max()} times",
+            got=f"session {numbers[times > 1][0]}, {times[times > 1][0]} times",
             expected="each session once",
             repair="Leave out repetitions; the steps of one session come one after the other, in a call each.",
         )

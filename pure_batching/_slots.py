@@ -1,8 +1,8 @@
 """Slots: streaming sessions that come and go, run together by one compiled step."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Hashable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -52,19 +52,19 @@ class SlotAux(NamedTuple):
     outputs: Tree
 
 
-@dataclasses.dataclass(frozen=True, init=False)
+@dataclasses.dataclass(frozen=True)
 class Slots:
     """A place for streaming sessions: each has its own carry in one of `C` slots, and all are run by one program.
 
     A session is what a learner of one sample is: a carry that goes through one step after the other. This is what the
-    functions mean:
+    functions mean, but that each of them returns a new table:
 
         def admit(table, id):
-            return {**table, id: learner.init()}
+            table[id] = learner.init()
 
         def step(params, table, ids, inputs):
             for id, x in zip(ids, inputs):
-                table[id], output[id] = learner.step(params, table[id], x)
+                table[id], outputs[id] = learner.step(params, table[id], x)
 
     The value holds no sessions: every function takes a table and returns the next one, and no table is changed. What
     happens to a session depends on neither its slot nor the sessions beside it, but with
@@ -77,57 +77,45 @@ class Slots:
     `pb.online` take the slots that make a step as `mask=`, and `table._replace(carry=aux.carry)` is the next table.
 
     Attributes:
-      learner: of one session.
-      batched: of all slots.
-      by: the strategy, `(learner, C) -> batched`.
+      learner: of one sample.
+      capacity: `C`, the number of slots.
+      by: the strategy that runs them: `pb.vmap`, `pb.manual`, `pb.loop`, or another function of a learner and a size.
+
+    Raises:
+      StructureError: no learner.
+      StrategyError: the learner has a batch already, the strategy cannot run it, or samples reach each other along an
+        axis, so that a session would see the others.
+      BatchSizeError: a capacity that is not a positive integer.
+      OptionError: `by` is no strategy.
     """
 
     learner: Learner
-    batched: Learner
-    by: Callable[[Learner, int], Learner]
-    _programs: dict[Hashable, Callable[..., Any]] = dataclasses.field(compare=False, repr=False)
+    capacity: int
+    by: Callable[[Learner, int], Learner] = vmap
 
-    def __init__(self, learner: Learner, capacity: int, by: Callable[[Learner, int], Learner] = vmap) -> None:
-        """Make slots for sessions.
-
-        Args:
-          learner: of one sample.
-          capacity: `C`, the number of slots.
-          by: the strategy that runs them: `pb.vmap`, `pb.manual`, `pb.loop`, or a function of a learner and a size.
-
-        Raises:
-          StructureError: no learner.
-          StrategyError: the learner has a batch already, the strategy cannot run it, or samples reach each other
-            along an axis, so that a session would see the others.
-          BatchSizeError: a capacity that is not a positive integer.
-          OptionError: `by` is no strategy.
-        """
-        check_learner(learner, "Slots")
-        check_untraced("pb.Slots", learner)
-        if learner.source.axis_name is not None:
+    def __post_init__(self) -> None:
+        check_learner(self.learner, "Slots")
+        check_untraced("pb.Slots", self.learner)
+        if self.learner.source.axis_name is not None:
             raise StrategyError(
                 "pb.Slots",
-                got=f"a module whose samples reach each other along the axis {learner.source.axis_name!r}",
+                got=f"a module whose samples reach each other along the axis {self.learner.source.axis_name!r}",
                 expected="independent samples",
                 repair="A session would see those beside it; capture the module without axis_name.",
             )
-        batched = by(learner, capacity) if callable(by) else None
-        if not isinstance(batched, Learner) or batched.batch_size != capacity:
+        made: Any = self.batched if callable(self.by) else None
+        if not isinstance(made, Learner) or made.batch_size != self.capacity or made.source is not self.learner.source:
             raise OptionError(
                 "by",
-                got=repr(by) if batched is None else f"{by!r}, which gives {batched!r}",
-                expected="a strategy (learner, capacity) -> learner of that many samples",
-                repair="Pass pb.vmap, pb.manual or pb.loop, or functools.partial of one of them.",
+                got=f"{self.by!r}, which gives {made!r}" if callable(self.by) else repr(self.by),
+                expected=f"a strategy: by(learner, {self.capacity}) is the learner of {self.capacity} samples",
+                repair="Pass pb.vmap, pb.manual or pb.loop, with options bound by functools.partial.",
             )
-        object.__setattr__(self, "learner", learner)
-        object.__setattr__(self, "batched", batched)
-        object.__setattr__(self, "by", by)
-        object.__setattr__(self, "_programs", {})
 
-    @property
-    def capacity(self) -> int:
-        """`C`, the number of slots."""
-        return self.batched.lead[0]
+    @functools.cached_property
+    def batched(self) -> Learner:
+        """The learner whose samples are the slots."""
+        return self.by(self.learner, self.capacity)
 
     def empty(self) -> SlotTable:
         """A table without sessions."""
@@ -230,7 +218,7 @@ class Slots:
           LossError: the loss gives no real number.
           StructureError, ShapeError, BatchSizeError, DtypeError, UnitError, CarryError: an argument does not fit.
         """
-        check_untraced("slots.gradient", params, table, ids, inputs, targets)
+        check_untraced("slots.gradient", params, table, ids, inputs, targets, loss)
         check_loss_function(loss)
         given, rows, table = self._learning(params, table, ids, inputs, targets)
         rest, arrays = SplitLoss.of(loss)
@@ -274,7 +262,7 @@ class Slots:
           OptionError: no optimizer.
           StructureError, ShapeError, BatchSizeError, DtypeError, UnitError, CarryError: an argument does not fit.
         """
-        check_untraced("slots.learn", params, opt_state, table, ids, inputs, targets)
+        check_untraced("slots.learn", params, opt_state, table, ids, inputs, targets, loss)
         check_loss_function(loss)
         check_optimizer(optimizer)
         given, rows, table = self._learning(params, table, ids, inputs, targets)
@@ -353,6 +341,11 @@ class Slots:
         added = np.pad(np.asarray(table.ids), (0, more)), np.pad(np.asarray(table.occupied), (0, more))
         return larger, new._replace(carry=carry).with_slots(*added)
 
+    @functools.cached_property
+    def _programs(self) -> dict[Hashable, Callable[..., Any]]:
+        """What was compiled; to look it up by the learner takes a quarter of the time of a small step."""
+        return {}
+
     @property
     def _numerics(self) -> Any:
         return self.learner.source.numerics
@@ -362,7 +355,7 @@ class Slots:
         name = (function, *statics)
         if name not in self._programs:
             self._programs[name] = compiled(self.batched, function, *statics, axes=SampleAxes(given, made))
-        return partial(_under, self._numerics, self._programs[name])
+        return functools.partial(_under, self._numerics, self._programs[name])
 
     def _as_given(self) -> Any:
         """The settings under which arguments are checked."""
