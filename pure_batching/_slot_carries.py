@@ -1,7 +1,7 @@
 """The carries of all slots, `[C, ...]`: what is compiled for sessions that come, go, make a step or start anew.
 
-All slots are run in any case, so that one compiled program serves whichever sessions are active: the others are run
-from a fresh start, and what comes of it is dropped.
+All slots are run in any case, so that one compiled program serves whichever sessions are active; what comes of the
+others is dropped.
 """
 
 from collections.abc import Hashable
@@ -16,7 +16,7 @@ from ._learning.learner import Learner
 from ._learning.losses import Same, SplitLoss
 from ._learning.sequence import sequence_grad
 from ._learning.steps import select
-from ._learning.task import frozen, runnable
+from ._learning.task import frozen
 from ._learning.updates import updated
 from ._tree import Tree
 
@@ -44,8 +44,7 @@ class Done(NamedTuple):
 
 def stepped(learner: Learner, params: Tree, carry: Carry, moment: Moment) -> tuple[Carry, Tree]:
     """The carries and the outputs after a step of the active sessions."""
-    start = runnable(carry, vacant(learner), moment.active)
-    new, outputs = learner.step(params, start, *moment.inputs)
+    new, outputs = learner.step(params, carry, *moment.inputs)
     return frozen(new, carry, moment.active), outputs
 
 

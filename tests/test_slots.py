@@ -82,6 +82,7 @@ def after(made: Bench, slots: pb.Slots) -> pb.SlotTable:
 def test_a_session_is_a_sample_alone(name: str, strategy: str, seed: int) -> None:
     made = bench(name, seed)
     slots, seen = slots_of(made, strategy), {}
+    table = slots.empty()
     for ids, table, outputs in walked(made, slots):
         for k, one in enumerate(ids):
             seen.setdefault(one, []).append(sample(outputs, k))
@@ -308,7 +309,7 @@ class TestComingAndGoing:
         assert_identical(got, pb.apart(made.learner.init())._replace(keys=before.keys))
 
     def test_a_random_fresh_start_is_that_of_the_session(self, seed: int) -> None:
-        """Whichever sessions start anew beside it, and in whatever order."""
+        """Whichever sessions start anew beside it, in whatever order, and in whatever slot."""
         made, key = bench("random_start", seed), jax.random.key(3)
         slots = slots_of(made)
         table = after(made, slots)
@@ -316,6 +317,11 @@ class TestComingAndGoing:
         one_by_one = slots.reset(slots.reset(table, [4], key), [-7], key)
         assert_identical(turned, both)
         assert_identical(one_by_one, both)
+        elsewhere = slots.admit(slots.admit(slots.empty(), -7, key), 4, key)
+        assert elsewhere.ids.tolist()[:2] != both.ids.tolist()[:2]
+        for one in (4, -7):
+            moved = slots.snapshot(slots.reset(elsewhere, [one], key), one)
+            assert_identical(moved.hidden, slots.snapshot(both, one).hidden)
         hidden = [slots.snapshot(both, one).hidden for one in (4, -7)]
         assert_differ(*hidden)
         assert_not_identical(slots.reset(table, [4, -7], jax.random.key(4)), both)

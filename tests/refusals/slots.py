@@ -202,7 +202,7 @@ SLOTS = (
     ),
     Refusal(
         "a carry for a table",
-        slots(lambda _, three, table: three.admit(table.carry, 1)),
+        slots(lambda _, three, table: three.admit(table.carry, 1)),  # type: ignore[arg-type]
         StructureError,
         f"table: got Carry, expected a SlotTable. {NO_TABLE}",
     ),
@@ -262,7 +262,7 @@ SLOTS = (
     ),
     Refusal(
         "no key but a number for a session",
-        slots(lambda _, three, table: three.admit(table, 1, 7)),
+        slots(lambda _, three, table: three.admit(table, 1, 7)),  # type: ignore[arg-type]
         DtypeError,
         "key: got 7, expected one random key. Pass jax.random.key(seed)",
     ),
