@@ -276,6 +276,18 @@ class TestComingAndGoing:
         assert table.ids.tolist()[3] == 5
         assert_identical(slots.snapshot(table, 5), pb.apart(made.learner.init(key)))
 
+    def test_the_number_of_a_session_says_nothing(self, seed: int) -> None:
+        """0 is a session like any other."""
+        made, ids = bench("LSTMCell", seed), [0, -(2**31), 2**31 - 1, 1]
+        slots = slots_of(made)
+        table = functools.reduce(slots.admit, ids, slots.empty())
+        assert table.ids.tolist() == ids
+        inputs = rows(data_of(made)[0], 0, CAPACITY)
+        _, want = slots.step(
+            made.params, functools.reduce(slots.admit, range(1, 5), slots.empty()), range(1, 5), *inputs
+        )
+        assert_identical(slots.step(made.params, table, ids, *inputs)[1], want)
+
     @pytest.mark.parametrize("name", ["delayed", "noisy", "random_start"])
     def test_nothing_is_left_of_a_session(self, name: str, seed: int) -> None:
         made = bench(name, seed)
