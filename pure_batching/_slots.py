@@ -14,13 +14,13 @@ from ._batching import vmap
 from ._carries import concat, split
 from ._learning.carry import Carry
 from ._learning.compiled import compiled
-from ._learning.data import check_moment
-from ._learning.learner import Learner, check_key, check_learner
+from ._learning.learner import Learner, check_learner
 from ._learning.losses import Same, SplitLoss, check_loss_function
 from ._learning.sharding import SampleAxes
 from ._learning.updates import Optimizer, check_optimizer
 from ._options import is_count
 from ._program import Loss
+from ._slot_arguments import Call, found, session, some_key, to_learn, to_step
 from ._slot_carries import Done, Moment
 from ._slot_table import (
     SlotTable,
@@ -29,13 +29,11 @@ from ._slot_table import (
     flags_of,
     one_id,
     rows_of,
-    some_ids,
-    spread,
     taken,
     vacant_row,
 )
 from ._tree import Tree
-from .errors import OptionError, SlotError, StrategyError
+from .errors import OptionError, StrategyError
 
 
 class SlotAux(NamedTuple):
@@ -149,7 +147,7 @@ class Slots:
         with self._as_given():
             table, number = check_table(self.batched, table), one_id(id)
             row = vacant_row(table, number)
-            sample = self._fresh_session(key) if carry is None else self._session(key, carry)
+            sample = session(self.learner, key, carry)
         ids, occupied = np.array(table.ids), np.array(table.occupied)
         ids[row], occupied[row] = number, True
         axes = (Carry.sample_axes(), None, None)
@@ -187,12 +185,10 @@ class Slots:
         """
         check_untraced("slots.step", params, table, ids, inputs)
         with self._as_given():
-            table, rows = self._found(table, ids)
-            weights = self._weights(params)
-            moment = self._moment(rows, self.learner.check_inputs(inputs, (("N", len(rows)),)), None)
+            call = to_step(self.batched, params, table, ids, inputs)
         run = self._run(carries.stepped, (None, *_OF_A_STEP), (Carry.sample_axes(), 0))
-        carry, outputs = run(weights, table.carry, moment)
-        return table._replace(carry=carry), taken(outputs, rows)
+        carry, outputs = run(*call.arguments)
+        return call.table._replace(carry=carry), taken(outputs, call.rows)
 
     def gradient(
         self, params: Tree, table: SlotTable, ids: Any, inputs: Tree, targets: Tree, *, loss: Loss
@@ -220,11 +216,12 @@ class Slots:
         """
         check_untraced("slots.gradient", params, table, ids, inputs, targets, loss)
         check_loss_function(loss)
-        given, rows, table = self._learning(params, table, ids, inputs, targets)
+        with self._as_given():
+            call = to_learn(self.batched, params, table, ids, inputs, targets)
         rest, arrays = SplitLoss.of(loss)
         run = self._run(carries.with_gradient, (None, None, *_OF_A_STEP), (None, _DONE_AXES), rest)
-        gradients, done = run(arrays, *given)
-        return gradients, _aux(table, rows, done)
+        gradients, done = run(arrays, *call.arguments)
+        return gradients, _aux(call, done)
 
     def learn(
         self,
@@ -265,12 +262,13 @@ class Slots:
         check_untraced("slots.learn", params, opt_state, table, ids, inputs, targets, loss)
         check_loss_function(loss)
         check_optimizer(optimizer)
-        given, rows, table = self._learning(params, table, ids, inputs, targets)
+        with self._as_given():
+            call = to_learn(self.batched, params, table, ids, inputs, targets)
         rest, arrays = SplitLoss.of(loss)
         axes, made = (None, None, None, *_OF_A_STEP), (None, None, _DONE_AXES)
         run = self._run(carries.with_update, axes, made, rest, Same(optimizer))
-        trained, opt_state, done = run(arrays, opt_state, *given)
-        return trained, opt_state, _aux(table, rows, done)
+        trained, opt_state, done = run(arrays, opt_state, *call.arguments)
+        return trained, opt_state, _aux(call, done)
 
     def reset(self, table: SlotTable, ids: Any, key: jax.Array | None = None) -> SlotTable:
         """Give some sessions a fresh start. As with `reset=` of `pb.sequence_grad`, their random keys go on.
@@ -286,8 +284,8 @@ class Slots:
         """
         check_untraced("slots.reset", table, ids, key)
         with self._as_given():
-            table, rows = self._found(table, ids)
-            given = self._checked_key(key, is_needed=self.learner.source.draws_at_start)
+            table, rows = found(self.batched, table, ids)
+            given = some_key(self.learner, key, is_needed=self.learner.source.draws_at_start)
         axes = (Carry.sample_axes(), 0, 0, None)
         flags = flags_of(rows, self.capacity)
         carry = self._run(carries.restarted, axes, Carry.sample_axes())(table.carry, flags, table.ids, given)
@@ -305,7 +303,7 @@ class Slots:
         """
         check_untraced("slots.evict", table, ids)
         with self._as_given():
-            table, rows = self._found(table, ids)
+            table, rows = found(self.batched, table, ids)
         flags = flags_of(rows, self.capacity)
         carry = self._run(carries.vacated, (Carry.sample_axes(), 0), Carry.sample_axes())(table.carry, flags)
         left = table._replace(carry=carry)
@@ -361,59 +359,6 @@ class Slots:
         """The settings under which arguments are checked."""
         return self._numerics.for_arguments().in_force()
 
-    def _found(self, table: SlotTable, ids: Any) -> tuple[SlotTable, np.ndarray]:
-        """The table and the slots of the sessions, `[N]`."""
-        checked = check_table(self.batched, table)
-        return checked, rows_of(checked, some_ids(ids))
-
-    def _moment(self, rows: np.ndarray, inputs: tuple[Tree, ...], targets: Tree) -> Moment:
-        arguments, wanted = spread((inputs, targets), rows, self.capacity)
-        return self._numerics.adopted(Moment(arguments, wanted, flags_of(rows, self.capacity)))
-
-    def _learning(
-        self, params: Tree, table: SlotTable, ids: Any, inputs: Tree, targets: Tree
-    ) -> tuple[tuple[Any, Carry, Moment], np.ndarray, SlotTable]:
-        """The arguments of a gradient, and the slots that it is of."""
-        with self._as_given():
-            table, rows = self._found(table, ids)
-            if not rows.size:
-                repair = "There is no mean over none; leave the call out."
-                raise SlotError("ids", got="no session", expected="one or more", repair=repair)
-            weights = self._weights(params)
-            moment = self._moment(rows, *check_moment(self.learner, inputs, targets, len(rows)))
-        return (weights, table.carry, moment), rows, table
-
-    def _weights(self, params: Tree) -> Tree:
-        """The params in the captured units and dtypes, in the structure that they were given in."""
-        return self.learner.source.as_given(self.learner.check_params(params))
-
-    def _fresh_session(self, key: jax.Array | None) -> Carry:
-        is_needed = bool(self.learner.program.states.keys) or self.learner.source.draws_at_start
-        return self.learner.init(self._checked_key(key, is_needed=is_needed))
-
-    def _session(self, key: jax.Array | None, carry: Carry) -> Carry:
-        if key is not None:
-            raise OptionError(
-                "key",
-                got="a key beside a carry",
-                expected="one of them",
-                repair="A carry holds the key of its session; leave out key=.",
-            )
-        return self.learner.check_carry(carry)
-
-    def _checked_key(self, key: Any, *, is_needed: bool) -> jax.Array | None:
-        if key is not None:
-            return check_key(key)
-        if is_needed:
-            raise OptionError(
-                "key",
-                got=None,
-                expected=f"a random key, since {self.learner.source.name} draws random numbers",
-                repair="Pass key=jax.random.key(seed), another one for each fresh start: with the same key, the same "
-                "numbers come again.",
-            )
-        return None
-
 
 _OF_A_STEP: Any = (Carry.sample_axes(), Moment(0, 0, 0))  # type: ignore[arg-type]
 _DONE_AXES: Any = Done(Carry.sample_axes(), 0, 0)  # type: ignore[arg-type]
@@ -424,6 +369,6 @@ def _under(numerics: Any, run: Callable[..., Any], *args: Any) -> Any:
         return run(*args)
 
 
-def _aux(table: SlotTable, rows: np.ndarray, done: Done) -> SlotAux:
-    losses, outputs = taken((done.losses, done.outputs), rows)
-    return SlotAux(table._replace(carry=done.carry), losses, outputs)
+def _aux(call: Call, done: Done) -> SlotAux:
+    losses, outputs = taken((done.losses, done.outputs), call.rows)
+    return SlotAux(call.table._replace(carry=done.carry), losses, outputs)

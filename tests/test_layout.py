@@ -45,6 +45,7 @@ ORDER = (
         "_carries",
         "_slot_table",
         "_slot_carries",
+        "_slot_arguments",
         "_slots",
         "_bridge",
         "testing",
