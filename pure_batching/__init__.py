@@ -36,5 +36,7 @@ from ._learning.learner import Learner as Learner
 from ._learning.norms import sample_norms as sample_norms
 from ._learning.sequence import Aux as Aux, sequence_grad as sequence_grad
 from ._learning.updates import online as online
+from ._slot_table import SlotTable as SlotTable
+from ._slots import SlotAux as SlotAux, Slots as Slots
 from ._sources.states import read_states as read_states, write_states as write_states
 from .errors import PureBatchingError as PureBatchingError, SampleCouplingError as SampleCouplingError

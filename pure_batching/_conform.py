@@ -48,7 +48,7 @@ def _fits(value: Tree, spec: Tree, axes: Axes) -> bool:
     leaves, structure = jax.tree.flatten(value)
     specs, wanted = jax.tree.flatten(spec)
     return structure == wanted and all(
-        isinstance(leaf, jax.Array) and leaf.dtype == want.dtype and leaf.shape == (*lead, *want.shape)
+        isinstance(leaf, (jax.Array, np.ndarray)) and leaf.dtype == want.dtype and leaf.shape == (*lead, *want.shape)
         for leaf, want in zip(leaves, specs, strict=True)
     )
 
@@ -155,6 +155,7 @@ def _check_shape(name: str, got: tuple[int, ...], spec: tuple[int, ...], axes: A
 _REPAIRS: Mapping[str, tuple[type[ShapeError], str]] = {
     "T": (ShapeError, "Give inputs, targets, mask and reset the same number of steps."),
     "B": (BatchSizeError, "Use a batch of the size that the strategy was built for."),
+    "N": (BatchSizeError, "Give one row for each of the ids."),
 }
 
 
@@ -171,7 +172,7 @@ def _shape_fault(got: tuple[int, ...], axes: Axes, rank: int) -> tuple[type[Shap
     labels = " and ".join(label for label, _ in axes)
     leads = f"; {labels} lead{'s' if len(axes) == 1 else ''}" if axes else ""
     if len(got) > rank:
-        is_single = all(label != "B" for label, _ in axes)
+        is_single = all(label == "T" for label, _ in axes)
         return ShapeError, f"Remove an axis{leads}" + (", and pb.vmap makes a batch." if is_single else ".")
     if len(got) < rank:
         same = " What is the same at each step goes into brainscale.SingleStepData." if "T" in labels else ""

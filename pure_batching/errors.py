@@ -65,5 +65,9 @@ class SampleCouplingError(StrategyError):
     """A module's own code lets one sample of a batch reach another, which `manual` refuses unless told otherwise."""
 
 
+class SlotError(PureBatchingError):
+    """A session cannot be admitted to a table of slots, or cannot be found in it."""
+
+
 class NativeError(PureBatchingError):
     """Native BrainScale states do not fit a learner."""

@@ -43,6 +43,10 @@ ORDER = (
         "_independence",
         "_batching",
         "_carries",
+        "_slot_table",
+        "_slot_carries",
+        "_slot_arguments",
+        "_slots",
         "_bridge",
         "testing",
     ),
@@ -83,6 +87,7 @@ PUBLIC = {
     ),
     *("sequence_grad", "Aux", "sample_norms", "clipped_grad", "audit", "Audit", "SampleCouplingError"),
     *("explain", "Explanation", "cost", "Cost", "online"),
+    *("Slots", "SlotTable", "SlotAux"),
     *("stack", "unstack", "concat", "split", "gather", "scatter", "permute", "apart"),
 }
 

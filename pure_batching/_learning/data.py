@@ -105,6 +105,19 @@ def check_steps(learner: Learner, inputs: Tree, targets: Tree, mask: Any, reset:
     )
 
 
+def check_moment(learner: Learner, inputs: Tree, targets: Tree, number: int) -> tuple[tuple[Tree, ...], Tree]:
+    """The data of one step of `N` samples, `[N, ...]`: inputs in the captured units and dtypes, and targets.
+
+    Raises:
+      ShapeError, BatchSizeError, DtypeError, UnitError, StructureError: an argument does not fit.
+    """
+    arguments = inputs if _are_arguments(learner, inputs) else (inputs,)
+    axes = (("N", number),)
+    checked = learner.check_inputs(arguments, axes)
+    check_numbers(targets, "targets")
+    return checked, conform(targets, _features(targets, "targets", 0, frozenset()), "targets", axes)
+
+
 def _timed(tree: Tree, changing: Tree) -> Timed:
     """The leaves that change over time and the constant ones, in two trees.
 
@@ -145,8 +158,7 @@ def _flags(flags: Any, name: str, axes: Axes) -> jax.Array | None:
 
 def _as_arguments(learner: Learner, inputs: Tree) -> tuple[Tree, ...]:
     """The inputs as a tuple; a module of one argument may get it without one."""
-    expected = learner.program.inputs
-    are_arguments = isinstance(inputs, tuple) and not (len(expected) == 1 and isinstance(expected[0], tuple))
+    expected, are_arguments = learner.program.inputs, _are_arguments(learner, inputs)
     if are_arguments and len(inputs) == len(expected):
         return inputs
     if len(expected) == 1 and not are_arguments:
@@ -157,6 +169,12 @@ def _as_arguments(learner: Learner, inputs: Tree) -> tuple[Tree, ...]:
         expected=f"a tuple of {count(len(expected), 'argument')}",
         repair="Pass the arguments that capture() saw as examples, each with a time axis.",
     )
+
+
+def _are_arguments(learner: Learner, inputs: Tree) -> bool:
+    """Whether the inputs are the arguments, and not the only argument."""
+    expected = learner.program.inputs
+    return isinstance(inputs, tuple) and not (len(expected) == 1 and isinstance(expected[0], tuple))
 
 
 def _length(shapes: Mapping[str, tuple[int, ...]], specs: list[tuple[str, Any]], learner: Learner) -> int | None:

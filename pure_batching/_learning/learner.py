@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._algorithms.base import Algorithm, kept as trace_kept
-from .._conform import conform
+from .._conform import Axes, conform
 from .._program import Params, Perturbation, Program, States, Step
 from .._sources.base import Source
 from .._strategies.alone import OneOf
@@ -230,8 +230,8 @@ class Learner(eqx.Module):
                 repair="The carry belongs to another learner or another batch size; start from init().",
             ) from error
 
-    def check_inputs(self, inputs: tuple[Tree, ...]) -> tuple[Tree, ...]:
-        """`inputs` in the captured units and dtypes."""
+    def check_inputs(self, inputs: tuple[Tree, ...], axes: Axes | None = None) -> tuple[Tree, ...]:
+        """`inputs` in the captured units and dtypes, behind `axes`, which are by default those of the batch."""
         if len(inputs) != len(self.program.inputs):
             raise StructureError(
                 "inputs",
@@ -239,7 +239,7 @@ class Learner(eqx.Module):
                 expected=f"{len(self.program.inputs)}",
                 repair="Pass the arguments that capture() saw as examples.",
             )
-        return conform(inputs, self.program.inputs, "inputs", self.axes())
+        return conform(inputs, self.program.inputs, "inputs", self.axes() if axes is None else axes)
 
 
 _STEP_AXES = SampleAxes((None, Carry.sample_axes(), 0), (Carry.sample_axes(), 0))

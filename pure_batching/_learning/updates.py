@@ -116,6 +116,15 @@ def online(learner: Learner, loss: Loss, optimizer: Optimizer, *, every: int = 1
     """
     check_learner(learner, "online")
     check_loss_function(loss)
+    check_optimizer(optimizer)
+    if not is_count(every):
+        repair = "Give the number of steps between two updates."
+        raise OptionError("every", got=repr(every), expected="an integer >= 1", repair=repair)
+    return OnlineFn(learner, loss, optimizer, int(every))
+
+
+def check_optimizer(optimizer: object) -> None:
+    """Raise OptionError for what is no optimizer."""
     if not callable(getattr(optimizer, "update", None)):
         raise OptionError(
             "optimizer",
@@ -123,10 +132,6 @@ def online(learner: Learner, loss: Loss, optimizer: Optimizer, *, every: int = 1
             expected="one with a method update(gradients, state, params)",
             repair="Pass an optimizer of optax, such as optax.adam(1e-3).",
         )
-    if not is_count(every):
-        repair = "Give the number of steps between two updates."
-        raise OptionError("every", got=repr(every), expected="an integer >= 1", repair=repair)
-    return OnlineFn(learner, loss, optimizer, int(every))
 
 
 def _train(
@@ -151,7 +156,7 @@ def _train(
         params, opt_state, carry, at = state
         done = run(arrays_of_loss, params, carry, steps.cut(at, length), fresh)
         gradients = jax.tree.map(lambda x: x / (learner.batch_size or 1), done.gradients)
-        params, opt_state = _updated(learner, optimizer.value, params, opt_state, gradients)
+        params, opt_state = updated(learner, optimizer.value, params, opt_state, gradients)
         return (params, opt_state, done.carry, at + length), done.losses
 
     length = min(every, steps.length)
@@ -173,7 +178,7 @@ def _window_of_share(
     return run_window(task, params, carry, steps, carry.trace, fresh)
 
 
-def _updated(
+def updated(
     learner: Learner, optimizer: Optimizer, params: Params, opt_state: Tree, gradients: Params
 ) -> tuple[Params, Tree]:
     """The params and the optimizer's state after an update, in the dtypes and units that they had before."""
@@ -188,7 +193,7 @@ def _updated(
         raise StructureError(
             "opt_state",
             got=f"{type(reason).__name__}: {(str(reason).splitlines() or [''])[0]}",
-            expected="a state of the optimizer that was passed to pb.online, for these params",
+            expected="a state of the optimizer that was passed, for these params",
             repair="Pass optimizer.init(params), or what the last call returned.",
         ) from reason
     return source.checked_params(given), kept

@@ -3,7 +3,8 @@
 from .captures import CAPTURE
 from .data import DATA
 from .options import OPTIONS
+from .slots import SLOTS
 from .steps import STEP
 from .strategies import STRATEGY
 
-REFUSALS = (*DATA, *STEP, *CAPTURE, *STRATEGY, *OPTIONS)
+REFUSALS = (*DATA, *STEP, *CAPTURE, *STRATEGY, *OPTIONS, *SLOTS)

@@ -1,0 +1,115 @@
+"""The carries of all slots, `[C, ...]`: what is compiled for sessions that come, go, make a step or start anew.
+
+All slots are run in any case, so that one compiled program serves whichever sessions are active; what comes of the
+others is dropped.
+"""
+
+from collections.abc import Hashable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ._carries import gather, scatter, stack, unstack
+from ._learning.carry import Carry, apart
+from ._learning.learner import Learner
+from ._learning.losses import Same, SplitLoss
+from ._learning.sequence import sequence_grad
+from ._learning.steps import select
+from ._learning.task import frozen
+from ._learning.updates import updated
+from ._tree import Tree
+
+
+class Moment(NamedTuple):
+    """The data of one step.
+
+    Attributes:
+      inputs, targets: of all slots, `[C, ...]`; those of sessions that are not active have no effect.
+      active: whether the session in a slot makes the step, `[C]`.
+    """
+
+    inputs: tuple[Tree, ...]
+    targets: Tree
+    active: Any
+
+
+class Done(NamedTuple):
+    """The carries after a step, the losses `[C]` and the outputs `[C, ...]`."""
+
+    carry: Carry
+    losses: jax.Array
+    outputs: Tree
+
+
+def stepped(learner: Learner, params: Tree, carry: Carry, moment: Moment) -> tuple[Carry, Tree]:
+    """The carries and the outputs after a step of the active sessions."""
+    new, outputs = learner.step(params, carry, *moment.inputs)
+    return frozen(new, carry, moment.active), outputs
+
+
+def with_gradient(
+    learner: Learner, loss: Hashable, arrays_of_loss: Any, params: Tree, carry: Carry, moment: Moment
+) -> tuple[Tree, Done]:
+    """A step of the active sessions, and the gradient of their mean loss: the step of a sequence of one."""
+    whole = SplitLoss(loss, arrays_of_loss).whole()
+    inputs, targets, mask = jax.tree.map(lambda x: x[None], moment)
+    grad_fn = sequence_grad(learner, whole, reduction="sum", window=1, outputs=True)
+    gradients, aux = grad_fn(params, carry, inputs, targets, mask=mask)
+    number = moment.active.sum()
+    mean = jax.tree.map(lambda x: x / number.astype(x.dtype), gradients)
+    losses, outputs = jax.tree.map(lambda x: x[0], (aux.losses, aux.outputs))
+    return mean, Done(aux.carry, losses, outputs)
+
+
+def with_update(
+    learner: Learner,
+    loss: Hashable,
+    optimizer: Same,
+    arrays_of_loss: Any,
+    opt_state: Tree,
+    params: Tree,
+    carry: Carry,
+    moment: Moment,
+) -> tuple[Tree, Tree, Done]:
+    """The params and the optimizer's state after an update by that gradient, and what it came with."""
+    gradients, done = with_gradient(learner, loss, arrays_of_loss, params, carry, moment)
+    weights, slopes = learner.check_params(params), learner.check_params(gradients)
+    trained, state = updated(learner, optimizer.value, weights, jax.tree.map(jnp.asarray, opt_state), slopes)
+    return learner.source.as_given(trained), state, done
+
+
+def vacant(learner: Learner) -> Carry:
+    """The carries of vacant slots: the same fresh start in each."""
+    key = jax.random.key(0)
+    return _fresh(learner, jax.vmap(lambda _: key)(jnp.arange(learner.lead[0])))
+
+
+def vacated(learner: Learner, carry: Carry, flags: jax.Array) -> Carry:
+    """Nothing is left of the sessions in some slots, `[C]`."""
+    return select(flags, vacant(learner), carry)
+
+
+def restarted(learner: Learner, carry: Carry, flags: jax.Array, ids: jax.Array, key: jax.Array | None) -> Carry:
+    """The sessions in some slots, `[C]`, have a fresh start, drawn from the key and their ids; their own keys go on."""
+    key = jax.random.key(0) if key is None else key  # nothing is drawn from it then
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids.astype(jnp.uint32))
+    return select(flags, _fresh(learner, keys)._replace(keys=carry.keys), carry)
+
+
+def placed(learner: Learner, carry: Carry, row: jax.Array, session: Carry) -> Carry:
+    """The session, the carry of one sample, lies in a slot."""
+    del learner
+    return scatter(carry, row[None], stack([apart(session)]))
+
+
+def at(learner: Learner, carry: Carry, row: jax.Array) -> Carry:
+    """The session in a slot, as the carry of one sample."""
+    del learner
+    return unstack(gather(carry, row[None]))[0]
+
+
+def _fresh(learner: Learner, keys: jax.Array) -> Carry:
+    """Sessions that start with these keys, `[C]`, each with its own of the states that samples share."""
+    each = learner.fresh_samples(keys)
+    return each._replace(other={**each.other, **each.shared}, shared={})
