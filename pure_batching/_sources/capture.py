@@ -13,6 +13,7 @@ import numpy as np
 from .._conform import conform
 from .._program import Params, Program, States
 from .._reader.checks import check_batched, check_step
+from .._reader.noise import with_noise_of_each
 from .._reader.reading import read
 from .._reader.step import TracedStep
 from .._tree import Tree, spec_of, spec_text, strong, with_lead
@@ -104,10 +105,13 @@ class ModuleSource(Source):
 
     def _trace_one_of(self, size: int) -> Program:
         with self._blueprint.environment():
-            step = self._explained(lambda: self._traced(self._blueprint.build, self._inputs, size))
+            step = self._explained(lambda: self._single_step(size))
             check_step(step, self.name)
             check_kernels(step, self.name)
             return self._explained(lambda: read(step, self._param_specs))
+
+    def _single_step(self, size: int) -> TracedStep:
+        return self._traced(self._blueprint.build, self._inputs, 1 if self.axis_name is None else size)
 
     def _traced(self, build: Callable[[], brainstate.nn.Module], inputs: tuple[Tree, ...], size: int) -> TracedStep:
         """The step of one of `size` samples along the axis, if there is one, of a module that is built for it."""
@@ -133,6 +137,7 @@ class ModuleSource(Source):
         inputs = with_lead(self._inputs, (size,))
         with self._blueprint.environment():
             step = self._mapped(lambda: self._traced(lambda: self._blueprint.build_batched(axes, size), inputs, 1))
+            step = with_noise_of_each(step, self._single_step(size), size)
             check_batched(step, single, size, self.name)
             return self._mapped(lambda: read(step, self._param_specs, single))
 
