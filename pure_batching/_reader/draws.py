@@ -16,7 +16,6 @@ from .lines import place
 from .pieces import reads, spec_of_var, tainted_by
 from .step import TracedStep
 
-
 # What to do about any draw that is refused.
 ELSE = "Use pb.vmap, which runs the step of one sample."
 
