@@ -28,6 +28,7 @@ from .trees import assert_close, assert_identical, assert_not_identical, sample
 Tree = Any
 STEPS, SAMPLES, WINDOW = 4, 3, 2
 D = RULES["D_RTRL published"]
+RATE: Any = 300.0 * u.Hz
 ENVIRON = {"fit": True, "dt": 1.0 * u.ms}
 
 
@@ -287,7 +288,7 @@ class Background(Module):
     def __init__(self) -> None:
         super().__init__()
         self.inner = Driven(brainpy.state.LIF)
-        self.spikes = brainpy.state.PoissonSpike(N_IN, 300.0 * u.Hz)
+        self.spikes = brainpy.state.PoissonSpike(N_IN, RATE)
         self.syn = DeltaProj(comm=linear(N_IN, u.mV, 8.0), post=self.inner.neu)
 
     def update(self, x: Any) -> Any:
@@ -324,7 +325,7 @@ def test_explain_and_cost_tell_of_one_sample() -> None:
     batched = pb.manual(learner, SAMPLES)
     assert pb.explain(batched).rows == pb.explain(learner).rows
     assert "noise" in str(batched.carry_spec().keys)
-    assert {spec.shape for spec in batched.carry_spec().keys.values()} == {(SAMPLES,)}
+    assert {spec.shape[0] for spec in batched.carry_spec().keys.values()} == {SAMPLES}
 
 
 class Rows(Module):
@@ -420,6 +421,21 @@ class Kept(Membrane):
 def test_a_state_that_is_kept_once_has_no_room_for_noise() -> None:
     learner, _ = of_module(Kept, "ES_D_RTRL", N_IN)
     with pytest.raises(RandomnessError, match=r"got a draw that reaches 'filtered', which the samples share"):
+        pb.manual(learner, SAMPLES)
+
+
+class Sometimes(Between):
+    """Dropout for one sample only."""
+
+    def update(self, x: Any) -> Any:
+        return super().update(x) if x.ndim == 1 else self.second(self.first(x))
+
+
+def test_a_batch_that_draws_nothing() -> None:
+    learner, _ = of_module(Sometimes, "ES_D_RTRL", N_IN)
+    with pytest.raises(
+        RandomnessError, match=r"draws from the random keys \[\] with a batch axis, expected \['brainstate"
+    ):
         pb.manual(learner, SAMPLES)
 
 

@@ -75,6 +75,18 @@ def found_draws(step: TracedStep, own: Collection[str]) -> Draws:
     return Draws(tuple(makers), makers, frozenset(made), left)
 
 
+def check_same_keys(batch: TracedStep, single: TracedStep) -> None:
+    """Raise RandomnessError where a step with a batch axis reads other random keys."""
+    ours, theirs = batch.of_kind("key"), single.of_kind("key")
+    if ours != theirs:
+        raise RandomnessError(
+            "pb.manual",
+            got=f"a step that draws from the random keys {ours} with a batch axis",
+            expected=f"{theirs}, as for one sample",
+            repair=f"Draw in the same way with a batch axis. {ELSE}",
+        )
+
+
 def check_same_draws(ours: Draws, theirs: Draws, size: int) -> None:
     """Raise RandomnessError unless the k-th draw of a batch can stand for the k-th draw of a sample.
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from .._tree import Tree, with_lead
 from ..errors import RandomnessError
-from .draws import ELSE, Draws, at, check_free, check_same_draws, found_draws, shape_of, variables_of
+from .draws import ELSE, Draws, at, check_free, check_same_draws, check_same_keys, found_draws, shape_of, variables_of
 from .flat import flat, inlined
 from .jaxprs import ClosedJaxpr, JaxprEqn, Literal, Var, evaluate, inner, program
 from .pieces import cut_piece, order_of, reads, spec_of_var
@@ -36,6 +36,9 @@ def with_noise_of_each(traced: TracedStep, single: TracedStep, size: int) -> Tra
         one depends on a state or on a weight; or one that the samples share meets them where it cannot be told apart.
     """
     batch, one = (step._replace(jaxpr=flat(step.jaxpr, step.marks.is_use)) for step in (traced, single))
+    check_same_keys(batch, one)
+    if set(batch.states) != set(one.states):
+        return traced  # whoever reads the step refuses it
     own = [path for path in one.states if _shapes(one.states[path]) != _shapes(batch.states[path])]
     ours, theirs = found_draws(batch, own), found_draws(one, own)
     if not ours.eqns and not theirs.eqns:

@@ -54,6 +54,7 @@ class ModuleSource(Source):
         self.draws_at_start = self._initial_values.draws
         # A second strategy of the same size, and an audit, find what was traced for the first.
         self._programs: dict[int, Program] = {}
+        self._steps: dict[int, TracedStep] = {}
         self._batched_programs: dict[int, Program] = {}
         self.one_of(1)
 
@@ -78,8 +79,7 @@ class ModuleSource(Source):
 
     def one_of(self, size: int) -> Program:
         """See `Source.one_of`."""
-        along = 1 if self.axis_name is None else size
-        return remembered(self._programs, along, self._trace_one_of)
+        return remembered(self._programs, self._along(size), self._trace_one_of)
 
     def batched(self, size: int) -> Program:
         """See `Source.batched`."""
@@ -103,15 +103,17 @@ class ModuleSource(Source):
         known = {**values, **outside, **keys, RANDOM: left}
         return assembled(states, known)
 
+    def _along(self, size: int) -> int:
+        """How many samples lie along the axis, where there is one, for a batch of a size."""
+        return 1 if self.axis_name is None else size
+
     def _trace_one_of(self, size: int) -> Program:
         with self._blueprint.environment():
-            step = self._explained(lambda: self._single_step(size))
+            step = self._explained(lambda: self._traced(self._blueprint.build, self._inputs, size))
+            self._steps[size] = step
             check_step(step, self.name)
             check_kernels(step, self.name)
             return self._explained(lambda: read(step, self._param_specs))
-
-    def _single_step(self, size: int) -> TracedStep:
-        return self._traced(self._blueprint.build, self._inputs, 1 if self.axis_name is None else size)
 
     def _traced(self, build: Callable[[], brainstate.nn.Module], inputs: tuple[Tree, ...], size: int) -> TracedStep:
         """The step of one of `size` samples along the axis, if there is one, of a module that is built for it."""
@@ -137,7 +139,8 @@ class ModuleSource(Source):
         inputs = with_lead(self._inputs, (size,))
         with self._blueprint.environment():
             step = self._mapped(lambda: self._traced(lambda: self._blueprint.build_batched(axes, size), inputs, 1))
-            step = with_noise_of_each(step, self._single_step(size), size)
+            self.one_of(size)
+            step = with_noise_of_each(step, self._steps[self._along(size)], size)
             check_batched(step, single, size, self.name)
             return self._mapped(lambda: read(step, self._param_specs, single))
 

@@ -101,7 +101,8 @@ class FunctionSource(Source):
 
     def _single(self) -> Program:
         with jax.core.eval_context(), self.numerics.in_force():
-            step = self._explained(lambda: self._marked(self._single_step()))
+            self._step_of_one = self._explained(lambda: self._traced(self._inputs, self._state_specs))
+            step = self._explained(lambda: self._marked(self._step_of_one))
             check_step(step, self.name)
             return self._explained(lambda: read(step, self._specs))
 
@@ -112,12 +113,10 @@ class FunctionSource(Source):
         states = {path: spec if path in once else with_lead(spec, (size,)) for path, spec in self._state_specs.items()}
         with self.numerics.in_force():
             plain = self._mapped(lambda: self._traced(inputs, states))
-            step = self._marked(with_noise_of_each(plain, self._single_step(), size))
+            noisy = with_noise_of_each(plain, self._step_of_one, size)
+            step = self._mapped(lambda: self._marked(noisy))
             check_batched(step, single, size, self.name)
             return self._mapped(lambda: read(step, self._specs, single))
-
-    def _single_step(self) -> TracedStep:
-        return self._traced(self._inputs, self._state_specs)
 
     def _traced(self, inputs: tuple[Tree, ...], states: Mapping[str, Tree]) -> TracedStep:
         """The step on inputs and states of some shapes, flat, in which no use of a weight is marked yet."""
