@@ -7,6 +7,7 @@ from typing import Any
 import brainpy.state
 import brainscale
 import brainstate
+import braintrace
 import brainunit as u
 import jax
 import jax.numpy as jnp
@@ -296,7 +297,19 @@ class Background(Module):
         return self.inner(x)
 
 
-MODULES = (Membrane, Between, Background)
+class Traced(Module):
+    """A cell of BrainTrace behind dropout, and noise that reaches it through an operation of BrainTrace."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.drop = braintrace.nn.MinimalRNNCell(N_IN, N_REC), Dropout(0.6)
+        self.weight = braintrace.nn.Linear(N_REC, N_IN)
+
+    def update(self, x: Any) -> Any:
+        return self.cell(self.drop(x) + self.weight(brainstate.random.randn(N_REC)))
+
+
+MODULES = (Membrane, Between, Background, Traced)
 
 
 def of_module(make: Callable[[], Module], rule: str, *shape: int, **options: Any) -> tuple[pb.Learner, Any]:

@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from .._tree import Tree, with_lead
 from ..errors import RandomnessError
@@ -164,7 +163,7 @@ class _Rewriting:
         if not shape:
             (row,) = self._add(partial(_spread, shape=shape_of(result)), [found], eqn)
         else:
-            (row,) = self._add(_own_row if shape[0] > 1 else _only_row, [found], eqn)
+            (row,) = self._add(_first_row, [found], eqn)
         return row
 
     def _result(self, var: Any) -> Any:
@@ -195,19 +194,14 @@ def _is_row_by_row(eqn: JaxprEqn) -> bool:
     return eqn.primitive.name in ELEMENT_WISE or joins_columns
 
 
-def _only_row(x: jax.Array) -> list[jax.Array]:
-    """`[B, 1, ...]` -> `[B, ...]`."""
-    return [x[:, 0]]
+def _first_row(x: jax.Array) -> jax.Array:
+    """`[B, 1, ...]` or `[B, B, ...]` -> `[B, ...]`; what the samples share is the same in each of their rows."""
+    return x[:, 0]
 
 
-def _own_row(x: jax.Array) -> list[jax.Array]:
-    """`[B, B, ...]` -> `[B, ...]`: of what each sample draws for all of them, its own."""
-    return [jax.vmap(lambda rows, i: rows[i])(x, jnp.arange(len(x)))]
-
-
-def _spread(x: jax.Array, shape: tuple[int, ...]) -> list[jax.Array]:
+def _spread(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """`[B]` -> `[B, ...]`."""
-    return [jax.lax.broadcast_in_dim(x, shape, (0,))]
+    return jax.lax.broadcast_in_dim(x, shape, (0,))
 
 
 def _var_of(spec: jax.ShapeDtypeStruct, lead: tuple[int, ...]) -> Var:

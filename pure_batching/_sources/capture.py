@@ -139,7 +139,7 @@ class ModuleSource(Source):
         inputs = with_lead(self._inputs, (size,))
         with self._blueprint.environment():
             step = self._mapped(lambda: self._traced(lambda: self._blueprint.build_batched(axes, size), inputs, 1))
-            self.one_of(size)
+            self.one_of(size)  # whose step is remembered
             step = with_noise_of_each(step, self._steps[self._along(size)], size)
             check_batched(step, single, size, self.name)
             return self._mapped(lambda: read(step, self._param_specs, single))
