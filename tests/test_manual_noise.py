@@ -79,14 +79,14 @@ def of_a_fixed_key(_: Any, key: Any, x: Any, s: Any) -> tuple[Any, Any]:
     return same(jax.random.normal(key, s["h"].shape) + jax.random.normal(jax.random.key(3), s["h"].shape))
 
 
-def of_raw_keys(_: Any, key: Any, x: Any, s: Any) -> tuple[Any, Any]:
-    return same(jax.random.uniform(jax.random.split(jax.random.key_data(key))[1], s["h"].shape))
-
-
 def of_several_keys(_: Any, key: Any, x: Any, s: Any) -> tuple[Any, Any]:
     """A batch that makes its own keys draws, for all that, what one sample draws."""
     draw = functools.partial(jax.random.uniform, shape=(4,))
-    return same(draw(key) if x.ndim == 1 else jax.vmap(draw)(jax.random.split(key, len(x))))
+    return same(draw(key) if x.ndim == 1 else jax.vmap(draw)(jax.random.split(key, len(x))[::-1]))
+
+
+def of_raw_keys(p: Any, key: Any, x: Any, s: Any) -> tuple[Any, Any]:
+    return of_several_keys(p, jax.random.split(jax.random.key_data(key))[1], x, s)
 
 
 def in_a_loop(_: Any, key: Any, x: Any, s: Any) -> tuple[Any, Any]:
@@ -224,36 +224,40 @@ def test_the_samples_are_proved_independent(name: str) -> None:
     assert found.strategy == "pb.manual"
 
 
-def test_a_key_that_a_step_does_not_change() -> None:
-    """And one that it gives out."""
-
+def test_keys_that_a_step_does_not_change_or_gives_out() -> None:
     def step(p: Any, s: Any, x: Any) -> Any:
         own = jax.random.fold_in(s["key"], s["count"])
         h = 0.8 * s["h"] + jnp.tanh(x @ p["w"]) + jax.random.normal(own, s["h"].shape)
-        return {"key": s["key"], "h": h, "count": s["count"] + 1}, (h, own)
+        moved = jax.random.fold_in(s["moving"], 1)
+        return {"key": s["key"], "moving": moved, "h": h, "count": s["count"] + 1}, (h, own, s["moving"])
 
-    learner, params = pb.capture_function(step, PARAMS, STATE, jnp.zeros(3), algorithm=D)
+    learner, params = pb.capture_function(
+        step, PARAMS, {**STATE, "moving": jax.random.key(1)}, jnp.zeros(3), algorithm=D
+    )
     aux, loop = assert_as_loop(learner, params, squared, data(3))
-    assert_identical(jax.random.key_data(aux.outputs[1]), jax.random.key_data(loop.outputs[1]))
-    assert_identical(aux.carry.keys, pb.manual(learner, SAMPLES).init(jax.random.key(5)).keys)
+    start = pb.manual(learner, SAMPLES).init(jax.random.key(5)).keys
+    assert_identical(*(jax.tree.map(jax.random.key_data, one.outputs[1:]) for one in (aux, loop)))
+    assert_identical(aux.carry.keys["state.key"], start["state.key"])
+    assert_not_identical(aux.carry.keys["state.moving"], start["state.moving"])
 
 
-def test_keys_of_the_inputs_belong_to_the_samples_already() -> None:
-    """A batch that makes a key of each sample's input draws what it drew before."""
+def test_keys_of_a_sample_are_its_own_already() -> None:
+    """A batch that makes a key of what each sample has draws what it drew before."""
 
-    def step(p: Any, h: Any, x: Any, seed: Any) -> Any:
+    def step(p: Any, s: Any, x: Any) -> Any:
         def drawn(seed: Any) -> Any:
             return jax.random.normal(jax.random.key(seed), (4,))
 
-        noise = drawn(seed) if seed.ndim == 0 else jax.vmap(drawn)(seed)
-        h = 0.8 * h + jnp.tanh(x @ p["w"]) + noise
-        return h, (h, noise)
+        noise = drawn(s["seed"]) if x.ndim == 1 else jax.vmap(drawn)(s["seed"])
+        h = 0.8 * s["h"] + jnp.tanh(x @ p["w"]) + noise
+        return {"h": h, "seed": 7 * s["seed"] + jnp.floor(9 * x[..., 0]).astype(int)}, (h, noise)
 
-    learner, params = pb.capture_function(step, PARAMS, jnp.zeros(4), jnp.zeros(3), 0, algorithm=D)
-    xs, targets = data(3)
-    seeds = np.arange(STEPS * SAMPLES).reshape(STEPS, SAMPLES)
-    aux, loop = assert_as_loop(learner, params, squared, ((xs, seeds), targets))
+    state = {"h": jnp.zeros(4), "seed": jnp.zeros((), int)}
+    learner, params = pb.capture_function(step, PARAMS, state, jnp.zeros(3), algorithm=D)
+    aux, loop = assert_as_loop(learner, params, squared, data(3))
+    assert "state.seed" in aux.carry.other
     assert_identical(aux.outputs[1], loop.outputs[1])
+    assert_not_identical(aux.outputs[1][1, 0], aux.outputs[1][1, 1])
 
 
 class Membrane(Module):
@@ -342,14 +346,15 @@ def test_explain_and_cost_tell_of_one_sample() -> None:
 
 
 class Rows(Module):
-    """Dropout behind batch normalisation along a named axis."""
+    """Dropout and batch normalisation along a named axis, and noise of a key that the place along it changes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.inner, self.drop = Normalized((6, 2), N_REC, axis_name="batch"), Dropout(0.6)
 
     def update(self, x: Any) -> Any:
-        return self.inner(self.drop(x))
+        key = jax.random.fold_in(brainstate.random.split_key(), jax.lax.axis_index("batch"))
+        return self.inner(self.drop(x) + jax.random.uniform(key, (6, 2)))
 
 
 def test_along_a_named_axis() -> None:
@@ -367,6 +372,10 @@ def drops_weights(p: Any, key: Any, x: Any, s: Any) -> tuple[Any, Any]:
 
 def drops_inputs(_: Any, key: Any, x: Any, s: Any) -> tuple[Any, Any]:
     return x[..., jax.random.permutation(key, 3)][..., :1], ()
+
+
+def turned(_: Any, key: Any, x: Any, s: Any) -> tuple[Any, Any]:
+    return (s["h"].T * jax.random.normal(key)).T, ()
 
 
 def flattened(_: Any, key: Any, x: Any, s: Any) -> tuple[Any, Any]:
@@ -401,6 +410,7 @@ def of_several_steps(_: Any, key: Any, x: Any, s: Any) -> tuple[Any, Any]:
 REFUSED: dict[str, tuple[Draw, str]] = {
     "a weight": (drops_weights, r"that the samples share, until dot_general at \S+:\d+ \(drops_weights\) brings it"),
     "columns": (drops_inputs, r"that the samples share, until gather at \S+:\d+ \(drops_inputs\) brings it"),
+    "turned samples": (turned, r"that the samples share, until mul at \S+:\d+ \(turned\) brings it"),
     "a flat array": (flattened, r"of shape \(12,\) at \S+:\d+ \(flattened\) with .*expected the shape \(3, 4\), or"),
     "another number": (two_for_a_batch, "got 2 draws of random numbers with a batch axis, expected 1, as for one"),
     "a state": (of_a_state, r"of shape \(4,\) at \S+:\d+ \(of_a_state\) that depends on 'state.h', expected"),
