@@ -391,8 +391,8 @@ FAULTS = (
     Fault(
         "samples along a named axis are each alone on it",
         "_sources/capture.py",
-        "along = 1 if self.axis_name is None else size",
-        "along = 1",
+        "return 1 if self.axis_name is None else size",
+        "return 1",
         "tests/test_axis.py::TestGradients::test_equal_the_module_s_own_batch[ES_D_RTRL-vmap]",
     ),
     Fault(

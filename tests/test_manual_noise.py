@@ -429,6 +429,19 @@ def test_what_cannot_be_told_apart_is_refused(name: str) -> None:
     assert pb.vmap(learner, SAMPLES).batch_size == SAMPLES
 
 
+def test_a_key_that_a_state_changes() -> None:
+    def step(p: Any, s: Any, x: Any) -> Any:
+        h = 0.8 * s["h"] + jnp.tanh(x @ p["w"] + jax.random.normal(s["key"], s["h"].shape))
+        return {"key": jax.random.fold_in(s["key"], s["h"].sum() > 0), "h": h}, h
+
+    state = {"key": STATE["key"], "h": STATE["h"]}
+    learner, _ = pb.capture_function(step, PARAMS, state, jnp.zeros(3), algorithm=D)
+    with pytest.raises(
+        RandomnessError, match=r"got a random key that depends on 'state.h', expected draws of .*pb\.vmap"
+    ):
+        pb.manual(learner, SAMPLES)
+
+
 class Kept(Membrane):
     """Noise that is filtered by a state of the layer, which all samples of a batch share."""
 
@@ -439,6 +452,20 @@ class Kept(Membrane):
     def update(self, x: Any) -> Any:
         self.filtered.value = 0.5 * self.filtered.value + self.noise.randn(N_REC)
         return super().update(x) + self.filtered.value
+
+
+class Checked(Membrane):
+    """A chance that is drawn, and that BrainState checks in a way that JAX cannot map."""
+
+    def update(self, x: Any) -> Any:
+        return super().update(x) + brainstate.random.bernoulli(self.noise.rand(N_REC))
+
+
+def test_what_no_strategy_can_map() -> None:
+    learner, _ = of_module(Checked, "ES_D_RTRL", N_IN)
+    text = r"until cond at .*\(Checked.update\) cannot be mapped, expected .* Draw an array .* in front\.$"
+    with pytest.raises(RandomnessError, match=text):
+        pb.manual(learner, SAMPLES)
 
 
 def test_a_state_that_is_kept_once_has_no_room_for_noise() -> None:

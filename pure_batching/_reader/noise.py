@@ -146,7 +146,7 @@ class _Rewriting:
         try:
             return self._add(jax.vmap(partial(evaluate, alone), axes), [self._of_each(atom) for atom in atoms], eqn)
         except Exception as error:
-            raise _shared(eqn, "cannot be mapped") from error
+            raise _shared(eqn, "cannot be mapped", "") from error
 
     def _of_each(self, atom: Any) -> Any:
         return self.each[atom] if atom in self.each else self._name(atom)
@@ -210,10 +210,10 @@ def _var_of(spec: jax.ShapeDtypeStruct, lead: tuple[int, ...]) -> Var:
     return var
 
 
-def _shared(eqn: JaxprEqn, what: str) -> RandomnessError:
+def _shared(eqn: JaxprEqn, what: str, otherwise: str = f" {ELSE}") -> RandomnessError:
     return RandomnessError(
         "pb.manual",
         got=f"a draw that the samples share, until {eqn.primitive.name}{at(eqn)} {what}",
         expected="a draw with the batch axis in front, or one that meets the samples element by element",
-        repair=f"Draw an array for each sample, the batch axis in front. {ELSE}",
+        repair=f"Draw an array for each sample, the batch axis in front.{otherwise}",
     )
