@@ -161,6 +161,45 @@ FAULTS = (
         "tests/test_es_d_rtrl.py::TestLeakyNeuron::test_numbers_on_paper",
     ),
     Fault(
+        "by hand, every sample draws with the first sample's key",
+        "_reader/noise.py",
+        "results = self._add(mapped, [self.keys.get(var, var) for var in of_batch])",
+        "results = self._add(\n"
+        "            lambda *own: [x[jax.numpy.zeros(self.size, int)] for x in mapped(*own)],\n"
+        "            [self.keys.get(var, var) for var in of_batch],\n"
+        "        )",
+        "tests/test_manual_noise.py::test_a_draw_is_that_of_the_loop[normal]",
+    ),
+    Fault(
+        "by hand, the new random keys are not handed on",
+        "_reader/noise.py",
+        "given, [*theirs.values, *theirs.keys], order_of(jaxpr)",
+        "given, [*theirs.values, *_keys_before(single)], order_of(jaxpr)",
+        "tests/test_manual_noise.py::test_a_draw_is_that_of_the_loop[normal]",
+    ),
+    Fault(
+        "by hand, what the step draws without a batch axis is the first sample's",
+        "_reader/noise.py",
+        "return x[:, 0]",
+        "return jax.numpy.broadcast_to(x[:1, 0], x[:, 0].shape)",
+        "tests/test_manual_noise.py::test_a_draw_is_that_of_the_loop[shared]",
+        "tests/test_manual_noise.py::test_the_samples_are_proved_independent[shared, spread]",
+    ),
+    Fault(
+        "by hand, a draw of any shape is taken for that of the samples",
+        "_reader/draws.py",
+        "if shape_of(batched) not in allowed or",
+        "if",
+        "tests/test_manual_noise.py::test_what_cannot_be_told_apart_is_refused[a flat array]",
+    ),
+    Fault(
+        "by hand, a draw may depend on a state",
+        "_reader/draws.py",
+        'for path in (*own, *single.of_kind("param")):',
+        "for path in ():",
+        "tests/test_manual_noise.py::test_what_cannot_be_told_apart_is_refused[a state]",
+    ),
+    Fault(
         "a random key is used again",
         "_learning/online.py",
         "new = Carry(*done.states, trace=trace, update_count=start.update_count + 1)",
@@ -352,8 +391,8 @@ FAULTS = (
     Fault(
         "samples along a named axis are each alone on it",
         "_sources/capture.py",
-        "along = 1 if self.axis_name is None else size",
-        "along = 1",
+        "return 1 if self.axis_name is None else size",
+        "return 1",
         "tests/test_axis.py::TestGradients::test_equal_the_module_s_own_batch[ES_D_RTRL-vmap]",
     ),
     Fault(

@@ -14,7 +14,7 @@ from .subjects import IS_NIGHT
 
 # Each with one algorithm, in turn: every law of a model takes ten seconds and more.
 CASES = [(name, list(RULES)[place % len(RULES)]) for place, name in enumerate(EVERY)]
-BY_DAY = ("LSTMCell", "conv_rates", "brainscale.nn.BatchNorm2d (fit)", "brainstate.nn.OutputDelayAt")
+BY_DAY = ("LSTMCell", "conv_rates", "noisy", "brainscale.nn.BatchNorm2d (fit)", "brainstate.nn.OutputDelayAt")
 
 
 @pytest.mark.parametrize(

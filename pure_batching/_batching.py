@@ -72,6 +72,10 @@ def vmap(learner: Learner, batch_size: int) -> Learner:
 def manual(learner: Learner, batch_size: int, *, allow_coupling: bool = False) -> Learner:
     """Run a batch by tracing the module again, on `(B, ...)` arrays; its meaning is `pb.loop`.
 
+    Each sample draws random numbers with its own key, and draws what it draws under `pb.loop`. The module draws as many
+    times with a batch axis as without one, each time an array with the batch axis in front or one of the shape of a
+    single sample's, which each sample then has for itself.
+
     Args:
       learner: a learner of one sample.
       batch_size: `B`.
@@ -90,8 +94,7 @@ def manual(learner: Learner, batch_size: int, *, allow_coupling: bool = False) -
       SampleCouplingError: the module's own code couples the samples; the text names the leaf, the operation and its
         source line. `pb.audit` shows all of them. With an `axis_name`, samples may be coupled, but as in `pb.vmap`: the
         module's own code has to reduce its batch axis wherever it reduces the named one, as batch normalisation does.
-      RandomnessError: the module draws random numbers inside its step: one `(B, M)` draw from one key cannot equal a
-        key for each sample.
+      RandomnessError: a random draw of the step cannot be made with each sample's own key; the text names its line.
       BatchSizeError: not a positive integer.
       OptionError: an `allow_coupling` that is no flag.
     """

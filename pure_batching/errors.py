@@ -58,7 +58,7 @@ class StrategyError(PureBatchingError):
 
 
 class RandomnessError(StrategyError):
-    """A module draws random numbers inside its step, which `manual` cannot give to each sample alone."""
+    """A step draws random numbers in a way in which `manual` cannot give each sample its own."""
 
 
 class SampleCouplingError(StrategyError):

@@ -244,7 +244,6 @@ _FINE = {"environ": {"dt": 0.1 * u.ms}}
 _WITHOUT_FIT = {"environ": {"fit": False}}
 _STRONG = {"E": 5.0 * u.volt}
 _BLOCK = {**_STRONG, "alpha": 0.062 / u.mV, "V_offset": 0.0 * u.mV}
-_RANDOM = {"strategies": ("loop", "vmap"), "is_random": True}
 
 _OPERATIONS = (
     _layer("BatchNorm0d", *around(lambda: brainscale.nn.BatchNorm0d((5,)), 5, **_WITHOUT_FIT)),
@@ -333,11 +332,11 @@ _PROJECTIONS = (
     ),
     _spiking("SymmetryGapJunction", lambda: Joined(symmetric)),
     _spiking("AsymmetryGapJunction", lambda: Joined(asymmetric)),
-    _spiking("PoissonEncoder", Encoded, draws=(floats(N_IN, scale=500.0, unit=u.Hz),), **_RANDOM),
+    _spiking("PoissonEncoder", Encoded, draws=(floats(N_IN, scale=500.0, unit=u.Hz),), is_random=True),
     _spiking(
         "PoissonInput",
         lambda: Joined(lambda neu: brainpy.state.PoissonInput(neu.prefetch("V"), None, 10, 100 * u.Hz, 0.1 * u.mV)),
-        **_RANDOM,
+        is_random=True,
     ),
     Model(
         "brainstate.nn.PrefetchDelayAt",

@@ -143,7 +143,6 @@ _ALL = (
     Model(
         "noisy",
         lambda: modules.Noisy(N_IN, N_REC),
-        strategies=("loop", "vmap"),
         environ={"fit": True},
         is_random=True,
     ),

@@ -69,12 +69,10 @@ def label(name: str) -> str:
     return name if "." in name or name.startswith("model") else f"model `{name}`"
 
 
-_DRAWS = ("draws from the random key", "draws random numbers")
 _COUPLES = ("coupled|keeps once for a whole batch", "couples the samples")
 
 # Why `pb.manual` refuses, by model: what it says, and what the page says.
 NOT_BY_HAND: Mapping[str, tuple[str, str]] = {
-    **{model.name: _DRAWS for model in EVERY.values() if model.is_random},
     "normalized": _COUPLES,
     "brainscale.nn.BatchNorm2d (fit)": _COUPLES,
     "brainpy.state.CurrentProj (delay)": ("with a batch axis", "its delay has no batch axis"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import pure_batching as pb
-from pure_batching.errors import RandomnessError, StrategyError
+from pure_batching.errors import StrategyError
 
 from .alive import assert_alive, assert_gradients_alive
 from .bench import (
@@ -285,11 +285,6 @@ class TestRefusals:
         text = rf"pb\.{second}: got a learner batched by pb\.{first}, expected a learner of one sample\. .*pb\.capture"
         with pytest.raises(StrategyError, match=text):
             STRATEGIES[second](learner, SAMPLES)
-
-    def test_manual_with_random_steps(self, seed: int) -> None:
-        text = r"pb\.manual: got a module that draws from the random key .* inside its step.*Use pb\.vmap"
-        with pytest.raises(RandomnessError, match=text):
-            pb.manual(bench("noisy", seed).learner, SAMPLES)
 
     def test_manual_with_batch_normalisation(self, seed: int) -> None:
         with pytest.raises(StrategyError, match=r"[Nn]orm.*pb\.vmap"):

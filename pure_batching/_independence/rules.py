@@ -199,6 +199,7 @@ RULES: Mapping[str, Rule] = {
     "conv_general_dilated": _convolution,
     "dot_general": _dot,
     "fft": _transform,
+    "random_gamma": _leading,
     "random_wrap": _unwrapped,
     "reshape": _reshape,
     "rev": _reverse,

@@ -37,6 +37,16 @@ def flat(jaxpr: Any, is_opaque: Test = lambda _: False, calls: frozenset[str] = 
     return ClosedJaxpr(opened, [work.consts[name] for name in names])
 
 
+def inlined(
+    jaxpr: Any, given: Sequence[Any], is_opaque: Test = lambda _: False
+) -> tuple[list[JaxprEqn], dict[Var, Any], list[Any]]:
+    """The equations of a program at given variables and literals, its constants by variable, and its results."""
+    equations, consts = inner(jaxpr)
+    work = _Flattening(is_opaque, _OPENED)
+    results = work.inside(equations, consts, given, None)
+    return work.eqns, work.consts, results
+
+
 def equations_of(function: Callable[..., jax.Array], *atoms: Any) -> tuple[list[JaxprEqn], Var]:
     """The equations of a function of variables and literals, and the variable of its result."""
     jaxpr, consts = inner(jax.make_jaxpr(function)(*(spec_of_var(atom) for atom in atoms)))

@@ -1,6 +1,6 @@
 """Parts of a flat step, cut out in the order of its equations, so that every process cuts the same part."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -92,7 +92,7 @@ def reachable(
     return found
 
 
-def reads(eqn: JaxprEqn, variables: set[Var]) -> bool:
+def reads(eqn: JaxprEqn, variables: Container[Var]) -> bool:
     """Whether an equation reads one of the variables."""
     return any(var in variables for var in eqn.invars if not isinstance(var, Literal))
 

@@ -13,6 +13,7 @@ import numpy as np
 from .._conform import conform
 from .._program import Params, Program, States
 from .._reader.checks import check_batched, check_step
+from .._reader.noise import with_noise_of_each
 from .._reader.reading import read
 from .._reader.step import TracedStep
 from .._tree import Tree, spec_of, spec_text, strong, with_lead
@@ -53,6 +54,7 @@ class ModuleSource(Source):
         self.draws_at_start = self._initial_values.draws
         # A second strategy of the same size, and an audit, find what was traced for the first.
         self._programs: dict[int, Program] = {}
+        self._steps: dict[int, TracedStep] = {}
         self._batched_programs: dict[int, Program] = {}
         self.one_of(1)
 
@@ -77,8 +79,7 @@ class ModuleSource(Source):
 
     def one_of(self, size: int) -> Program:
         """See `Source.one_of`."""
-        along = 1 if self.axis_name is None else size
-        return remembered(self._programs, along, self._trace_one_of)
+        return remembered(self._programs, self._along(size), self._trace_one_of)
 
     def batched(self, size: int) -> Program:
         """See `Source.batched`."""
@@ -102,9 +103,14 @@ class ModuleSource(Source):
         known = {**values, **outside, **keys, RANDOM: left}
         return assembled(states, known)
 
+    def _along(self, size: int) -> int:
+        """How many samples lie along the axis, where there is one, for a batch of a size."""
+        return 1 if self.axis_name is None else size
+
     def _trace_one_of(self, size: int) -> Program:
         with self._blueprint.environment():
             step = self._explained(lambda: self._traced(self._blueprint.build, self._inputs, size))
+            self._steps[size] = step
             check_step(step, self.name)
             check_kernels(step, self.name)
             return self._explained(lambda: read(step, self._param_specs))
@@ -133,6 +139,8 @@ class ModuleSource(Source):
         inputs = with_lead(self._inputs, (size,))
         with self._blueprint.environment():
             step = self._mapped(lambda: self._traced(lambda: self._blueprint.build_batched(axes, size), inputs, 1))
+            self.one_of(size)  # whose step is remembered
+            step = with_noise_of_each(step, self._steps[self._along(size)], size)
             check_batched(step, single, size, self.name)
             return self._mapped(lambda: read(step, self._param_specs, single))
 

@@ -14,6 +14,7 @@ from .._reader.checks import check_batched, check_step
 from .._reader.flat import flat
 from .._reader.jaxprs import inner
 from .._reader.marking import with_marks
+from .._reader.noise import with_noise_of_each
 from .._reader.reading import read
 from .._reader.step import Kind, TracedStep
 from .._tree import Tree, is_key, is_quantity, mantissa, spec_of, with_lead
@@ -100,35 +101,39 @@ class FunctionSource(Source):
 
     def _single(self) -> Program:
         with jax.core.eval_context(), self.numerics.in_force():
-            step = self._explained(lambda: self._traced(self._inputs, self._state_specs))
+            self._step_of_one = self._explained(lambda: self._traced(self._inputs, self._state_specs))
+            step = self._explained(lambda: self._marked(self._step_of_one))
             check_step(step, self.name)
             return self._explained(lambda: read(step, self._specs))
 
     def _trace_batched(self, size: int) -> Program:
         single = self._program
         inputs, shared = with_lead(self._inputs, (size,)), single.states.shared
-        states = {
-            path: spec if path in shared else with_lead(spec, (size,)) for path, spec in self._state_specs.items()
-        }
+        once = {*shared, *single.states.keys}
+        states = {path: spec if path in once else with_lead(spec, (size,)) for path, spec in self._state_specs.items()}
         with self.numerics.in_force():
-            step = self._mapped(lambda: self._traced(inputs, states))
+            plain = self._mapped(lambda: self._traced(inputs, states))
+            noisy = with_noise_of_each(plain, self._step_of_one, size)
+            step = self._mapped(lambda: self._marked(noisy))
             check_batched(step, single, size, self.name)
             return self._mapped(lambda: read(step, self._specs, single))
 
     def _traced(self, inputs: tuple[Tree, ...], states: Mapping[str, Tree]) -> TracedStep:
-        """The step on inputs and states of some shapes, in which each use of a weight is marked."""
+        """The step on inputs and states of some shapes, flat, in which no use of a weight is marked yet."""
         weights = list(self._specs.values())
         run = jax.make_jaxpr(self._run, return_shape=True)
         with jax.disable_jit(disable=False):
             jaxpr, (output, *_) = run(inputs, weights, list(states.values()))
-        opened = flat(jaxpr)
-        invars = inner(opened)[0].invars
-        first = len(jax.tree.leaves(inputs))
-        last = first + len(jax.tree.leaves(weights))
-        marked = with_marks(opened, invars[first:last], [*invars[:first], *invars[last:]])
         specs = {**self._specs, **states}
         widths = {path: 0 for path, kind in self._kinds.items() if kind == "hidden"}
-        return TracedStep(marked, inputs, spec_of(output), specs, self._kinds, widths, self._marks, None)
+        return TracedStep(flat(jaxpr), inputs, spec_of(output), specs, self._kinds, widths, self._marks, None)
+
+    def _marked(self, step: TracedStep) -> TracedStep:
+        """The same step with each use of a weight in a call of its own."""
+        invars = inner(step.jaxpr)[0].invars
+        first = len(jax.tree.leaves(step.inputs))
+        last = first + len(jax.tree.leaves(list(self._specs.values())))
+        return step._replace(jaxpr=with_marks(step.jaxpr, invars[first:last], [*invars[:first], *invars[last:]]))
 
     def _run(self, inputs: tuple[Tree, ...], weights: list[Tree], states: list[Tree]) -> tuple[Tree, Tree, Tree]:
         """The output, the weights and the new states, as the reader takes them."""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from .._program import Params, Perturbation, Program, States, Step
 from .._sources.base import Source
 from .._tree import Tree, moved
-from ..errors import RandomnessError, StrategyError
+from ..errors import StrategyError
 from .alone import execute_alone
 from .base import MapSamples, Strategy
 from .vmap import each_by_vmap, execute_by_vmap
@@ -46,11 +46,10 @@ class Manual(Strategy):
         """The step of one of `B` samples; the step of the batch is traced too.
 
         Raises:
-          RandomnessError: the step draws random numbers.
+          RandomnessError: a draw of the step cannot be made with each sample's own key.
           StrategyError: the source's own code does not carry a batch axis, or takes another way with one.
         """
         single = source.one_of(self.size)
-        _refuse_random(single)
         batched = source.batched(self.size)
         _check_same_relations(single, batched)
         _check_samples_lead(single, batched, self.size)
@@ -121,16 +120,6 @@ def _for_each_sample(arrays: dict[str, jax.Array], specs: Mapping[str, Any], bat
         return array.reshape(batch_size, *shape)
 
     return {name: own(array, specs[name].shape) for name, array in arrays.items()}
-
-
-def _refuse_random(program: Program) -> None:
-    if program.states.keys:
-        raise RandomnessError(
-            "pb.manual",
-            got=f"a module that draws from the random key {', '.join(program.states.keys)!r} inside its step",
-            expected="a step without random numbers",
-            repair="Use pb.vmap, which gives each sample a key of its own.",
-        )
 
 
 def _check_same_relations(single: Program, batched: Program) -> None:

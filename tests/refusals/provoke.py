@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import brainscale
+import brainstate
 import brainunit as u
 import jax
 import jax.numpy as jnp
@@ -217,6 +218,13 @@ class Remembering(_OneLayer):
     def update(self, x: jax.Array) -> jax.Array:
         self.memory.value = jnp.atleast_2d(0.5 * self.memory.value + x).sum(0)
         return self.cell(x)
+
+
+class Thinned(_OneLayer):
+    """Inputs are left out by indices that a batch shares."""
+
+    def update(self, x: jax.Array) -> jax.Array:
+        return self.cell(x[..., brainstate.random.randint(0, N_IN, (N_IN,))])
 
 
 class Flattened(_OneLayer):

@@ -5,7 +5,7 @@ from pure_batching.errors import BatchSizeError, RandomnessError, SampleCoupling
 
 from ..bench import SAMPLES, STRATEGIES, bench
 from ..models import squared
-from .provoke import Flattened, Refusal, Remembering, Summed, captured, one_input, tutorial
+from .provoke import Flattened, Refusal, Remembering, Summed, Thinned, captured, one_input, tutorial
 
 STRATEGY = (
     *(
@@ -44,11 +44,11 @@ STRATEGY = (
         "pb.vmap: got a learner batched by pb.loop, expected a learner of one sample. Apply one strategy to",
     ),
     Refusal(
-        "manual with random numbers",
-        lambda seed: pb.manual(bench("noisy", seed).learner, SAMPLES),
+        "manual with random numbers that the samples share",
+        lambda _: pb.manual(captured(Thinned(), one_input()), SAMPLES),
         RandomnessError,
-        "pb.manual: got a module that draws from the random key 'brainstate.random.DEFAULT' inside its step, "
-        "expected ~ Use pb.vmap",
+        "pb.manual: got a draw that the samples share, until gather at provoke.py: ~ (Thinned.update) brings it "
+        "together with the samples, expected ~ the batch axis in front ~ Use pb.vmap, which",
     ),
     Refusal(
         "manual with an output that forgets the batch axis",
