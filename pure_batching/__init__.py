@@ -23,6 +23,7 @@ from ._carries import (
 )
 from ._cost import Cost as Cost, cost as cost
 from ._explain import Explanation as Explanation, explain as explain
+from ._finite import check_finite as check_finite
 from ._independence.audit import Audit as Audit, audit as audit
 from ._learning.carry import Carry as Carry, apart as apart
 from ._learning.clipping import clipped_grad as clipped_grad

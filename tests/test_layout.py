@@ -43,6 +43,7 @@ ORDER = (
         "_independence",
         "_batching",
         "_carries",
+        "_finite",
         "_bridge",
         "testing",
     ),
@@ -80,7 +81,7 @@ PUBLIC = {
         "PureBatchingError",
     ),
     *("sequence_grad", "Aux", "sample_norms", "clipped_grad", "audit", "Audit", "SampleCouplingError"),
-    *("explain", "Explanation", "cost", "Cost", "online"),
+    *("explain", "Explanation", "cost", "Cost", "online", "check_finite"),
     *("stack", "unstack", "concat", "split", "gather", "scatter", "permute", "apart"),
 }
 

@@ -1,9 +1,10 @@
 """Every wrong call, and what its error says."""
 
+from .around import AROUND
 from .captures import CAPTURE
 from .data import DATA
 from .options import OPTIONS
 from .steps import STEP
 from .strategies import STRATEGY
 
-REFUSALS = (*DATA, *STEP, *CAPTURE, *STRATEGY, *OPTIONS)
+REFUSALS = (*DATA, *STEP, *CAPTURE, *STRATEGY, *OPTIONS, *AROUND)
