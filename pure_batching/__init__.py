@@ -31,5 +31,6 @@ from ._learning.learner import Learner as Learner
 from ._learning.norms import sample_norms as sample_norms
 from ._learning.sequence import Aux as Aux, sequence_grad as sequence_grad
 from ._learning.updates import online as online
+from ._saved import check_saved as check_saved
 from ._sources.states import read_states as read_states, write_states as write_states
 from .errors import PureBatchingError as PureBatchingError, SampleCouplingError as SampleCouplingError

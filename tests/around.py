@@ -1,11 +1,19 @@
-"""A small recurrent function with noise, as a user of plain JAX has it: what the rest of JAX is put around."""
+"""A small recurrent function with noise, as a user of plain JAX has it, and how it is taken to other processes."""
 
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import pure_batching as pb
+
+Tree = Any
 
 FEATURES, SIZE, CLASSES = 3, 6, 2
 STEPS, SAMPLES = 8, 4
@@ -41,3 +49,33 @@ def data(steps: int = STEPS, samples: int = SAMPLES, seed: int = 1) -> tuple[jax
     """Inputs and what they were shortly before, `[T, B, ...]`: it can be learned."""
     inputs = jax.random.normal(jax.random.key(seed), (steps, samples, FEATURES))
     return inputs, (inputs + jnp.roll(inputs, 1, 0))[..., :CLASSES]
+
+
+def in_another_process(code: str, *arguments: Path) -> str:
+    """What a program prints that knows nothing of this process but its numbers of 64 bits."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    environ = {**os.environ, "JAX_ENABLE_X64": "1", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=environ, cwd=Path(__file__).parents[1], timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def specs(tree: Tree) -> Tree:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
+
+def flattened(function: Callable[..., Tree], *arguments: Tree) -> tuple[Callable[..., Any], list[np.ndarray]]:
+    """A function of arrays without units, names or key types, and the arguments as such arrays."""
+    leaves, structure = jax.tree.flatten(arguments)
+    are_keys = [jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves]
+
+    def raw(leaf: jax.Array) -> jax.Array:
+        return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+
+    def run(*arrays: jax.Array) -> list[jax.Array]:
+        typed = [jax.random.wrap_key_data(a) if key else a for a, key in zip(arrays, are_keys, strict=True)]
+        return [raw(leaf) for leaf in jax.tree.leaves(function(*jax.tree.unflatten(structure, typed)))]
+
+    return run, [np.asarray(raw(leaf)) for leaf in leaves]

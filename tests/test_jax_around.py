@@ -1,10 +1,7 @@
 """What JAX, and Python, offer around a pure function: it holds for a step and for the gradient of a sequence."""
 
 import copy
-import os
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,28 +20,13 @@ import pure_batching as pb
 from pure_batching.errors import PickleError
 
 from . import around
-from .around import FEATURES, SAMPLES, STEPS
+from .around import FEATURES, SAMPLES, STEPS, flattened, in_another_process, specs
 from .bench import RULES, SAMPLES as BENCH_SAMPLES, STEPS as BENCH_STEPS, STRATEGIES, Request, bench
 from .trees import assert_close, assert_differ, assert_identical, largest, sample
 
 Tree = Any
 RULE = "D_RTRL published"
 KEY = jax.random.key(7)
-
-
-def in_another_process(code: str, *arguments: Path) -> str:
-    """What a program prints that knows nothing of this process but its numbers of 64 bits."""
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    environ = {**os.environ, "JAX_ENABLE_X64": "1", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env=environ, cwd=Path(__file__).parents[1], timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def specs(tree: Tree) -> Tree:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
 
 def size_of(tree: Tree) -> int:
@@ -135,21 +117,6 @@ known = [name for name in sys.modules if name.split(".")[0] in ("pure_batching",
 assert not known, known
 result.write_bytes(pickle.dumps(found))
 """
-
-
-def flattened(function: Callable[..., Tree], *arguments: Tree) -> tuple[Callable[..., Any], list[np.ndarray]]:
-    """A function of arrays without units, names or key types, and the arguments as such arrays."""
-    leaves, structure = jax.tree.flatten(arguments)
-    are_keys = [jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves]
-
-    def raw(leaf: jax.Array) -> jax.Array:
-        return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
-
-    def run(*arrays: jax.Array) -> list[jax.Array]:
-        typed = [jax.random.wrap_key_data(a) if key else a for a, key in zip(arrays, are_keys, strict=True)]
-        return [raw(leaf) for leaf in jax.tree.leaves(function(*jax.tree.unflatten(structure, typed)))]
-
-    return run, [np.asarray(raw(leaf)) for leaf in leaves]
 
 
 class TestExport:

@@ -44,6 +44,7 @@ ORDER = (
         "_batching",
         "_carries",
         "_finite",
+        "_saved",
         "_bridge",
         "testing",
     ),
@@ -81,7 +82,7 @@ PUBLIC = {
         "PureBatchingError",
     ),
     *("sequence_grad", "Aux", "sample_norms", "clipped_grad", "audit", "Audit", "SampleCouplingError"),
-    *("explain", "Explanation", "cost", "Cost", "online", "check_finite"),
+    *("explain", "Explanation", "cost", "Cost", "online", "check_finite", "check_saved"),
     *("stack", "unstack", "concat", "split", "gather", "scatter", "permute", "apart"),
 }
 
