@@ -4,13 +4,14 @@
 
 A small recurrent network learns a stream that never ends, by `pb.sequence_grad` in windows (an update after each chunk)
 and by `pb.online` (an update after each window). A line for each tenth of the run: time, resident memory of the
-process, arrays that JAX holds, programs that were compiled so far, and the loss. The exit code is 1 where, after the
-first tenth, a program is compiled, an array more is held, the memory grows by more than `--growth`, or the loss is not
-finite or not lower in the end.
+process, arrays that JAX holds, programs that were compiled so far, and the loss; before them one for the first chunk.
+The exit code is 1 where, after the first tenth, a program is compiled, an array is added or the memory grows by more
+than `--growth`, or where the loss is not finite, or at the end not lower than in the first chunk.
 """
 
 import argparse
 import gc
+import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -90,7 +91,7 @@ WAYS = {"pb.sequence_grad": by_sequence_grad, "pb.online": by_online}
 
 
 def run(way: str, rule: str, options: argparse.Namespace, programs: list[str]) -> Iterator[Sample]:
-    """Train, and look at the process after each tenth."""
+    """Train, and look at the process after the first chunk and after each tenth."""
     keys, sizes = jax.random.split(jax.random.key(0), 3), {"w": FEATURES, "u": options.hidden, "out": options.hidden}
     shapes = {name: (size, CLASSES if name == "out" else options.hidden) for name, size in sizes.items()}
     params = {name: jax.random.normal(key, shapes[name]) / 4 for name, key in zip(shapes, keys, strict=True)}
@@ -106,15 +107,16 @@ def run(way: str, rule: str, options: argparse.Namespace, programs: list[str]) -
     advance = jax.jit(part, donate_argnums=0)
     state = params, optimizer.init(params), batched.init()
     del params
-    chunks = options.steps // options.chunk // PARTS
+    chunks = options.steps // options.chunk
+    ends = [1, *(chunks * (i + 1) // PARTS for i in range(PARTS))]
     programs.clear()
-    for tenth in range(PARTS):
+    for first, end in itertools.pairwise([0, *ends]):
         begun, total = time.perf_counter(), jnp.zeros(())
-        for number in range(tenth * chunks, (tenth + 1) * chunks):
+        for number in range(first, end):
             state, losses = advance(state, jnp.asarray(number))
             total = total + losses
-        mean = float(total) / chunks
-        elapsed = 1e6 * (time.perf_counter() - begun) / (chunks * options.chunk)
+        mean = float(total) / (end - first)
+        elapsed = 1e6 * (time.perf_counter() - begun) / ((end - first) * options.chunk)
         del total, losses
         pb.check_finite(state)
         yield Sample(int(state[2].update_count[0]), elapsed, resident(), held(), len(programs), mean)
@@ -134,10 +136,10 @@ def held() -> tuple[int, int]:
 
 def holds(samples: list[Sample], growth: float) -> bool:
     """Whether nothing grew after the first tenth, and the network learned."""
-    first, last = samples[0], samples[-1]
-    is_kept = all((one.arrays, one.programs) == (first.arrays, first.programs) for one in samples)
-    is_flat = max(one.resident for one in samples) <= first.resident + growth
-    return is_kept and is_flat and last.loss < first.loss
+    start, first, *later = samples
+    is_kept = all((one.arrays, one.programs) == (first.arrays, first.programs) for one in later)
+    is_flat = max(one.resident for one in later) <= first.resident + growth
+    return is_kept and is_flat and later[-1].loss < start.loss
 
 
 def main() -> int:
