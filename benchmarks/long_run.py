@@ -28,7 +28,9 @@ import pure_batching as pb
 
 FEATURES, CLASSES, PARTS = 4, 2, 10
 RULES = {"ES_D_RTRL": pb.ES_D_RTRL(0.9), "D_RTRL, published": pb.D_RTRL(rule="published")}
-RATE = 1e-3
+
+# Of Adam: an update after each window is a hundred times as many as one after each chunk.
+RATES = {"pb.sequence_grad": 1e-3, "pb.online": 1e-4}
 
 Train = Callable[..., Any]
 
@@ -97,7 +99,7 @@ def run(way: str, rule: str, options: argparse.Namespace, programs: list[str]) -
     params = {name: jax.random.normal(key, shapes[name]) / 4 for name, key in zip(shapes, keys, strict=True)}
     start = jnp.zeros(options.hidden), jnp.zeros(FEATURES)
     learner, params = pb.capture_function(step, params, *start, algorithm=RULES[rule])
-    batched, optimizer = pb.vmap(learner, options.samples), optax.adam(RATE)
+    batched, optimizer = pb.vmap(learner, options.samples), optax.adam(RATES[way])
     train = WAYS[way](batched, optimizer, options.window)
 
     def part(state: Any, number: jax.Array) -> Any:
