@@ -29,6 +29,7 @@ from ._carries import (
 )
 from ._cost import Cost as Cost, cost as cost
 from ._explain import Explanation as Explanation, explain as explain
+from ._finite import check_finite as check_finite
 from ._independence.audit import Audit as Audit, audit as audit
 from ._learning.carry import Carry as Carry, apart as apart
 from ._learning.clipping import clipped_grad as clipped_grad
@@ -36,6 +37,7 @@ from ._learning.learner import Learner as Learner
 from ._learning.norms import sample_norms as sample_norms
 from ._learning.sequence import Aux as Aux, sequence_grad as sequence_grad
 from ._learning.updates import online as online
+from ._saved import check_saved as check_saved
 from ._slot_table import SlotTable as SlotTable
 from ._slots import SlotAux as SlotAux, Slots as Slots
 from ._sources.states import read_states as read_states, write_states as write_states

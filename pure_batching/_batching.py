@@ -16,7 +16,7 @@ from ._strategies.loop import Loop
 from ._strategies.manual import Manual
 from ._strategies.sharded import Sharded, devices_along
 from ._strategies.vmap import Vmap
-from ._wording import listed
+from ._wording import count, listed
 from .errors import BatchSizeError, OptionError, SampleCouplingError, StrategyError
 
 
@@ -195,7 +195,7 @@ def sharded(
             Sharded.name,
             got=f"batch size {size} on {devices} devices",
             expected=f"a multiple of {devices}",
-            repair=f"Add {-size % devices} samples that mask= leaves out.",
+            repair=f"Add {count(-size % devices, 'sample')} that mask= leaves out.",
         )
     inner = _inner(learner, size // devices, by)
     if isinstance(inner, Sharded):

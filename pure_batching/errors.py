@@ -69,5 +69,23 @@ class SlotError(PureBatchingError):
     """A session cannot be admitted to a table of slots, or cannot be found in it."""
 
 
+class NonFiniteError(PureBatchingError):
+    """A number is NaN or infinite.
+
+    Attributes:
+      step, sample: where the first of them stands; None where the array has no such axis.
+    """
+
+    def __init__(
+        self, where: str, *, got: object, expected: object, repair: str, step: int | None, sample: int | None
+    ) -> None:
+        super().__init__(where, got=got, expected=expected, repair=repair)
+        self.step, self.sample = step, sample
+
+
+class PickleError(PureBatchingError):
+    """A learner cannot be sent to another process; its params and its carry can."""
+
+
 class NativeError(PureBatchingError):
     """Native BrainScale states do not fit a learner."""

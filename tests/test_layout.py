@@ -47,6 +47,8 @@ ORDER = (
         "_slot_carries",
         "_slot_arguments",
         "_slots",
+        "_finite",
+        "_saved",
         "_bridge",
         "testing",
     ),
@@ -86,7 +88,7 @@ PUBLIC = {
         "PureBatchingError",
     ),
     *("sequence_grad", "Aux", "sample_norms", "clipped_grad", "audit", "Audit", "SampleCouplingError"),
-    *("explain", "Explanation", "cost", "Cost", "online"),
+    *("explain", "Explanation", "cost", "Cost", "online", "check_finite", "check_saved"),
     *("Slots", "SlotTable", "SlotAux"),
     *("stack", "unstack", "concat", "split", "gather", "scatter", "permute", "apart"),
 }

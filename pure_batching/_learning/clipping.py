@@ -38,6 +38,12 @@ class ClippedAux(NamedTuple):
     norms: jax.Array
     clipped: jax.Array
 
+    @staticmethod
+    def sample_axes() -> "ClippedAux":
+        """The axis of the samples in each field; None for what they share."""
+        axes: Any = (1, 0, None)
+        return ClippedAux(Carry.sample_axes(), *axes)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ClippedGradFn(SequenceFn[tuple[Params, ClippedAux]]):

@@ -85,6 +85,17 @@ class Learner(eqx.Module):
         """The inverse of `parted`."""
         return Learner(self.source, self.program, eqx.combine(numbers, self.algorithm), self.strategy)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """The step is captured again where a learner is unpickled; PickleError where it cannot be."""
+        return _captured_again, (*self.source.recipe(), self.algorithm, self.strategy)
+
+    def __copy__(self) -> "Learner":
+        return self
+
+    def __deepcopy__(self, memo: Any) -> "Learner":
+        """The same: a learner is a value, and cannot change."""
+        return self
+
     def __repr__(self) -> str:
         inputs = ", ".join(spec_text(spec) for spec in self.program.inputs)
         batch = "one sample" if self.batch_size is None else f"{self.strategy.name} of {self.batch_size} samples"
@@ -253,6 +264,10 @@ def _begun(learner: Learner, key: jax.Array) -> Carry:
 
 def _stepped(learner: Learner, params: Params, carry: Carry, inputs: tuple[Tree, ...]) -> tuple[Carry, Tree]:
     return in_shares(learner, differentiable_step, axes=_STEP_AXES)(params, carry, inputs)
+
+
+def _captured_again(make: Any, arguments: tuple[Any, ...], algorithm: Algorithm, strategy: Strategy) -> Learner:
+    return Learner.of(make(*arguments), algorithm, strategy)
 
 
 def check_key(key: Any) -> jax.Array:

@@ -1,7 +1,8 @@
 """Source: what was captured, and the programs that can be read from it."""
 
 import abc
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -18,10 +19,17 @@ def assembled(specs: States, known: Mapping[str, Tree]) -> States:
     return States(*(strong(field, spec) for field, spec in zip(found, specs, strict=True)))
 
 
+@contextmanager
+def reading() -> Iterator[None]:
+    """What a program is traced under: in `jax.jit` no tracer may stay in it, and `jax.disable_jit` may hide no call."""
+    with jax.core.eval_context(), jax.disable_jit(disable=False):
+        yield
+
+
 def remembered(programs: dict[int, Program], size: int, trace: Callable[[int], Program]) -> Program:
-    """The program of a size, traced once; inside `jax.jit`, no tracer of it may stay in the memory."""
+    """The program of a size, traced once."""
     if size not in programs:
-        with jax.core.eval_context():
+        with reading():
             programs[size] = trace(size)
     return programs[size]
 
@@ -70,6 +78,14 @@ class Source(abc.ABC):
     @abc.abstractmethod
     def batch_axes(self) -> Mapping[str, Tree]:
         """For each hidden and other state of a sample, the axis where the source keeps the batch in each leaf."""
+
+    @abc.abstractmethod
+    def recipe(self) -> tuple[Callable[..., "Source"], tuple[Any, ...]]:
+        """A function that captures the same again, in another process too, and its arguments, which can be pickled.
+
+        Raises:
+          PickleError: what was captured cannot be sent to another process.
+        """
 
     @abc.abstractmethod
     def fresh(self, key: jax.Array) -> States:

@@ -17,7 +17,7 @@ from .._reader.noise import with_noise_of_each
 from .._reader.reading import read
 from .._reader.step import TracedStep
 from .._tree import Tree, spec_of, spec_text, strong, with_lead
-from ..errors import CaptureError, PureBatchingError, StrategyError, StructureError
+from ..errors import CaptureError, PickleError, PureBatchingError, StrategyError, StructureError
 from .base import Source, assembled, remembered
 from .blueprint import Blueprint, Traced
 from .kernels import check_kernels
@@ -94,6 +94,15 @@ class ModuleSource(Source):
             for field in (states.hidden, states.other)
             for path, spec in field.items()
         }
+
+    def recipe(self) -> tuple[Callable[..., Source], tuple[Any, ...]]:
+        """See `Source.recipe`."""
+        raise PickleError(
+            self.name,
+            got="a learner of a module, which BrainState does not let anyone pickle",
+            expected="a learner of a plain function, or arrays",
+            repair="Pickle params and carry, and call pb.capture on the module in the other process.",
+        )
 
     def fresh(self, key: jax.Array) -> States:
         """See `Source.fresh`."""

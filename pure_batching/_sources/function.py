@@ -4,8 +4,8 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
-import jax.core
 import jax.numpy as jnp
+import numpy as np
 
 from .._conform import conform
 from .._numerics import Numerics
@@ -19,7 +19,7 @@ from .._reader.reading import read
 from .._reader.step import Kind, TracedStep
 from .._tree import Tree, is_key, is_quantity, mantissa, spec_of, with_lead
 from ..errors import CaptureError, PureBatchingError, StrategyError
-from .base import Source, assembled, remembered
+from .base import Source, assembled, reading, remembered
 from .function_marks import FunctionMarks
 from .keys import folded_key
 
@@ -52,6 +52,7 @@ class FunctionSource(Source):
         self.name, self.numerics = getattr(step, "__name__", type(step).__name__), Numerics.now()
         self.memory: dict[Hashable, Any] = {}
         self._step, self._inputs = step, spec_of(examples)
+        self._is_traced, self._is_hidden = is_traced, is_hidden
         self._weights, self._weights_structure = _by_path(params, "params")
         self._initial, self._state_structure = _by_path(state, "state")
         self._specs = {path: spec_of(value) for path, value in self._weights.items()}
@@ -90,6 +91,13 @@ class FunctionSource(Source):
             path: jax.tree.map(lambda _: 0, field[path]) for field in (states.hidden, states.other) for path in field
         }
 
+    def recipe(self) -> tuple[Callable[..., Source], tuple[Any, ...]]:
+        """See `Source.recipe`; arrays become numpy's, which keep 64 bits where JAX has none."""
+        state = jax.tree.unflatten(self._state_structure, self._initial.values())
+        params, state = jax.tree.map(_portable, (self.as_given(self._weights), state))
+        tests = self._is_traced, self._is_hidden
+        return _captured_under, (self.numerics, self._step, params, state, self._inputs, *tests)
+
     def fresh(self, key: jax.Array) -> States:
         """See `Source.fresh`; a random key of the state is drawn from `key`, whatever it was at capture."""
         keys = {path: folded_key(key, path) for path, kind in self._kinds.items() if kind == "key"}
@@ -100,7 +108,7 @@ class FunctionSource(Source):
         return dict(zip(self._weights, self._weights_structure.flatten_up_to(params), strict=True))
 
     def _single(self) -> Program:
-        with jax.core.eval_context(), self.numerics.in_force():
+        with reading(), self.numerics.in_force():
             self._step_of_one = self._explained(lambda: self._traced(self._inputs, self._state_specs))
             step = self._explained(lambda: self._marked(self._step_of_one))
             check_step(step, self.name)
@@ -122,8 +130,7 @@ class FunctionSource(Source):
         """The step on inputs and states of some shapes, flat, in which no use of a weight is marked yet."""
         weights = list(self._specs.values())
         run = jax.make_jaxpr(self._run, return_shape=True)
-        with jax.disable_jit(disable=False):
-            jaxpr, (output, *_) = run(inputs, weights, list(states.values()))
+        jaxpr, (output, *_) = run(inputs, weights, list(states.values()))
         specs = {**self._specs, **states}
         widths = {path: 0 for path, kind in self._kinds.items() if kind == "hidden"}
         return TracedStep(flat(jaxpr), inputs, spec_of(output), specs, self._kinds, widths, self._marks, None)
@@ -194,6 +201,15 @@ class FunctionSource(Source):
                 expected="a function whose own code carries a batch axis",
                 repair="Use pb.vmap, which needs the step of one sample only.",
             ) from error
+
+
+def _captured_under(numerics: Numerics, *arguments: Any) -> FunctionSource:
+    with numerics.in_force():
+        return FunctionSource(*arguments)
+
+
+def _portable(leaf: jax.Array) -> Any:
+    return leaf if is_key(leaf.dtype) else np.asarray(leaf)
 
 
 def _first_line(error: Exception) -> str:

@@ -39,8 +39,7 @@ def _traced_once(
 ) -> tuple[TracedStep, dict[str, brainstate.State]]:
     """The step with the initial states as they are, and the states."""
     stateful = brainstate.transform.StatefulFunction(module.__call__, return_only_write=False)
-    with jax.disable_jit(disable=False):  # without its calls a step shows no marks
-        stateful.make_jaxpr(*zeros_of(inputs))
+    stateful.make_jaxpr(*zeros_of(inputs))
     cache = stateful.get_arg_cache_key(*zeros_of(inputs))
     output, _ = stateful.get_out_shapes_by_cache(cache)
     states = _named(stateful.get_states_by_cache(cache), states_of(module))

@@ -1,5 +1,6 @@
 """Every wrong call, and what its error says."""
 
+from .around import AROUND
 from .captures import CAPTURE
 from .data import DATA
 from .options import OPTIONS
@@ -7,4 +8,4 @@ from .slots import SLOTS
 from .steps import STEP
 from .strategies import STRATEGY
 
-REFUSALS = (*DATA, *STEP, *CAPTURE, *STRATEGY, *OPTIONS, *SLOTS)
+REFUSALS = (*DATA, *STEP, *CAPTURE, *STRATEGY, *OPTIONS, *SLOTS, *AROUND)

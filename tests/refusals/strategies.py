@@ -1,21 +1,47 @@
 """Learners that a strategy refuses."""
 
-import pure_batching as pb
-from pure_batching.errors import BatchSizeError, RandomnessError, SampleCouplingError, StrategyError, StructureError
+import functools
 
-from ..bench import SAMPLES, STRATEGIES, bench
+import jax
+
+import pure_batching as pb
+from pure_batching.errors import (
+    BatchSizeError,
+    OptionError,
+    RandomnessError,
+    SampleCouplingError,
+    StrategyError,
+    StructureError,
+)
+
+from ..bench import PLAIN, SAMPLES, bench
 from ..models import squared
-from .provoke import Flattened, Refusal, Remembering, Summed, Thinned, captured, one_input, tutorial
+from .provoke import SETTINGS, Flattened, Refusal, Remembering, Summed, Thinned, captured, one_input, tutorial
+
+
+def mesh() -> jax.sharding.Mesh:
+    return jax.make_mesh((2,), ("batch",), devices=jax.devices()[:2])
+
+
+def sharded(learner: pb.Learner, size: int) -> pb.Learner:
+    return pb.sharded(learner, size, mesh=mesh())
+
+
+def along_an_axis() -> pb.Learner:
+    return pb.capture(tutorial(), one_input(), algorithm=pb.BPTT(), environ=SETTINGS, axis_name="batch")[0]
+
+
+MAKERS = {**PLAIN, "chunked": functools.partial(pb.chunked, chunk=1), "sharded": sharded}
 
 STRATEGY = (
     *(
         Refusal(
             f"{name} of {size!r}",
-            lambda seed, name=name, size=size: STRATEGIES[name](bench("tutorial", seed).learner, size),
+            lambda seed, name=name, size=size: MAKERS[name](bench("tutorial", seed).learner, size),
             BatchSizeError,
             f"pb.{name}: got batch size {size!r}, expected an integer >= 1. Give the number of samples.",
         )
-        for name in STRATEGIES
+        for name in MAKERS
         for size in (0, -1, True, 2.5)
     ),
     *(
@@ -36,6 +62,78 @@ STRATEGY = (
         lambda _: pb.vmap((captured(tutorial(), one_input()), {}), SAMPLES),
         StructureError,
         "pb.vmap: got tuple, expected a Learner. ~ pass the first.",
+    ),
+    *(
+        Refusal(
+            f"chunks of {chunk!r}",
+            lambda seed, chunk=chunk: pb.chunked(bench("tutorial", seed).learner, SAMPLES, chunk=chunk),
+            OptionError,
+            f"chunk: got {chunk!r}, expected an integer from 1 to the batch size {SAMPLES}. Give the number of samples",
+        )
+        for chunk in (0, -1, SAMPLES + 1, 1.5, None)
+    ),
+    Refusal(
+        "chunks of a batch",
+        lambda seed: pb.chunked(bench("tutorial", seed).batched("vmap"), SAMPLES, chunk=2),
+        StrategyError,
+        "pb.chunked: got a learner batched by pb.vmap, expected a learner of one sample. Apply one strategy to",
+    ),
+    Refusal(
+        "chunks of another size",
+        lambda seed: pb.chunked(bench("tutorial", seed).learner, 8, chunk=4, by=lambda one, _: pb.vmap(one, 8)),
+        OptionError,
+        "by: got a function that gives the learner of 8 samples, expected a strategy: by(learner, 4) is the learner of "
+        "4 samples. Pass pb.vmap, pb.manual or pb.loop",
+    ),
+    Refusal(
+        "chunks by a name",
+        lambda seed: pb.chunked(bench("tutorial", seed).learner, 8, chunk=4, by="vmap"),
+        OptionError,
+        "by: got 'vmap', expected a strategy: by(learner, 4) is the learner of 4 samples. ~ functools.partial.",
+    ),
+    Refusal(
+        "chunks of samples that reach each other",
+        lambda _: pb.chunked(along_an_axis(), 8, chunk=4),
+        StrategyError,
+        "pb.chunked: got a learner whose samples reach each other along the axis 'batch', expected samples that can be "
+        "run one chunk after the other. Use pb.vmap or pb.manual.",
+    ),
+    Refusal(
+        "chunks on every device",
+        lambda seed: pb.chunked(bench("tutorial", seed).learner, 8, chunk=4, by=sharded),
+        StrategyError,
+        "pb.chunked: got chunks by pb.sharded, expected chunks on each device: ~ Nest them the other way",
+    ),
+    Refusal(
+        "devices on devices",
+        lambda seed: pb.sharded(bench("tutorial", seed).learner, 8, mesh=mesh(), by=sharded),
+        StrategyError,
+        "pb.sharded: got shares by pb.sharded, expected one strategy that shards. Name all axes of the mesh",
+    ),
+    Refusal(
+        "devices that do not divide the batch",
+        lambda seed: pb.sharded(bench("tutorial", seed).learner, 7, mesh=mesh()),
+        BatchSizeError,
+        "pb.sharded: got batch size 7 on 2 devices, expected a multiple of 2. Add 1 sample that mask= leaves out.",
+    ),
+    Refusal(
+        "a mesh without the axis",
+        lambda seed: pb.sharded(bench("tutorial", seed).learner, 8, mesh=mesh(), axis="data"),
+        OptionError,
+        "axis: got 'data', expected a name of an axis of the mesh, 'batch'. Give the axis of the mesh along which",
+    ),
+    Refusal(
+        "devices without a mesh",
+        lambda seed: pb.sharded(bench("tutorial", seed).learner, 8, mesh=jax.devices()),
+        OptionError,
+        "mesh: got list, expected a jax.sharding.Mesh. Pass jax.make_mesh(",
+    ),
+    Refusal(
+        "devices of samples that reach each other",
+        lambda _: pb.sharded(along_an_axis(), 8, mesh=mesh()),
+        StrategyError,
+        "pb.sharded: got a learner whose samples reach each other along the axis 'batch', expected samples that the "
+        "devices can run each for itself. Use pb.vmap or pb.manual.",
     ),
     Refusal(
         "a strategy on a strategy",
