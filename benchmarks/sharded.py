@@ -48,7 +48,9 @@ def _numbers(shape: str) -> list[int]:
     return [int(size) for size in shape.split(",") if size]
 
 
-def measured(learner: pb.Learner, params: Any, devices: int, batch: int, steps: int) -> dict[str, list[tuple[str, int]]]:
+def measured(
+    learner: pb.Learner, params: Any, devices: int, batch: int, steps: int
+) -> dict[str, list[tuple[str, int]]]:
     """What crosses devices in a gradient of a sequence, in an update of `pb.online`, and in a step."""
     mesh = jax.make_mesh((devices,), ("batch",), devices=jax.devices()[:devices])
     batched, optimizer = pb.sharded(learner, batch, mesh=mesh), optax.adam(1e-3)

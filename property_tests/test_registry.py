@@ -1,12 +1,18 @@
 """All laws at once, for every model and layer of the registry; by day for some of them."""
 
+import dataclasses
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import brainstate
+import jax
 import pytest
 
-from pure_batching.testing import assert_interchangeable
-from tests.bench import RULES, SAMPLES, STEPS, STRATEGIES
+import pure_batching as pb
+from pure_batching.testing import Data, assert_interchangeable
+from pure_batching.testing._case import OfLearner, Request, Result
+from tests.bench import PLAIN, RULES, SAMPLES, SHARING, STEPS
 from tests.registry import EVERY, EXACT
 from tests.test_matrix import WITHOUT_LARGE_TRACES
 
@@ -31,11 +37,54 @@ def test_is_interchangeable(name: str, rule: str) -> None:
             model.targets(seed, STEPS, SAMPLES),
             model.loss,
             environ=model.settings,
-            strategies=STRATEGIES,
+            strategies=PLAIN,
             window=3,
             is_exact=name in EXACT,
             spikes=model.spikes,
         )
     assert bool(report.unshown) == ((name, rule) in WITHOUT_LARGE_TRACES)
     assert set(report.refused) == {"loop", "vmap", "manual"} - set(model.strategies)
+    assert {"init", "locality", "equality", "swap", "algebra", "reduction", "time", "purity"} <= set(report.held)
+
+
+# Strategies that share a batch out run any driver alike, so that one model for each way of keeping states is enough.
+SHARED_OUT = (("LSTMCell", "D_RTRL published"), ("delayed", "ES_D_RTRL multi-step"), ("random_start", "ES_D_RTRL"))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ByHost:
+    """A batch on devices, whose carries go by the host: those of another batch size lie on other devices."""
+
+    runner: OfLearner
+
+    def init(self, key: jax.Array | None = None) -> pb.Carry:
+        return jax.device_get(self.runner.init(key))
+
+    def run(self, request: Request, params: Any, carry: Any, data: Data, flags: Mapping[str, Any]) -> Result:
+        return jax.device_get(self.runner.run(request, params, carry, data, flags))
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [pytest.param(*case, marks=pytest.mark.xdist_group(f"{case[0]} shared out")) for case in SHARED_OUT],
+)
+def test_is_interchangeable_when_it_is_shared_out(name: str, rule: str) -> None:
+    model, seed = EVERY[name], 0
+    with brainstate.environ.context(precision=64):
+        report = assert_interchangeable(
+            functools.partial(model.build, seed),
+            RULES[rule],
+            model.inputs(seed, STEPS, SAMPLES),
+            model.targets(seed, STEPS, SAMPLES),
+            model.loss,
+            environ=model.settings,
+            strategies={
+                "loop": PLAIN["loop"],
+                "chunked": SHARING["chunked"],
+                "sharded": lambda learner, size: ByHost(OfLearner(SHARING["sharded"](learner, size), model.loss)),
+            },
+            window=3,
+            spikes=model.spikes,
+        )
+    assert not report.refused
     assert {"init", "locality", "equality", "swap", "algebra", "reduction", "time", "purity"} <= set(report.held)

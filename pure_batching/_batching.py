@@ -181,7 +181,8 @@ def sharded(
       a learner whose inputs, outputs and carry lead with the axis `B`.
 
     Raises:
-      StrategyError: the learner has a batch already, its samples reach each other along an axis, or `by` shards too.
+      StrategyError: the learner has a batch already, its samples reach each other along an axis, `by` shards too, or
+        the step has a callback that keeps its order.
       BatchSizeError: a batch size that is no positive integer, or that the devices do not divide.
       OptionError: no mesh, a mesh without the axis, or a `by` that is no strategy.
       SampleCouplingError, RandomnessError: the strategy of a share refuses the learner.

@@ -8,7 +8,10 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
+from .._program import Program
+from .._sources.base import Source
 from .._tree import Tree
+from ..errors import StrategyError
 from .base import SUMMED, RunOf, SampleAxes, Strategy
 from .shares import Sharing, axes_of_arguments, axes_of_leaves
 
@@ -33,6 +36,26 @@ class Sharded(Sharing):
     def on_one_device(self) -> Strategy:
         """The strategy of the samples of one device."""
         return self.inner
+
+    def program(self, source: Source) -> Program:
+        """The step of one sample of a device.
+
+        Raises:
+          StrategyError: the step has an effect that keeps its order, which JAX runs on one device alone.
+        """
+        program = super().program(source)
+        with source.numerics.in_force():
+            zero = program.zero_perturbation(is_complete=False)
+            step = jax.make_jaxpr(program.execute)(program.params, program.states, program.inputs, zero)
+        if any("Ordered" in type(effect).__name__ for effect in step.effects):
+            raise StrategyError(
+                self.name,
+                got="a step with a callback that keeps its order, as jax.debug.callback(..., ordered=True) does",
+                expected="a step that JAX runs on several devices",
+                repair="Take the callback out, or leave out ordered=True; brainstate's dropout has one that checks its "
+                "probability. On one device, pb.chunked runs it.",
+            )
+        return program
 
     def in_shares(self, run: RunOf, axes: SampleAxes) -> Callable[..., Any]:
         """See `Strategy.in_shares`. What is summed is reduced across devices, all leaves at once."""

@@ -129,6 +129,12 @@ STRATEGY = (
         "mesh: got list, expected a jax.sharding.Mesh. Pass jax.make_mesh(",
     ),
     Refusal(
+        "devices for a callback that keeps its order",
+        lambda seed: sharded(bench("noisy", seed).learner, 8),
+        StrategyError,
+        "pb.sharded: got a step with a callback that keeps its order, ~ pb.chunked runs it.",
+    ),
+    Refusal(
         "devices of samples that reach each other",
         lambda _: pb.sharded(along_an_axis(), 8, mesh=mesh()),
         StrategyError,
