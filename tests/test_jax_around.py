@@ -21,7 +21,7 @@ from pure_batching.errors import PickleError
 
 from . import around
 from .around import FEATURES, SAMPLES, STEPS, flattened, in_another_process, specs
-from .bench import RULES, SAMPLES as BENCH_SAMPLES, STEPS as BENCH_STEPS, STRATEGIES, Request, bench
+from .bench import PLAIN, RULES, SAMPLES as BENCH_SAMPLES, STEPS as BENCH_STEPS, STRATEGIES, Request, bench
 from .trees import assert_close, assert_differ, assert_identical, largest, sample
 
 Tree = Any
@@ -60,8 +60,12 @@ class TestManyTrainings:
         assert (together[1][:, -1] < together[1][:, 0] / 2).all()
 
 
+# `pb.sharded` is a shard_map itself.
+ON_ONE_DEVICE = [*PLAIN, "chunked"]
+
+
 class TestTransforms:
-    @pytest.mark.parametrize("strategy", STRATEGIES)
+    @pytest.mark.parametrize("strategy", ON_ONE_DEVICE)
     def test_shard_map_of_a_step(self, strategy: str) -> None:
         """Two devices with half of the samples each, and a carry that stays where it is."""
         made = bench("MinimalRNNCell", 0, RULES[RULE])
@@ -234,7 +238,7 @@ class TestDebugNans:
 
 
 class TestWithoutJit:
-    @pytest.mark.parametrize("strategy", STRATEGIES)
+    @pytest.mark.parametrize("strategy", ON_ONE_DEVICE)
     def test_the_same_numbers(self, strategy: str) -> None:
         made = bench("MinimalRNNCell", 0, RULES[RULE])
         batched, data = made.batched(strategy, 2), made.data(2, 2)
