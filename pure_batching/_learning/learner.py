@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._algorithms.base import Algorithm, kept as trace_kept
+from .._algorithms.checking import check_trace_dtype
 from .._conform import Axes, conform
 from .._program import Params, Perturbation, Program, States, Step
 from .._sources.base import Source
@@ -47,8 +48,10 @@ class Learner(eqx.Module):
         Raises:
           StrategyError: the strategy cannot run the source.
           AlgorithmError: the rule cannot follow the source.
+          OptionError: the rule keeps traces in 64 bits, and JAX had none at capture.
         """
         program = strategy.program(source)
+        check_trace_dtype(algorithm, source.numerics)
         algorithm.check(program)
         return cls(source, program, algorithm, strategy)
 
