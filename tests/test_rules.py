@@ -311,7 +311,7 @@ class TestTypesOfTraces:
             row.nbytes for row in pb.explain(whole).rows
         )
 
-    @pytest.mark.parametrize("dtype", [int, "complex64", "float", 3])
+    @pytest.mark.parametrize("dtype", [int, "complex64", "float", 3, np.longdouble])
     def test_no_float_type(self, dtype: Any) -> None:
         if dtype == "float":
             assert pb.D_RTRL(trace_dtype=dtype).trace_dtype == np.float64

@@ -51,7 +51,7 @@ def _float_type(value: Any) -> Any:
         dtype = None if value is None else jnp.dtype(value)
     except TypeError:
         dtype = value
-    if dtype is not None and not (isinstance(dtype, np.dtype) and jnp.issubdtype(dtype, jnp.floating)):
+    if dtype is not None and not (isinstance(dtype, np.dtype) and _is_float(dtype)):
         raise AlgorithmError(
             "trace_dtype",
             got=repr(value),
@@ -59,6 +59,11 @@ def _float_type(value: Any) -> Any:
             repair="None keeps traces in the type in which they are computed.",
         )
     return dtype
+
+
+def _is_float(dtype: np.dtype[Any]) -> bool:
+    """Whether JAX has numbers of this type; it has none of numpy's `longdouble`."""
+    return jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize <= np.dtype(np.float64).itemsize
 
 
 def is_array(value: object) -> bool:

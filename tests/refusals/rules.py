@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 
 import pure_batching as pb
-from pure_batching.errors import AlgorithmError
+from pure_batching.errors import AlgorithmError, OptionError
 from pure_batching.rules import Factors, Jacobians, Params, Parts, Program, Relation, Signal
 
+from ..bench import bench
 from ..models import MODELS
 from .provoke import Refusal, captured, one_input, same
 
@@ -139,6 +140,13 @@ def each(change: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 def first(array: jax.Array) -> jax.Array:
     return array[:1]
+
+
+def in_single_precision(rule: pb.Algorithm) -> Any:
+    """A capture where JAX has no 64-bit numbers."""
+    with jax.enable_x64(new_val=False):
+        params, hidden, x = ({"w": jnp.ones((N_IN, N_REC)), "b": jnp.ones(N_REC)}, jnp.zeros(N_REC), jnp.ones(N_IN))
+        return pb.capture_function(step, params, hidden, x, algorithm=rule)
 
 
 def failing(*_: Any) -> Any:
@@ -344,5 +352,19 @@ OWN_RULES = (
         lambda _: captured(MODELS["LSTMCell"].build(0), one_input(), algorithm=of_dys(lambda dy: (dy, dy, dy))),
         AlgorithmError,
         "Own.step: got dys['~'] of 3 arrays, expected a tuple of one array, or of 2, for each array of the weight. ~",
+    ),
+    *(
+        Refusal(
+            f"64-bit traces where there are none, {name}",
+            lambda seed, capture=capture: capture(seed),
+            OptionError,
+            "trace_dtype: got float64 where JAX has no 64-bit numbers, expected a float type of 32 bits at most. Call "
+            'jax.config.update("jax_enable_x64", True) before the capture, or leave trace_dtype out.',
+        )
+        for name, capture in {
+            "a rule": lambda _: in_single_precision(pb.D_RTRL(trace_dtype=jnp.float64)),
+            "an own rule": lambda _: in_single_precision(Own(kept_in=float)),
+            "a module": lambda seed: bench("tutorial", seed, pb.OTTT(0.9, "float64"), precision=32),
+        }.items()
     ),
 )
