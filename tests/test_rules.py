@@ -215,7 +215,7 @@ class TestOTTT:
 
 
 @pytest.mark.parametrize("rule", [pb.EProp, pb.OTTT])
-@pytest.mark.parametrize("value", [1.0, -0.1, 2, True, "0.5", jnp.asarray(1.0), jnp.ones(3), jnp.asarray(0)])
+@pytest.mark.parametrize("value", [1.0, -0.1, 2, True, "0.5", jnp.asarray(1.0)])
 def test_a_leak_out_of_range(rule: Callable[..., Any], value: Any) -> None:
     with pytest.raises(AlgorithmError, match=r"expected a number with 0 <= (kappa|decay) < 1\. Use (kappa|decay)=0\.9"):
         rule(value)

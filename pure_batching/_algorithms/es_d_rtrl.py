@@ -11,7 +11,7 @@ from .._options import check_choice, is_count
 from .._program import Jacobians, Params, Program, Signal
 from .._relation import Relation
 from ..errors import AlgorithmError
-from ._hyperparameters import Number, beside, dtype_field, is_array, is_fraction, number_field, plain
+from ._hyperparameters import Number, beside, check_array, dtype_field, is_array, is_fraction, number_field, plain
 from ._input_output_trace import (
     InputOutputTrace,
     by_relation,
@@ -67,6 +67,7 @@ class ES_D_RTRL(Algorithm):
     def __check_init__(self) -> None:
         check_choice("rule", self.rule, RULES, AlgorithmError)
         check_choice("vjp", self.vjp, VJPS, AlgorithmError)
+        check_array("decay_or_rank", self.decay_or_rank)
         if not is_fraction(self.decay_or_rank) and not is_count(self.decay_or_rank):
             raise AlgorithmError(
                 "decay_or_rank",
