@@ -54,8 +54,8 @@ OPTIONS = (
             f"{make.__name__} with the {'traced ' * is_traced}array {text}",
             lambda _, make=make, array=array, run=jax.vmap if is_traced else same: run(make)(array),
             AlgorithmError,
-            f"{name}: got {text}, expected one number: a float array [] without axes. Pass jnp.asarray(0.9), say. To run "
-            "several values, let jax.vmap map over them a function of one number that makes the rule and the learner.",
+            f"{name}: got {text}, expected one number: a float array [] without axes. Pass jnp.asarray(0.9), say. ~ "
+            "let jax.vmap map over them a function of one number that makes the rule and the learner.",
         )
         for make, name in (
             (pb.ES_D_RTRL, "decay_or_rank"),
