@@ -26,6 +26,10 @@ def _one(file: str) -> str:
     return f"_algorithms/{file}.py"
 
 
+def _says(refusal: str) -> str:
+    return f"tests/test_errors.py::TestTexts::test_says_where_what_and_what_to_do[{refusal}]"
+
+
 FAULTS = (
     Fault(
         "the samples' axis is mistaken for time in a contraction",
@@ -545,7 +549,7 @@ FAULTS = (
     Fault(
         "a traced decay is a constant of what was compiled",
         "_learning/compiled.py",
-        "return function(others.with_numbers(numbers), *statics, *args)",
+        "return function(others.with_numbers(without_derivative(numbers)), *statics, *args)",
         "return function(learner, *statics, *args)",
         "tests/test_rules.py::TestTracedNumbers::test_a_number_that_changes",
     ),
@@ -723,5 +727,40 @@ FAULTS = (
         "of_window: Any = Window(Carry.sample_axes(), SUMMED, 1, 1)",
         "of_window: Any = Window(Carry.sample_axes(), None, 1, 1)",
         "tests/test_sharing.py::TestDrivers::test_online[chunks of 2]",
+    ),
+    Fault(
+        "nobody asks what the methods of a user's own rule return",
+        "_capture.py",
+        "    if is_own(learner.algorithm):",
+        "    if learner.algorithm is None:",
+        _says("own rule, step: bare Factors"),
+    ),
+    Fault(
+        "a trace may change its type in a step",
+        "_algorithms/checking.py",
+        "(leaf.shape, leaf.dtype) != (expected[name].shape, expected[name].dtype)",
+        "leaf.shape != expected[name].shape",
+        _says("own rule, step: a trace of another dtype"),
+    ),
+    Fault(
+        "a user's own rule is not asked about a fresh start",
+        "_algorithms/checking.py",
+        "(trace,) if window else (trace, None)",
+        "(trace,)",
+        _says("own rule, window_gradient: no fresh start"),
+    ),
+    Fault(
+        "traces in 64 bits become traces in 32 without a word",
+        "_learning/learner.py",
+        "        check_trace_dtype(algorithm, source.numerics)\n",
+        "",
+        _says("64-bit traces where there are none, a rule"),
+    ),
+    Fault(
+        "a decay has a derivative, which is zero",
+        "_learning/compiled.py",
+        "others.with_numbers(without_derivative(numbers))",
+        "others.with_numbers(numbers)",
+        "tests/test_rules.py::TestTracedNumbers::test_it_has_no_derivative[ES_D_RTRL-a step's carry]",
     ),
 )

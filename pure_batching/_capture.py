@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from ._algorithms.base import Algorithm
+from ._algorithms.checking import check_rule, is_own
 from ._conform import check_numbers
 from ._learning.learner import Learner
 from ._program import Params
@@ -47,7 +48,10 @@ def capture(
       CaptureError: the module cannot be traced or compiled; the text quotes the reason.
       StructureError: no algorithm.
       DtypeError: an example that is no array of numbers.
-      OptionError: an `environ` that is no mapping from names, or an axis name that is none.
+      OptionError: an `environ` that is no mapping from names, or an axis name that is none; a rule that keeps traces in
+        64 bits where JAX has none.
+      AlgorithmError: the rule cannot follow the module; a method of a rule of your own raises, or returns what a
+        learner cannot use.
     """
     _check_algorithm(algorithm)
     if axis_name is not None and not (isinstance(axis_name, str) and axis_name):
@@ -56,7 +60,7 @@ def capture(
         )
     check_numbers(example_inputs, "example_inputs")
     source = ModuleSource(net, example_inputs, environ, axis_name)
-    return Learner.of(source, algorithm, Alone()), source.params()
+    return _checked(Learner.of(source, algorithm, Alone())), source.params()
 
 
 def capture_function(
@@ -94,13 +98,24 @@ def capture_function(
         shape or dtype; the text quotes the reason.
       StructureError: no algorithm.
       DtypeError: an example, a parameter or a state that is no array of numbers.
+      AlgorithmError: the rule cannot follow the function; a method of a rule of your own raises, or returns what a
+        learner cannot use.
+      OptionError: a rule that keeps traces in 64 bits where JAX has none.
     """
     _check_algorithm(algorithm)
     numbers = [leaf for leaf in jax.tree.leaves(state) if not is_key(getattr(leaf, "dtype", None))]
     for name, tree in (("params", params), ("state", numbers), ("example_inputs", example_inputs)):
         check_numbers(tree, name)
     source = FunctionSource(step, params, state, example_inputs, trace or _always, hidden or _always)
-    return Learner.of(source, algorithm, Alone()), source.params()
+    return _checked(Learner.of(source, algorithm, Alone())), source.params()
+
+
+def _checked(learner: Learner) -> Learner:
+    """The learner, whose rule, if it is a user's own, has methods that return what a learner needs."""
+    if is_own(learner.algorithm):
+        with learner.source.numerics.in_force():
+            check_rule(learner.algorithm, learner.program)
+    return learner
 
 
 def _always(path: str) -> bool:

@@ -5,6 +5,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 _NARROW = {"float64": "float32", "complex128": "complex64", "int64": "int32", "uint64": "uint32"}
 
@@ -38,6 +39,10 @@ class Numerics(NamedTuple):
     def for_arguments(self) -> "Numerics":
         """The same with 64-bit numbers where the caller has them, so that an argument is seen as it is."""
         return self._replace(enable_x64=self.enable_x64 or jax.config.values["jax_enable_x64"])
+
+    def has(self, dtype: Any) -> bool:
+        """Whether JAX has numbers of this dtype; it makes narrower ones of 64 bits where it has none."""
+        return self.enable_x64 or str(jnp.dtype(dtype)) not in _NARROW
 
     def adopted(self, tree: Any) -> Any:
         """The arrays of a tree, with 32 bits instead of 64 where there are no 64-bit numbers."""

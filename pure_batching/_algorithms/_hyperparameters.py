@@ -9,6 +9,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from .._tree import described
 from ..errors import AlgorithmError
 
 # A decay as a user gives it.
@@ -51,7 +52,7 @@ def _float_type(value: Any) -> Any:
         dtype = None if value is None else jnp.dtype(value)
     except TypeError:
         dtype = value
-    if dtype is not None and not (isinstance(dtype, np.dtype) and jnp.issubdtype(dtype, jnp.floating)):
+    if dtype is not None and not (isinstance(dtype, np.dtype) and _is_float(dtype)):
         raise AlgorithmError(
             "trace_dtype",
             got=repr(value),
@@ -59,6 +60,11 @@ def _float_type(value: Any) -> Any:
             repair="None keeps traces in the type in which they are computed.",
         )
     return dtype
+
+
+def _is_float(dtype: np.dtype[Any]) -> bool:
+    """Whether JAX has numbers of this type; it has none of numpy's `longdouble`."""
+    return jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize <= np.dtype(np.float64).itemsize
 
 
 def is_array(value: object) -> bool:
@@ -72,11 +78,27 @@ def is_fraction(value: Any, *, with_zero: bool = False) -> bool:
     An array has to be one real number; which one is asked where it is known.
     """
     if is_array(value):
-        is_one = value.shape == () and jnp.issubdtype(value.dtype, jnp.floating)
-        return is_one and (isinstance(value, jax.core.Tracer) or is_fraction(float(value), with_zero=with_zero))
+        is_traced = isinstance(value, jax.core.Tracer)
+        return _is_one_float(value) and (is_traced or is_fraction(float(value), with_zero=with_zero))
     is_real = isinstance(value, numbers.Real) and not isinstance(value, (bool, numbers.Integral))
     is_zero = with_zero and not isinstance(value, bool) and isinstance(value, numbers.Real) and value == 0
     return is_zero or (is_real and 0 < float(value) < 1)
+
+
+def check_array(name: str, value: object) -> None:
+    """Raise AlgorithmError for an array that is no number with a fraction; which number it holds is not asked."""
+    if is_array(value) and not _is_one_float(value):
+        raise AlgorithmError(
+            name,
+            got=described(value),
+            expected="one number: a float array [] without axes",
+            repair="Pass jnp.asarray(0.9), say. To run several values, let jax.vmap map over them a function of one "
+            "number that makes the rule and the learner.",
+        )
+
+
+def _is_one_float(value: Any) -> bool:
+    return value.shape == () and jnp.issubdtype(value.dtype, jnp.floating)
 
 
 def plain(value: Number) -> Number:
@@ -91,6 +113,7 @@ def beside(number: Number, array: jax.Array) -> Number:
 
 def check_fraction(name: str, value: object) -> None:
     """Raise AlgorithmError for what is no number of [0, 1)."""
+    check_array(name, value)
     if not is_fraction(value, with_zero=True):
         raise AlgorithmError(
             name, got=repr(value), expected=f"a number with 0 <= {name} < 1", repair=f"Use {name}=0.9, say."

@@ -43,13 +43,13 @@ class EProp(Algorithm):
 
     Attributes:
       kappa: in [0, 1): the leak of the readout; with 0 the rule is `D_RTRL(rule="published")`. An array `[]` may be
-        traced: `jax.vmap` over it then compiles once for all values.
+        traced: `jax.vmap` over it then compiles once for all values. Nothing has a derivative by it.
       unfiltered: the paths of hidden states whose groups have no filter.
       trace_dtype: the float type in which a carry keeps the traces; None for that in which they are computed.
 
     Raises:
       AlgorithmError: a `kappa` out of range; a `trace_dtype` that is no float type; at capture, an unfiltered path that
-        is no hidden state.
+        is no hidden state; at a derivative by `kappa`.
     """
 
     kappa: Number = number_field()

@@ -11,7 +11,7 @@ from .._options import check_choice, is_count
 from .._program import Jacobians, Params, Program, Signal
 from .._relation import Relation
 from ..errors import AlgorithmError
-from ._hyperparameters import Number, beside, dtype_field, is_array, is_fraction, number_field, plain
+from ._hyperparameters import Number, beside, check_array, dtype_field, is_array, is_fraction, number_field, plain
 from ._input_output_trace import (
     InputOutputTrace,
     by_relation,
@@ -47,6 +47,7 @@ class ES_D_RTRL(Algorithm):
     Attributes:
       decay_or_rank: the decay in (0, 1) as a float, or the rank `r >= 1` as an integer, `decay = (r - 1) / (r + 1)`. A
         decay may be an array `[]`, which may be traced: `jax.vmap` over it then compiles once for all decays.
+        Nothing has a derivative by it.
       rule: `"brainscale"`, the numbers of brainscale 0.1.0: `c = 1 - (1 - decay)**(n + 1)` for n < 1000, else 1.
         `"published"`, the correction that fits the smoothing, `c = 1 - decay**(n + 1)`, and a path from one hidden
         state of a group to another within a step counts once. `n` is the number of updates before this one.
@@ -56,7 +57,7 @@ class ES_D_RTRL(Algorithm):
 
     Raises:
       AlgorithmError: a decay or rank out of range, or one whose bias correction is 0 (rank 1 with the default rule); an
-        unknown rule or vjp; a `trace_dtype` that is no float type.
+        unknown rule or vjp; a `trace_dtype` that is no float type; at a derivative by the decay.
     """
 
     decay_or_rank: Number | int = number_field()
@@ -67,6 +68,7 @@ class ES_D_RTRL(Algorithm):
     def __check_init__(self) -> None:
         check_choice("rule", self.rule, RULES, AlgorithmError)
         check_choice("vjp", self.vjp, VJPS, AlgorithmError)
+        check_array("decay_or_rank", self.decay_or_rank)
         if not is_fraction(self.decay_or_rank) and not is_count(self.decay_or_rank):
             raise AlgorithmError(
                 "decay_or_rank",

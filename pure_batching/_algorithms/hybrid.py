@@ -43,7 +43,8 @@ class Hybrid(Algorithm):
       rule, vjp, trace_dtype: as in both algorithms.
 
     Raises:
-      AlgorithmError: a decay or rank out of range, an unknown rule or vjp.
+      AlgorithmError: a decay or rank out of range; an unknown rule or vjp; a `trace_dtype` that is no float type; at a
+        derivative by the decay.
     """
 
     decay_or_rank: Number | int = number_field()

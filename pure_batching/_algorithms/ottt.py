@@ -28,11 +28,11 @@ class OTTT(Algorithm):
 
     Attributes:
       decay: in [0, 1): the leak of the neurons. An array `[]` may be traced: `jax.vmap` over it then compiles once for
-        all decays.
+        all decays. Nothing has a derivative by it.
       trace_dtype: the float type in which a carry keeps the traces; None for that in which they are computed.
 
     Raises:
-      AlgorithmError: a decay out of range; a `trace_dtype` that is no float type.
+      AlgorithmError: a decay out of range; a `trace_dtype` that is no float type; at a derivative by the decay.
     """
 
     decay: Number = number_field()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from .._strategies.base import SampleAxes, Strategy
+from .once import without_derivative
 from .sharding import under_automatic_axes
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ def compiled(
 ) -> Callable[..., Any]:
     """`jax.jit` of `function(learner, *statics, ...)`, the same for equal learners and statics.
 
-    Arrays among the hyperparameters of the learner's rule are arguments of what is compiled.
+    Arrays among the hyperparameters of the learner's rule are arguments of what is compiled, by which it has no
+    derivative.
 
     Args:
       learner: whose memory keeps the function.
@@ -33,7 +35,7 @@ def compiled(
     numbers, others = learner.parted()
 
     def run(numbers: Any, *args: Any) -> Any:
-        return function(others.with_numbers(numbers), *statics, *args)
+        return function(others.with_numbers(without_derivative(numbers)), *statics, *args)
 
     def make() -> Callable[..., Any]:
         return jax.jit(under_automatic_axes(run, SampleAxes((None, *axes.given), axes.made)))

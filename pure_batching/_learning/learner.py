@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._algorithms.base import Algorithm, kept as trace_kept
+from .._algorithms.checking import check_trace_dtype
 from .._conform import Axes, conform
 from .._program import Params, Perturbation, Program, States, Step
 from .._sources.base import Source
@@ -47,8 +48,10 @@ class Learner(eqx.Module):
         Raises:
           StrategyError: the strategy cannot run the source.
           AlgorithmError: the rule cannot follow the source.
+          OptionError: the rule keeps traces in 64 bits, and JAX had none at capture.
         """
         program = strategy.program(source)
+        check_trace_dtype(algorithm, source.numerics)
         algorithm.check(program)
         return cls(source, program, algorithm, strategy)
 
@@ -238,7 +241,7 @@ class Learner(eqx.Module):
                 error.where,
                 got=error.got,
                 expected=error.expected,
-                repair="The carry belongs to another learner or another batch size; start from init().",
+                repair=_repair_of_carry(error),
             ) from error
 
     def check_inputs(self, inputs: tuple[Tree, ...], axes: Axes | None = None) -> tuple[Tree, ...]:
@@ -251,6 +254,18 @@ class Learner(eqx.Module):
                 repair="Pass the arguments that capture() saw as examples.",
             )
         return conform(inputs, self.program.inputs, "inputs", self.axes() if axes is None else axes)
+
+
+def _repair_of_carry(error: PureBatchingError) -> str:
+    """What to do about a carry that does not fit; where nothing but the float type of a trace does, it is converted."""
+    dtypes = [one for one in (error.got, error.expected) if isinstance(one, np.dtype)]
+    floats = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)]
+    if error.where.startswith("carry.trace") and len(floats) == len(("got", "expected")):
+        return (
+            "The rule of the learner that made the carry has another trace_dtype. Give both rules the same, or convert "
+            f"the trace: carry._replace(trace=jax.tree.map(lambda eps: eps.astype('{error.expected}'), carry.trace))."
+        )
+    return "The carry belongs to another learner or another batch size; start from init()."
 
 
 _STEP_AXES = SampleAxes((None, Carry.sample_axes(), 0), (Carry.sample_axes(), 0))

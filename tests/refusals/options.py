@@ -1,6 +1,7 @@
 """Options and other plain arguments."""
 
 import brainunit as u
+import jax
 import numpy as np
 
 import pure_batching as pb
@@ -18,7 +19,7 @@ from pure_batching.testing import assert_interchangeable
 from ..bench import SAMPLES, STEPS, bench
 from ..models import squared
 from ..modules import LIFNet
-from .provoke import ES, SETTINGS, Refusal, one_input, tutorial, with_loss
+from .provoke import ES, SETTINGS, Refusal, one_input, same, tutorial, with_loss
 
 # What every text says of a loss, a decay, a rule, a learning signal.
 ONE_NUMBER = ", expected one real number without a unit for the output and target of one sample ~ inside the loss"
@@ -47,6 +48,28 @@ OPTIONS = (
         )
         for algorithm in (pb.ES_D_RTRL, pb.Hybrid)
         for value, decay, rule in ((1, "0", "brainscale"), (1e-9, "1e-09", "brainscale"), (10**9, "1", "published"))
+    ),
+    *(
+        Refusal(
+            f"{make.__name__} with the {'traced ' * is_traced}array {text}",
+            lambda _, make=make, array=array, run=jax.vmap if is_traced else same: run(make)(array),
+            AlgorithmError,
+            f"{name}: got {text}, expected one number: a float array [] without axes. Pass jnp.asarray(0.9), say. ~ "
+            "let jax.vmap map over them a function of one number that makes the rule and the learner.",
+        )
+        for make, name in (
+            (pb.ES_D_RTRL, "decay_or_rank"),
+            (pb.Hybrid, "decay_or_rank"),
+            (pb.EProp, "kappa"),
+            (pb.OTTT, "decay"),
+        )
+        for array, text, is_traced in (
+            (np.full(3, 0.5), "float64[3]", False),
+            (np.full((2, 3), 0.5), "float64[3]", True),
+            (np.asarray(1), "int64[]", False),
+            (np.full(2, 1), "int64[]", True),
+            (np.asarray(0.5j), "complex128[]", False),
+        )
     ),
     *(
         Refusal(

@@ -1,5 +1,7 @@
 """Arguments that do not fit a step."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,11 +17,35 @@ from pure_batching.errors import (
     UnitError,
 )
 
-from ..bench import SAMPLES, bench
-from .provoke import FLAGS, Refusal, first, forgotten_carry, gradient, mantissas, other_start, step, with_loss, without
+from ..bench import SAMPLES, STEPS, Request, bench
+from .provoke import (
+    ES,
+    FLAGS,
+    Change,
+    Refusal,
+    first,
+    forgotten_carry,
+    gradient,
+    mantissas,
+    other_start,
+    step,
+    with_loss,
+    without,
+)
 
 # What every text says of a carry that does not fit.
 OTHER_LEARNER = " ~ another learner ~ init()"
+
+
+def wide(made: Any) -> pb.Carry:
+    """The fresh carry of the same rule, which keeps traces as they are computed."""
+    return other_start(made.seed, "tutorial", ES)
+
+
+def with_trace(change: Change) -> Change:
+    """A change of every array of a carry's trace."""
+    return lambda carry: carry._replace(trace=jax.tree.map(change, carry.trace))
+
 
 STEP = (
     Refusal(
@@ -141,6 +167,33 @@ STEP = (
         lambda seed: step(seed, carry=lambda carry: carry._replace(trace=())),
         CarryError,
         "carry.trace.xs['out.weight_op']: got nothing, expected float64[3, 7]" + OTHER_LEARNER,
+    ),
+    *(
+        Refusal(
+            f"traces in float64 where the rule keeps {dtype}, {name}",
+            lambda seed, call=call, dtype=dtype: call(bench("tutorial", seed, pb.ES_D_RTRL(0.9, trace_dtype=dtype))),
+            CarryError,
+            f"carry.trace.xs['out.weight_op']: got float64, expected {dtype}. The rule of the learner that made the "
+            "carry has another trace_dtype. Give both rules the same, or convert the trace: "
+            f"carry._replace(trace=jax.tree.map(lambda eps: eps.astype('{dtype}'), carry.trace)).",
+        )
+        for dtype in ("bfloat16", "float32")
+        for name, call in {
+            "a step": lambda made: made.batched("vmap").step(made.params, wide(made), *made.data(SAMPLES).inputs),
+            "a sequence": lambda made: made.grad_fn(Request())(made.params, wide(made), *made.data(STEPS, SAMPLES)),
+        }.items()
+    ),
+    Refusal(
+        "complex numbers in the place of traces",
+        lambda seed: step(seed, carry=with_trace(lambda eps: eps.astype(complex))),
+        CarryError,
+        "carry.trace.~: got complex128, expected float64" + OTHER_LEARNER,
+    ),
+    Refusal(
+        "no numbers in the place of traces",
+        lambda seed: step(seed, carry=with_trace(lambda _: "none")),
+        CarryError,
+        "carry.trace.xs['out.weight_op']: got str, expected an array of numbers" + OTHER_LEARNER,
     ),
     Refusal(
         "long integers for short ones",
