@@ -113,7 +113,9 @@ def chunked(learner: Learner, batch_size: int, *, chunk: int, by: BatchedBy = vm
     (data, carry, losses, gradients per sample) are those of the whole batch, and the drivers are called as ever:
     gradients are added up over chunks in the dtype in which gradients are added up. The last chunk has what is left of
     the batch; it is compiled besides. A chunk runs on one device: samples on several devices are for `pb.sharded`,
-    whose `by` may be this strategy.
+    whose `by` may be this strategy. Samples that reach each other, which
+    `by=functools.partial(pb.manual, allow_coupling=True)` accepts, do so within their chunk: the result then depends on
+    the chunk.
 
         batched = pb.chunked(learner, 1000, chunk=128)
         batched = pb.chunked(learner, 1000, chunk=128, by=pb.manual)
@@ -160,15 +162,19 @@ def sharded(
 
     Each device runs its own samples, by `jax.shard_map`. Summed gradients are reduced across the devices once, all
     weights together, and nothing else crosses devices: not the data, the carry, the losses or gradients per sample,
-    which stay where their samples are. Params are the same on every device; where other axes of the mesh shard them,
-    they stay so.
+    which stay where their samples are. Params are the same on every device; where other, automatic axes of the mesh
+    shard them, they stay so.
 
         mesh = jax.make_mesh((8,), ("batch",))
         batched = pb.sharded(learner, 128, mesh=mesh)
         batched = pb.sharded(learner, 128, mesh=mesh, by=functools.partial(pb.chunked, chunk=4, by=pb.manual))
 
     The devices share the samples evenly: a batch size that they do not divide is refused. Bring a batch to the next
-    multiple with samples that a `mask=` of False leaves out.
+    multiple with samples that a `mask=` of False leaves out: `reduction="sum"` does not see them, but a mean divides by
+    a `B` that counts them. Arguments on devices lie on the same mesh, as do those under `jax.set_mesh`.
+
+    Samples that reach each other, which `by=functools.partial(pb.manual, allow_coupling=True)` accepts, do so within
+    their share: the result then depends on the number of devices.
 
     Args:
       learner: a learner of one sample.
@@ -196,7 +202,7 @@ def sharded(
             Sharded.name,
             got=f"batch size {size} on {devices} devices",
             expected=f"a multiple of {devices}",
-            repair=f"Add {count(-size % devices, 'sample')} that mask= leaves out.",
+            repair=f"Add {count(-size % devices, 'sample')} that mask= leaves out; they count in the B of a mean.",
         )
     inner = _inner(learner, size // devices, by)
     if isinstance(inner, Sharded):
@@ -215,11 +221,11 @@ def _check_mesh(mesh: object, axis: Any) -> tuple[str, ...]:
         repair = 'Pass jax.make_mesh((jax.device_count(),), ("batch",)).'
         raise OptionError("mesh", got=type(mesh).__name__, expected="a jax.sharding.Mesh", repair=repair)
     names = axis if isinstance(axis, tuple) else (axis,)
-    if not names or any(name not in mesh.axis_names for name in names):
+    if not names or any(name not in mesh.axis_names or names.count(name) > 1 for name in names):
         raise OptionError(
             "axis",
             got=repr(axis),
-            expected=f"a name of an axis of the mesh, {listed([repr(name) for name in mesh.axis_names])}",
+            expected=f"one of {listed([repr(name) for name in mesh.axis_names])}, or a tuple of some",
             repair="Give the axis of the mesh along which the samples lie.",
         )
     return names
@@ -227,19 +233,27 @@ def _check_mesh(mesh: object, axis: Any) -> tuple[str, ...]:
 
 def _inner(learner: Learner, size: int, by: BatchedBy) -> Strategy:
     """The strategy by which a share of the samples is run."""
-    made: Any = by(learner, size) if callable(by) else None
+    made, got = _called(by, learner, size)
     if not isinstance(made, Learner) or made.batch_size != size or made.source is not learner.source:
         raise OptionError(
             "by",
-            got=f"{by!r}" if not callable(by) else f"a function that gives {_described(made)}",
+            got=got,
             expected=f"a strategy: by(learner, {size}) is the learner of {size} samples",
-            repair="Pass pb.vmap, pb.manual or pb.loop, with options bound by functools.partial.",
+            repair="Pass pb.vmap, pb.manual, pb.loop or pb.chunked, with options bound by functools.partial.",
         )
     return made.strategy
 
 
-def _described(made: object) -> str:
-    return f"the learner of {made.batch_size} samples" if isinstance(made, Learner) else type(made).__name__
+def _called(by: Any, learner: Learner, size: int) -> tuple[Any, str]:
+    """What `by` gives, and how an error calls it."""
+    if not callable(by):
+        return None, repr(by)
+    try:
+        made = by(learner, size)
+    except TypeError as reason:  # that of a function which is no strategy
+        return None, f"a function that raises TypeError: {reason}"
+    described = f"the learner of {made.batch_size} samples" if isinstance(made, Learner) else type(made).__name__
+    return made, f"a function that gives {described}"
 
 
 def _refuse_axis(learner: Learner, name: str, expected: str) -> None:

@@ -75,11 +75,26 @@ class Sharded(Sharing):
         return whole
 
     def _mesh(self) -> Mesh | None:
-        """The mesh under automatic axes; None where the caller has set one already, as for arguments that name it."""
-        if not jax.sharding.get_abstract_mesh().empty:
+        """The mesh under automatic axes; None where the caller has set it already, as for arguments that name it.
+
+        Raises:
+          StrategyError: the caller's mesh is another one, on which the shares would have another size.
+        """
+        context = jax.sharding.get_abstract_mesh()
+        if not context.empty:
+            self._check_same(dict(context.shape))
             return None
         types = (AxisType.Auto,) * len(self.mesh.axis_names)
         return Mesh(self.mesh.devices, self.mesh.axis_names, axis_types=types)
+
+    def _check_same(self, sizes: dict[str, int]) -> None:
+        if sizes != dict(self.mesh.shape):
+            raise StrategyError(
+                self.name,
+                got=f"a mesh of {sizes}, which the arguments name or jax.set_mesh has set",
+                expected=f"the mesh of the strategy, {dict(self.mesh.shape)}",
+                repair="Put the arguments on the mesh that pb.sharded was given.",
+            )
 
     def _layout(self, axis: Any) -> PartitionSpec:
         if axis is None or axis == SUMMED:

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import pure_batching as pb
 from pure_batching.errors import (
@@ -21,6 +22,13 @@ from .provoke import SETTINGS, Flattened, Refusal, Remembering, Summed, Thinned,
 
 def mesh() -> jax.sharding.Mesh:
     return jax.make_mesh((2,), ("batch",), devices=jax.devices()[:2])
+
+
+def on_another_mesh(seed: int) -> jax.Array:
+    """The inputs of a step, whose type names four devices."""
+    others = jax.make_mesh((4,), ("batch",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:4])
+    (inputs,) = jax.tree.leaves(bench("tutorial", seed).data(8).inputs)
+    return jax.device_put(inputs, NamedSharding(others, PartitionSpec("batch")))
 
 
 def sharded(learner: pb.Learner, size: int) -> pb.Learner:
@@ -83,13 +91,34 @@ STRATEGY = (
         lambda seed: pb.chunked(bench("tutorial", seed).learner, 8, chunk=4, by=lambda one, _: pb.vmap(one, 8)),
         OptionError,
         "by: got a function that gives the learner of 8 samples, expected a strategy: by(learner, 4) is the learner of "
-        "4 samples. Pass pb.vmap, pb.manual or pb.loop",
+        "4 samples. Pass pb.vmap, pb.manual, pb.loop or pb.chunked",
     ),
     Refusal(
         "chunks by a name",
         lambda seed: pb.chunked(bench("tutorial", seed).learner, 8, chunk=4, by="vmap"),
         OptionError,
         "by: got 'vmap', expected a strategy: by(learner, 4) is the learner of 4 samples. ~ functools.partial.",
+    ),
+    Refusal(
+        "chunks by JAX's own function",
+        lambda seed: pb.chunked(bench("tutorial", seed).learner, 8, chunk=4, by=jax.vmap),
+        OptionError,
+        "by: got a function that raises TypeError: ~ expected a strategy: by(learner, 4) is the learner of 4 samples.",
+    ),
+    Refusal(
+        "one axis of devices twice",
+        lambda seed: pb.sharded(bench("tutorial", seed).learner, 8, mesh=mesh(), axis=("batch", "batch")),
+        OptionError,
+        "axis: got ('batch', 'batch'), expected one of 'batch', or a tuple of some.",
+    ),
+    Refusal(
+        "data on another mesh",
+        lambda seed: sharded(bench("tutorial", seed).learner, 8).step(
+            bench("tutorial", seed).params, sharded(bench("tutorial", seed).learner, 8).init(), on_another_mesh(seed)
+        ),
+        StrategyError,
+        "pb.sharded: got a mesh of {'batch': 4}, which the arguments name or jax.set_mesh has set, expected the mesh "
+        "of the strategy, {'batch': 2}. Put the arguments on the mesh",
     ),
     Refusal(
         "chunks of samples that reach each other",
@@ -114,13 +143,13 @@ STRATEGY = (
         "devices that do not divide the batch",
         lambda seed: pb.sharded(bench("tutorial", seed).learner, 7, mesh=mesh()),
         BatchSizeError,
-        "pb.sharded: got batch size 7 on 2 devices, expected a multiple of 2. Add 1 sample that mask= leaves out.",
+        "pb.sharded: got batch size 7 on 2 devices, expected a multiple of 2. Add 1 sample that mask= leaves out; they",
     ),
     Refusal(
         "a mesh without the axis",
         lambda seed: pb.sharded(bench("tutorial", seed).learner, 8, mesh=mesh(), axis="data"),
         OptionError,
-        "axis: got 'data', expected a name of an axis of the mesh, 'batch'. Give the axis of the mesh along which",
+        "axis: got 'data', expected one of 'batch', or a tuple of some. Give the axis of the mesh along which",
     ),
     Refusal(
         "devices without a mesh",
