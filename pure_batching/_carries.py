@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import NamedSharding, PartitionSpec
 
 from ._learning.carry import Carry, check_whole
 from ._tree import Tree, described, named_leaves, spec_text
@@ -115,8 +116,16 @@ def batch_size(carry: Carry) -> int:
 
 def _each_leaf(fun: Any, *carries: Carry) -> Carry:
     """Apply a function to the leaves that start with the batch axis; shared leaves are those of the first carry."""
-    own = [jax.tree.map(jnp.asarray, carry._replace(shared={})) for carry in carries]
+    own = [jax.tree.map(_gathered, carry._replace(shared={})) for carry in carries]
     return jax.tree.map(fun, *own)._replace(shared=carries[0].shared)
+
+
+def _gathered(leaf: Any) -> jax.Array:
+    """A leaf whose samples any device may take: under explicit axes JAX regroups none that lie on several."""
+    array = jnp.asarray(leaf)
+    layout = jax.typeof(array).sharding
+    is_placed = any(name is not None for name in layout.spec)
+    return jax.sharding.reshard(array, NamedSharding(layout.mesh, PartitionSpec())) if is_placed else array
 
 
 def _check_listed(name: str, carries: Sequence[Carry], *, is_batch: bool) -> Carry:

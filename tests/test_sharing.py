@@ -350,3 +350,40 @@ def test_two_processes_equal_one() -> None:
             np.testing.assert_allclose(value, want[name], rtol=1e-12, atol=1e-12)
     shares = [np.concatenate([*own.values()], 1) for own in (of_one, {**found[0][1], **found[1][1]})]
     np.testing.assert_allclose(shares[1], shares[0], rtol=1e-12, atol=1e-12)
+
+
+class TestExplicitAxes:
+    """A mesh of explicit axes, JAX's default: the types of results name the places of the samples."""
+
+    def test_a_scan_of_steps(self, seed: int) -> None:
+        """Inside `jax.jit`, with and without `jax.set_mesh`, from a carry that is made there."""
+        made, mesh = bench(NAME, seed), mesh_of(DEVICES)
+        inputs = made.data(STEPS, SAMPLES).inputs
+        placed = jax.device_put(inputs, NamedSharding(mesh, P(None, "batch")))
+
+        def run(make: Any, params: Any, inputs: Any) -> Any:
+            learner = make(made.learner, SAMPLES)
+            return jax.lax.scan(lambda carry, x: learner.step(params, carry, *x), learner.init(), inputs)
+
+        want = fetched(jax.jit(functools.partial(run, pb.vmap))(made.params, inputs))
+        sharded = jax.jit(functools.partial(run, on_devices()))
+        assert_close(fetched(sharded(made.params, placed)), want)
+        with jax.set_mesh(mesh):
+            assert_close(fetched(sharded(made.params, inputs)), want)
+
+    def test_batch_algebra(self, seed: int) -> None:
+        """Samples are regrouped wherever they lie."""
+        made, order = bench(NAME, seed), np.arange(SAMPLES)[::-1]
+        shared, plain = (
+            pb.sequence_grad(make(made.learner, SAMPLES), made.model.loss)(
+                made.params, None, *made.data(STEPS, SAMPLES)
+            )[1].carry
+            for make in (on_devices(), pb.vmap)
+        )
+        for regroup in (
+            lambda carry: pb.gather(carry, [1, 2]),
+            lambda carry: pb.permute(carry, order),
+            lambda carry: pb.stack(pb.unstack(carry)[:3]),
+            lambda carry: pb.concat(pb.split(carry, [3, 5])),
+        ):
+            assert_close(fetched(regroup(shared)), fetched(regroup(plain)))

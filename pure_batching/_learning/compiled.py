@@ -38,7 +38,7 @@ def compiled(
         return function(others.with_numbers(without_derivative(numbers)), *statics, *args)
 
     def make() -> Callable[..., Any]:
-        return jax.jit(under_automatic_axes(run, SampleAxes((None, *axes.given), axes.made)))
+        return jax.jit(under_automatic_axes(run, SampleAxes((None, *axes.given), axes.made), learner.strategy))
 
     return partial(kept(learner, make, function, *statics), numbers)
 

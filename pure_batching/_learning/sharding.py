@@ -11,18 +11,21 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-from .._strategies.base import SUMMED, SampleAxes
+from .._strategies.base import SUMMED, SampleAxes, Strategy
 from .._tree import Tree
 
 
-def under_automatic_axes(function: Callable[..., Any], axes: SampleAxes) -> Callable[..., Any]:
-    """The same function, for arguments under explicit axes too."""
+def under_automatic_axes(function: Callable[..., Any], axes: SampleAxes, strategy: Strategy) -> Callable[..., Any]:
+    """The same function, for arguments under explicit axes too, and for a strategy with a mesh of explicit axes."""
 
     def run(*args: Any) -> Any:
-        mesh = _explicit_mesh(args)
+        mesh = _explicit_mesh(args) or _with_explicit_axes(jax.sharding.get_abstract_mesh())
+        if strategy.place is not None:
+            mesh = mesh or _with_explicit_axes(strategy.place[0].abstract_mesh)
         if mesh is None:
             return function(*args)
-        layouts = _map_axes(lambda axis: _layout(axis, _names(args, axes.given)), axes.made)
+        names = _names(args, axes.given) if strategy.place is None else strategy.place[1]
+        layouts = _map_axes(lambda axis: _layout(axis, names), axes.made)
         with jax.sharding.use_abstract_mesh(mesh):
             return jax.sharding.auto_axes(function, out_sharding=layouts)(*args)
 
@@ -31,7 +34,12 @@ def under_automatic_axes(function: Callable[..., Any], axes: SampleAxes) -> Call
 
 def _explicit_mesh(args: Tree) -> AbstractMesh | None:
     meshes = [jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(args)]
-    return next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
+    return next((mesh for mesh in meshes if _with_explicit_axes(mesh)), None)
+
+
+def _with_explicit_axes(mesh: AbstractMesh) -> AbstractMesh | None:
+    """The mesh, if the types of arrays name some of its axes."""
+    return mesh if AxisType.Explicit in mesh.axis_types else None
 
 
 def _names(args: Any, axes: Any) -> Any:

@@ -5,6 +5,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, Protocol
 
+from jax.sharding import Mesh
+
 from .._program import Params, Perturbation, Program, States, Step
 from .._sources.base import Source
 from .._tree import Tree
@@ -54,6 +56,11 @@ class Strategy(abc.ABC):
     def runs_own_batch(self) -> bool:
         """Whether the source's own code sees the batch axis, and so may couple the samples."""
         return False
+
+    @property
+    def place(self) -> tuple[Mesh, tuple[str, ...]] | None:
+        """The mesh, and its axes, along which the strategy shares a batch out; None where it does not."""
+        return None
 
     @property
     def within(self) -> "Strategy":

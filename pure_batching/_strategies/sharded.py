@@ -33,6 +33,11 @@ class Sharded(Sharing):
     name = "pb.sharded"
 
     @property
+    def place(self) -> tuple[Mesh, tuple[str, ...]]:
+        """The mesh and its axes along which the samples lie."""
+        return self.mesh, self.axis
+
+    @property
     def on_one_device(self) -> Strategy:
         """The strategy of the samples of one device."""
         return self.inner
@@ -74,8 +79,8 @@ class Sharded(Sharing):
 
         return whole
 
-    def _mesh(self) -> Mesh | None:
-        """The mesh under automatic axes; None where the caller has set it already, as for arguments that name it.
+    def _mesh(self) -> Mesh:
+        """The mesh under automatic axes.
 
         Raises:
           StrategyError: the caller's mesh is another one, on which the shares would have another size.
@@ -83,7 +88,6 @@ class Sharded(Sharing):
         context = jax.sharding.get_abstract_mesh()
         if not context.empty:
             self._check_same(dict(context.shape))
-            return None
         types = (AxisType.Auto,) * len(self.mesh.axis_names)
         return Mesh(self.mesh.devices, self.mesh.axis_names, axis_types=types)
 

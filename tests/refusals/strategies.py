@@ -114,7 +114,7 @@ STRATEGY = (
     Refusal(
         "data on another mesh",
         lambda seed: sharded(bench("tutorial", seed).learner, 8).step(
-            bench("tutorial", seed).params, sharded(bench("tutorial", seed).learner, 8).init(), on_another_mesh(seed)
+            bench("tutorial", seed).params, pb.vmap(bench("tutorial", seed).learner, 8).init(), on_another_mesh(seed)
         ),
         StrategyError,
         "pb.sharded: got a mesh of {'batch': 4}, which the arguments name or jax.set_mesh has set, expected the mesh "
