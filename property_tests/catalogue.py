@@ -717,7 +717,7 @@ FAULTS = (
     Fault(
         "each device keeps the sum of its own samples",
         "_strategies/sharded.py",
-        "jax.lax.psum(sums, self.axis) if sums else []",
+        "jax.lax.psum(sums, self.names) if sums else []",
         "sums",
         "tests/test_sharing.py::TestDrivers::test_gradients[ES_D_RTRL-devices]",
     ),

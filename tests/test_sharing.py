@@ -353,10 +353,10 @@ def test_two_processes_equal_one() -> None:
 
 
 class TestExplicitAxes:
-    """A mesh of explicit axes, JAX's default: the types of results name the places of the samples."""
+    """A mesh of explicit axes, JAX's default: where it is set, types of results name the places of the samples."""
 
     def test_a_scan_of_steps(self, seed: int) -> None:
-        """Inside `jax.jit`, with and without `jax.set_mesh`, from a carry that is made there."""
+        """Inside `jax.jit`, from a carry that is made there."""
         made, mesh = bench(NAME, seed), mesh_of(DEVICES)
         inputs = made.data(STEPS, SAMPLES).inputs
         placed = jax.device_put(inputs, NamedSharding(mesh, P(None, "batch")))
@@ -367,19 +367,20 @@ class TestExplicitAxes:
 
         want = fetched(jax.jit(functools.partial(run, pb.vmap))(made.params, inputs))
         sharded = jax.jit(functools.partial(run, on_devices()))
-        assert_close(fetched(sharded(made.params, placed)), want)
         with jax.set_mesh(mesh):
+            assert_close(fetched(sharded(made.params, placed)), want)
             assert_close(fetched(sharded(made.params, inputs)), want)
 
     def test_batch_algebra(self, seed: int) -> None:
         """Samples are regrouped wherever they lie."""
         made, order = bench(NAME, seed), np.arange(SAMPLES)[::-1]
+        data = tuple(made.data(STEPS, SAMPLES))
+        placed = jax.device_put(data, NamedSharding(mesh_of(DEVICES), P(None, "batch")))
         shared, plain = (
-            pb.sequence_grad(make(made.learner, SAMPLES), made.model.loss)(
-                made.params, None, *made.data(STEPS, SAMPLES)
-            )[1].carry
-            for make in (on_devices(), pb.vmap)
+            pb.sequence_grad(make(made.learner, SAMPLES), made.model.loss)(made.params, None, *given)[1].carry
+            for make, given in ((on_devices(), placed), (pb.vmap, data))
         )
+        assert jax.typeof(shared.update_count).sharding.spec == P("batch")
         for regroup in (
             lambda carry: pb.gather(carry, [1, 2]),
             lambda carry: pb.permute(carry, order),

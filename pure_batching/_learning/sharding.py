@@ -16,15 +16,13 @@ from .._tree import Tree
 
 
 def under_automatic_axes(function: Callable[..., Any], axes: SampleAxes, strategy: Strategy) -> Callable[..., Any]:
-    """The same function, for arguments under explicit axes too, and for a strategy with a mesh of explicit axes."""
+    """The same function, for arguments under explicit axes too, and inside `jax.set_mesh` of such a mesh."""
 
     def run(*args: Any) -> Any:
         mesh = _explicit_mesh(args) or _with_explicit_axes(jax.sharding.get_abstract_mesh())
-        if strategy.place is not None:
-            mesh = mesh or _with_explicit_axes(strategy.place[0].abstract_mesh)
         if mesh is None:
             return function(*args)
-        names = _names(args, axes.given) if strategy.place is None else strategy.place[1]
+        names = strategy.axis or _names(args, axes.given)
         layouts = _map_axes(lambda axis: _layout(axis, names), axes.made)
         with jax.sharding.use_abstract_mesh(mesh):
             return jax.sharding.auto_axes(function, out_sharding=layouts)(*args)

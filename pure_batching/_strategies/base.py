@@ -5,8 +5,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, Protocol
 
-from jax.sharding import Mesh
-
 from .._program import Params, Perturbation, Program, States, Step
 from .._sources.base import Source
 from .._tree import Tree
@@ -58,9 +56,9 @@ class Strategy(abc.ABC):
         return False
 
     @property
-    def place(self) -> tuple[Mesh, tuple[str, ...]] | None:
-        """The mesh, and its axes, along which the strategy shares a batch out; None where it does not."""
-        return None
+    def axis(self) -> tuple[str, ...]:
+        """The names of the axes of a mesh along which the strategy shares a batch out."""
+        return ()
 
     @property
     def within(self) -> "Strategy":

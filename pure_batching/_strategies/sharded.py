@@ -24,18 +24,18 @@ class Sharded(Sharing):
       size: `B`.
       inner: the strategy of the samples of one device.
       mesh: the devices.
-      axis: the names of the axes of the mesh along which the samples lie.
+      names: of the axes of the mesh along which the samples lie.
     """
 
     mesh: Mesh
-    axis: tuple[str, ...]
+    names: tuple[str, ...]
 
     name = "pb.sharded"
 
     @property
-    def place(self) -> tuple[Mesh, tuple[str, ...]]:
-        """The mesh and its axes along which the samples lie."""
-        return self.mesh, self.axis
+    def axis(self) -> tuple[str, ...]:
+        """The names of the axes of the mesh along which the samples lie."""
+        return self.names
 
     @property
     def on_one_device(self) -> Strategy:
@@ -74,7 +74,7 @@ class Sharded(Sharing):
                 return self._reduced(found, axes_of_leaves(axes.made, found))
 
             made = jax.tree.map(self._layout, axes.made, is_leaf=lambda axis: axis is None)
-            layouts: dict[str, Any] = {"in_specs": tuple(given), "out_specs": made, "axis_names": {*self.axis}}
+            layouts: dict[str, Any] = {"in_specs": tuple(given), "out_specs": made, "axis_names": {*self.names}}
             return jax.shard_map(of_device, mesh=self._mesh(), **layouts, check_vma=False)(*leaves)
 
         return whole
@@ -103,13 +103,13 @@ class Sharded(Sharing):
     def _layout(self, axis: Any) -> PartitionSpec:
         if axis is None or axis == SUMMED:
             return PartitionSpec()
-        return PartitionSpec(*(None for _ in range(axis)), self.axis)
+        return PartitionSpec(*(None for _ in range(axis)), self.names)
 
     def _reduced(self, found: Tree, axes: list[Any]) -> Tree:
         """The result, whose sums are those over all devices."""
         leaves, structure = jax.tree.flatten(found)
         sums = [leaf for leaf, axis in zip(leaves, axes, strict=True) if axis == SUMMED]
-        totals = iter(jax.lax.psum(sums, self.axis) if sums else [])
+        totals = iter(jax.lax.psum(sums, self.names) if sums else [])
         whole = [next(totals) if axis == SUMMED else leaf for leaf, axis in zip(leaves, axes, strict=True)]
         return jax.tree.unflatten(structure, whole)
 
