@@ -11,7 +11,7 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 from .._program import Program
 from .._sources.base import Source
 from .._tree import Tree
-from ..errors import StrategyError
+from ..errors import PickleError, StrategyError
 from .base import SUMMED, RunOf, SampleAxes, Strategy
 from .shares import Sharing, axes_of_arguments, axes_of_leaves
 
@@ -31,6 +31,19 @@ class Sharded(Sharing):
     names: tuple[str, ...]
 
     name = "pb.sharded"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Refused: the devices of a mesh are those of this process.
+
+        Raises:
+          PickleError: always.
+        """
+        raise PickleError(
+            self.name,
+            got="a strategy with the devices of this process",
+            expected="what another process can make sense of",
+            repair="Send the learner of one sample, and call pb.sharded there with a mesh of that process's devices.",
+        )
 
     @property
     def axis(self) -> tuple[str, ...]:

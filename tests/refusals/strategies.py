@@ -1,14 +1,17 @@
 """Learners that a strategy refuses."""
 
 import functools
+import pickle
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import pure_batching as pb
 from pure_batching.errors import (
     BatchSizeError,
     OptionError,
+    PickleError,
     RandomnessError,
     SampleCouplingError,
     StrategyError,
@@ -29,6 +32,15 @@ def on_another_mesh(seed: int) -> jax.Array:
     others = jax.make_mesh((4,), ("batch",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:4])
     (inputs,) = jax.tree.leaves(bench("tutorial", seed).data(8).inputs)
     return jax.device_put(inputs, NamedSharding(others, PartitionSpec("batch")))
+
+
+def leaky(params: jax.Array, h: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    h = 0.5 * h + params * x
+    return h, h
+
+
+def plain() -> pb.Learner:
+    return pb.capture_function(leaky, jnp.ones(3), jnp.zeros(3), jnp.zeros(3), algorithm=pb.BPTT())[0]
 
 
 def sharded(learner: pb.Learner, size: int) -> pb.Learner:
@@ -162,6 +174,13 @@ STRATEGY = (
         lambda seed: sharded(bench("noisy", seed).learner, 8),
         StrategyError,
         "pb.sharded: got a step with a callback that keeps its order, ~ pb.chunked runs it.",
+    ),
+    Refusal(
+        "devices in a pickle",
+        lambda _: pickle.dumps(sharded(plain(), 8)),
+        PickleError,
+        "pb.sharded: got a strategy with the devices of this process, expected what another process can make sense of. "
+        "Send the learner of one sample",
     ),
     Refusal(
         "devices of samples that reach each other",
