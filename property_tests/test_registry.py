@@ -23,11 +23,8 @@ CASES = [(name, list(RULES)[place % len(RULES)]) for place, name in enumerate(EV
 BY_DAY = ("LSTMCell", "conv_rates", "noisy", "brainscale.nn.BatchNorm2d (fit)", "brainstate.nn.OutputDelayAt")
 
 
-@pytest.mark.parametrize(
-    ("name", "rule"),
-    [pytest.param(*case, marks=pytest.mark.xdist_group(case[0])) for case in CASES if case[0] in BY_DAY or IS_NIGHT],
-)
-def test_is_interchangeable(name: str, rule: str) -> None:
+def report_of(name: str, rule: str, strategies: Mapping[str, Any]) -> Any:
+    """Every law that concerns a model, among some strategies."""
     model, seed = EVERY[name], 0
     with brainstate.environ.context(precision=64):
         report = assert_interchangeable(
@@ -37,14 +34,23 @@ def test_is_interchangeable(name: str, rule: str) -> None:
             model.targets(seed, STEPS, SAMPLES),
             model.loss,
             environ=model.settings,
-            strategies=PLAIN,
+            strategies=strategies,
             window=3,
             is_exact=name in EXACT,
             spikes=model.spikes,
         )
-    assert bool(report.unshown) == ((name, rule) in WITHOUT_LARGE_TRACES)
-    assert set(report.refused) == {"loop", "vmap", "manual"} - set(model.strategies)
     assert {"init", "locality", "equality", "swap", "algebra", "reduction", "time", "purity"} <= set(report.held)
+    return report
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [pytest.param(*case, marks=pytest.mark.xdist_group(case[0])) for case in CASES if case[0] in BY_DAY or IS_NIGHT],
+)
+def test_is_interchangeable(name: str, rule: str) -> None:
+    report = report_of(name, rule, PLAIN)
+    assert bool(report.unshown) == ((name, rule) in WITHOUT_LARGE_TRACES)
+    assert set(report.refused) == {"loop", "vmap", "manual"} - set(EVERY[name].strategies)
 
 
 # Strategies that share a batch out run any driver alike, so that one model for each way of keeping states is enough.
@@ -69,22 +75,8 @@ class ByHost:
     [pytest.param(*case, marks=pytest.mark.xdist_group(f"{case[0]} shared out")) for case in SHARED_OUT],
 )
 def test_is_interchangeable_when_it_is_shared_out(name: str, rule: str) -> None:
-    model, seed = EVERY[name], 0
-    with brainstate.environ.context(precision=64):
-        report = assert_interchangeable(
-            functools.partial(model.build, seed),
-            RULES[rule],
-            model.inputs(seed, STEPS, SAMPLES),
-            model.targets(seed, STEPS, SAMPLES),
-            model.loss,
-            environ=model.settings,
-            strategies={
-                "loop": PLAIN["loop"],
-                "chunked": SHARING["chunked"],
-                "sharded": lambda learner, size: ByHost(OfLearner(SHARING["sharded"](learner, size), model.loss)),
-            },
-            window=3,
-            spikes=model.spikes,
-        )
+    def sharded(learner: pb.Learner, size: int) -> ByHost:
+        return ByHost(OfLearner(SHARING["sharded"](learner, size), EVERY[name].loss))
+
+    report = report_of(name, rule, {"loop": PLAIN["loop"], "chunked": SHARING["chunked"], "sharded": sharded})
     assert not report.refused
-    assert {"init", "locality", "equality", "swap", "algebra", "reduction", "time", "purity"} <= set(report.held)

@@ -10,7 +10,6 @@ from ._independence.leaves import leaf_verdicts
 from ._independence.verdicts import Verdict
 from ._learning.learner import Learner, check_learner
 from ._options import check_flag, is_count
-from ._strategies.base import Strategy
 from ._strategies.chunked import Chunked
 from ._strategies.loop import Loop
 from ._strategies.manual import Manual
@@ -144,7 +143,7 @@ def chunked(learner: Learner, batch_size: int, *, chunk: int, by: BatchedBy = vm
             expected=f"an integer from 1 to the batch size {size}",
             repair="Give the number of samples that run at once.",
         )
-    inner = _inner(learner, int(chunk), by)
+    inner = batched_by(by, learner, int(chunk)).strategy
     if isinstance(inner, Sharded):
         raise StrategyError(
             Chunked.name,
@@ -206,7 +205,7 @@ def sharded(
             expected=f"a multiple of {devices}",
             repair=f"Add {count(-size % devices, 'sample')} that mask= leaves out; they count in the B of a mean.",
         )
-    inner = _inner(learner, size // devices, by)
+    inner = batched_by(by, learner, size // devices).strategy
     if isinstance(inner, Sharded):
         raise StrategyError(
             Sharded.name,
@@ -233,8 +232,13 @@ def _check_mesh(mesh: object, axis: Any) -> tuple[str, ...]:
     return names
 
 
-def _inner(learner: Learner, size: int, by: BatchedBy) -> Strategy:
-    """The strategy by which a share of the samples is run."""
+def batched_by(by: BatchedBy, learner: Learner, size: int) -> Learner:
+    """The learner of a number of samples by any strategy.
+
+    Raises:
+      OptionError: what was given as a strategy gives no such learner.
+      PureBatchingError: the strategy refuses the learner.
+    """
     made, got = _called(by, learner, size)
     if not isinstance(made, Learner) or made.batch_size != size or made.source is not learner.source:
         raise OptionError(
@@ -243,7 +247,7 @@ def _inner(learner: Learner, size: int, by: BatchedBy) -> Strategy:
             expected=f"a strategy: by(learner, {size}) is the learner of {size} samples",
             repair="Pass pb.vmap, pb.manual, pb.loop or pb.chunked, with options bound by functools.partial.",
         )
-    return made.strategy
+    return made
 
 
 def _called(by: Any, learner: Learner, size: int) -> tuple[Any, str]:
@@ -254,8 +258,9 @@ def _called(by: Any, learner: Learner, size: int) -> tuple[Any, str]:
         made = by(learner, size)
     except TypeError as reason:  # that of a function which is no strategy
         return None, f"a function that raises TypeError: {reason}"
-    described = f"the learner of {made.batch_size} samples" if isinstance(made, Learner) else type(made).__name__
-    return made, f"a function that gives {described}"
+    if isinstance(made, Learner):
+        return made, f"a function that gives the learner of {count(made.batch_size or 1, 'sample')}"
+    return made, f"a function that gives {type(made).__name__}"
 
 
 def _refuse_axis(learner: Learner, name: str, expected: str) -> None:

@@ -44,7 +44,7 @@ def check_untraced(where: str, *trees: Tree) -> None:
             got="a traced array",
             expected="numbers, since ids are looked up on the host",
             repair="Call it outside JAX's transforms. Inside them, run slots.batched, a learner whose samples are the "
-            "slots, on table.carry; pb.sequence_grad takes table.occupied for a mask.",
+            "slots, on table.carry; pb.sequence_grad takes the slots that make a step for a mask, [T, C].",
         )
 
 

@@ -10,13 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import _slot_carries as carries
-from ._batching import vmap
+from ._batching import BatchedBy, batched_by, vmap
 from ._carries import concat, split
 from ._learning.carry import Carry
 from ._learning.compiled import compiled
 from ._learning.learner import Learner, check_learner
 from ._learning.losses import Same, SplitLoss, check_loss_function
-from ._learning.sharding import SampleAxes
 from ._learning.updates import Optimizer, check_optimizer
 from ._options import is_count
 from ._program import Loss
@@ -32,6 +31,7 @@ from ._slot_table import (
     taken,
     vacant_row,
 )
+from ._strategies.base import SampleAxes
 from ._tree import Tree
 from .errors import OptionError, StrategyError
 
@@ -77,7 +77,7 @@ class Slots:
     Attributes:
       learner: of one sample.
       capacity: `C`, the number of slots.
-      by: the strategy that runs them: `pb.vmap`, `pb.manual`, `pb.loop`, or another function of a learner and a size.
+      by: the strategy that runs them: `pb.vmap`, `pb.manual`, `pb.loop`, or one whose options are bound.
 
     Raises:
       StructureError: no learner.
@@ -89,7 +89,7 @@ class Slots:
 
     learner: Learner
     capacity: int
-    by: Callable[[Learner, int], Learner] = vmap
+    by: BatchedBy = vmap
 
     def __post_init__(self) -> None:
         check_learner(self.learner, "Slots")
@@ -101,19 +101,16 @@ class Slots:
                 expected="independent samples",
                 repair="A session would see those beside it; capture the module without axis_name.",
             )
-        made: Any = self.batched if callable(self.by) else None
-        if not isinstance(made, Learner) or made.batch_size != self.capacity or made.source is not self.learner.source:
-            raise OptionError(
-                "by",
-                got=f"{self.by!r}, which gives {made!r}" if callable(self.by) else repr(self.by),
-                expected=f"a strategy: by(learner, {self.capacity}) is the learner of {self.capacity} samples",
-                repair="Pass pb.vmap, pb.manual or pb.loop, with options bound by functools.partial.",
-            )
+        _ = self.batched  # what cannot be run is refused now
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """The same slots in another process, where they are compiled anew."""
+        return Slots, (self.learner, self.capacity, self.by)
 
     @functools.cached_property
     def batched(self) -> Learner:
         """The learner whose samples are the slots."""
-        return self.by(self.learner, self.capacity)
+        return batched_by(self.by, self.learner, self.capacity)
 
     def empty(self) -> SlotTable:
         """A table without sessions."""

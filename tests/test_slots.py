@@ -1,6 +1,7 @@
 """Sessions in slots are samples alone, whichever come, go and make a step; and one program runs them."""
 
 import functools
+import pickle
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -557,3 +558,19 @@ class TestNothingIsHalfChanged:
             with pytest.raises(pb.PureBatchingError):
                 call()
         assert_identical(table, kept)
+
+
+def leaky(params: jax.Array, h: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    h = 0.5 * h + params * x
+    return h, h
+
+
+def test_slots_that_ran_can_be_pickled() -> None:
+    """What was compiled for them stays behind."""
+    learner, params = pb.capture_function(leaky, jnp.ones(3), jnp.zeros(3), jnp.zeros(3), algorithm=pb.BPTT())
+    slots = pb.Slots(learner, 2)
+    table, inputs = slots.admit(slots.empty(), 7), np.full((1, 3), 2.0)
+    want = slots.step(params, table, [7], inputs)
+    again = pickle.loads(pickle.dumps(slots))
+    assert_identical(again.step(params, table, [7], inputs), want)
+    assert (np.asarray(want[1]) == 2).all()

@@ -92,21 +92,15 @@ class Steps(eqx.Module):
 
     def window(self, start: jax.Array | int, length: int) -> "Steps":
         """`length` steps from `start` of the whole sequence."""
-
-        def cut(tree: Tree) -> Tree:
-            return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, length), tree)
-
-        flags = cut((self.mask, self.reset, self.restart_key))
+        flags = _cut((self.mask, self.reset, self.restart_key), start, length)
         return Steps(self.inputs, self.targets, *flags, positions=start + jnp.arange(length, dtype=jnp.int32))
 
     def cut(self, start: jax.Array | int, length: int) -> "Steps":
         """A copy of `length` steps from `start`, for short windows."""
-
-        def own(tree: Tree) -> Tree:
-            return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, length), tree)
-
-        inputs, targets = (Timed(own(timed.changing), timed.constant) for timed in (self.inputs, self.targets))
-        return Steps(inputs, targets, *own((self.mask, self.reset, self.restart_key)))
+        inputs, targets = (
+            Timed(_cut(timed.changing, start, length), timed.constant) for timed in (self.inputs, self.targets)
+        )
+        return Steps(inputs, targets, *_cut((self.mask, self.reset, self.restart_key), start, length))
 
     def _data_at(self, position: jax.Array) -> tuple[Tree, Tree]:
         data = (self.inputs.changing, self.targets.changing)
@@ -136,6 +130,11 @@ class Steps(eqx.Module):
         timed: Any = Timed(1, 0)
         axis: Any = 1
         return Steps(timed, timed, axis, axis, axis)
+
+
+def _cut(tree: Tree, start: jax.Array | int, length: int) -> Tree:
+    """`length` steps of each leaf from `start`."""
+    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, length), tree)
 
 
 def select(condition: jax.Array, yes: Tree, no: Tree) -> Tree:

@@ -294,13 +294,20 @@ SLOTS = (
         "slots by a word",
         new(3, by="vmap"),
         OptionError,
-        "by: got 'vmap', expected a strategy: by(learner, 3) is the learner of 3 samples. Pass pb.vmap, pb.manual or",
+        "by: got 'vmap', expected a strategy: by(learner, 3) is the learner of 3 samples. Pass pb.vmap, pb.manual, "
+        "pb.loop or pb.chunked",
     ),
     Refusal(
         "slots by what is no strategy",
         new(3, by=lambda learner, _: learner),
         OptionError,
-        "by: got <function ~, which gives Learner(~, one sample, ~, expected a strategy: by(learner, 3) is",
+        "by: got a function that gives the learner of 1 sample, expected a strategy: by(learner, 3) is",
+    ),
+    Refusal(
+        "slots by JAX's own function",
+        new(3, by=jax.vmap),
+        OptionError,
+        "by: got a function that raises TypeError: ~ expected a strategy: by(learner, 3) is the learner of 3 samples.",
     ),
     Refusal(
         "slots of samples that reach each other",
