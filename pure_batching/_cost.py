@@ -8,8 +8,9 @@ import jax.numpy as jnp
 
 from ._footprint import temporary_bytes
 from ._learning.learner import Learner, check_learner
-from ._learning.sequence import record_spec, sequence_grad, window_length
+from ._learning.sequence import sequence_grad
 from ._learning.steps import Steps, Timed
+from ._learning.windows import record_spec
 from ._options import is_count
 from ._tree import Tree, mantissa, nbytes, with_lead
 from .errors import OptionError
@@ -95,7 +96,7 @@ def cost(learner: Learner, time_steps: int, window: int | None = None) -> Cost:
     name, learner = repr(learner), learner.run_by(learner.strategy.on_one_device)
     gradient = sequence_grad(learner, _squares, window=window)
     time, steps, at_once = int(time_steps), _steps(learner, int(time_steps)), learner.at_once()
-    length = window_length(at_once, time, gradient.window)
+    length = gradient.windows.chosen(at_once, time)
     with learner.source.numerics.in_force():
         trace = jax.make_jaxpr(lambda params, steps: gradient.run(params, None, steps, None), return_shape=True)
         equations, (gradients, aux) = trace(learner.program.params, steps)

@@ -113,7 +113,7 @@ class TestConversions:
     def test_integers_of_numpy(self, integer: Any, seed: int) -> None:
         made = bench("tutorial", seed)
         assert pb.vmap(made.learner, integer).batch_size == 2
-        assert pb.sequence_grad(made.learner, squared, window=integer).window == 2
+        assert pb.sequence_grad(made.learner, squared, window=integer).windows.length == 2
 
     def test_a_dimensionless_loss(self, seed: int) -> None:
         got = with_loss(seed, lambda out, _: out.sum() * u.mV / u.volt)

@@ -1,5 +1,6 @@
 """The driver of sequences: what it takes, what it gives, what it costs."""
 
+from functools import partial
 from typing import Any
 
 import brainscale
@@ -9,12 +10,13 @@ import numpy as np
 import pytest
 
 import pure_batching as pb
-from pure_batching._learning import sequence as _sequence
 from pure_batching._learning.data import check_steps
+from pure_batching._learning.windows import BUDGET, Windows, equal_length
 from pure_batching._tree import nbytes
+from pure_batching.errors import OptionError
 
 from .alive import assert_alive, assert_gradients_alive
-from .bench import ONLINE_RULES, SAMPLES, STEPS, STRATEGIES, WINDOW, Bench, Request, bench
+from .bench import ONLINE_RULES, RULES, SAMPLES, STEPS, STRATEGIES, WINDOW, Bench, Request, bench
 from .models import N_IN, N_OUT, N_REC, squared
 from .modules import Untraced
 from .oracle import expected, one_sample
@@ -202,39 +204,70 @@ def twice_the_traces() -> int:
     return 2 * nbytes(bench("tutorial", 0).batched("vmap").carry_spec().trace)
 
 
+# The input and the pulled-back output of both weights of the tutorial's net, and the latter three times more, in double
+# precision.
+BYTES_OF_A_STEP = 8 * SAMPLES * ((N_IN + N_REC) + N_REC + 4 * (N_REC + N_OUT))
+
+
+def budget_of(steps: int) -> int:
+    """A budget for so many steps of the tutorial's net, with room for the traces."""
+    return steps * BYTES_OF_A_STEP + twice_the_traces()
+
+
 class TestWindowOfNone:
-    """The whole sequence while what is stacked stays below the budget, else the largest window that does."""
+    """What fits into the budget, and what stays in a cache."""
 
-    # The input and the pulled-back output of both weights of the tutorial's net, and the latter three times more, in
-    # double precision.
-    BYTES_OF_A_STEP = 8 * SAMPLES * ((N_IN + N_REC) + N_REC + 4 * (N_REC + N_OUT))
-
-    @pytest.mark.parametrize(("steps_in_budget", "window"), [(0, 1), (1, 1), (4, 4), (STEPS, STEPS), (1000, STEPS)])
-    def test_rule(self, monkeypatch: pytest.MonkeyPatch, seed: int, steps_in_budget: int, window: int) -> None:
+    @pytest.mark.parametrize(("steps_in_budget", "window"), [(1, 1), (4, 4), (STEPS, STEPS), (1000, STEPS)])
+    def test_the_budget(self, seed: int, steps_in_budget: int, window: int) -> None:
         learner = bench("tutorial", seed).batched("vmap")
-        monkeypatch.setattr(_sequence, "STACK_BUDGET", steps_in_budget * self.BYTES_OF_A_STEP + twice_the_traces())
-        assert _sequence.window_length(learner, STEPS, None) == window
+        assert Windows(None, budget_of(steps_in_budget)).fitting(learner, STEPS) == window
+        assert Windows(None, 1).fitting(learner, STEPS) == 1
 
-    def test_a_byte_less_is_a_step_less(self, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    def test_a_byte_less_is_a_step_less(self, seed: int) -> None:
         learner = bench("tutorial", seed).batched("vmap")
-        monkeypatch.setattr(_sequence, "STACK_BUDGET", 4 * self.BYTES_OF_A_STEP + twice_the_traces() - 1)
-        assert _sequence.window_length(learner, STEPS, None) == 4 - 1
+        assert Windows(None, budget_of(4) - 1).fitting(learner, STEPS) == 4 - 1
 
-    def test_what_was_asked_for_stands(self, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    def test_what_was_asked_for_stands(self, seed: int) -> None:
         learner = bench("tutorial", seed).batched("vmap")
-        monkeypatch.setattr(_sequence, "STACK_BUDGET", 0)
-        assert [_sequence.window_length(learner, STEPS, window) for window in (1, 4, STEPS + 3)] == [1, 4, STEPS]
+        for length, window in ((1, 1), (4, 4), (STEPS + 3, STEPS)):
+            asked = Windows(length, 1)
+            assert (asked.fitting(learner, STEPS), asked.chosen(learner, STEPS)) == (window, window)
 
-    def test_a_small_budget_gives_the_same_gradient(self, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    def test_what_is_kept_stays_in_a_cache(self, seed: int) -> None:
+        """Eight MiB, whatever the length of the sequence and the number of samples."""
+        made, cached = bench("tutorial", seed), 8 * 2**20
+        for samples in (SAMPLES, 8 * SAMPLES):
+            of_a_step = BYTES_OF_A_STEP * samples // SAMPLES
+            chosen = [Windows().chosen(pb.vmap(made.learner, samples), time) for time in (STEPS, 10**5, 2**17)]
+            assert chosen[0] == STEPS
+            assert all(0.5 * cached < window * of_a_step <= cached for window in chosen[1:])
+
+    def test_traces_as_large_as_weights_are_paid_for(self, seed: int) -> None:
+        """The end of a window rewrites them; so the window keeps eight times as much, and more than fits a cache."""
+        learner = pb.vmap(bench("tutorial", seed, RULES["D_RTRL published"]).learner, 4096)
+        traces, time = nbytes(learner.carry_spec().trace), 10**5
+        kept = Windows(None, 2**40).chosen(learner, time) * 4096 // SAMPLES * BYTES_OF_A_STEP
+        assert traces > 2 * 2**20
+        assert 6 * traces < kept < 10 * traces
+
+    @pytest.mark.parametrize(("time", "largest", "window"), [(16, 12, 8), (100, 12, 10), (97, 12, 11), (5, 9, 5)])
+    def test_windows_are_equally_long_where_they_can_be(self, time: int, largest: int, window: int) -> None:
+        """Or all but the last, which is a little shorter."""
+        assert equal_length(time, min(time, largest)) == window
+
+    def test_a_small_budget_gives_the_same_gradient(self, seed: int) -> None:
         made = bench("tutorial", seed)
-        monkeypatch.setattr(_sequence, "STACK_BUDGET", 4 * self.BYTES_OF_A_STEP + twice_the_traces())
-
-        def loss(out: jax.Array, target: jax.Array) -> jax.Array:
-            return made.model.loss(out, target)
-
-        grad_fn = pb.sequence_grad(made.batched("vmap"), loss, reduction="none")
+        options: Any = {"reduction": "none", "budget": budget_of(4)}
+        grad_fn = pb.sequence_grad(made.batched("vmap"), made.model.loss, **options)
+        assert grad_fn.windows.chosen(grad_fn.learner, STEPS) < STEPS
         got, _ = grad_fn(made.params, None, *made.data(STEPS, SAMPLES))
         assert_close(got, expected(made, SAMPLES, STEPS).gradients)
+
+    @pytest.mark.parametrize("driver", [pb.sequence_grad, pb.sample_norms, partial(pb.clipped_grad, bound=1.0)])
+    @pytest.mark.parametrize("budget", [0, -1, 2.5, True, "256 MiB", None])
+    def test_a_budget_is_a_number_of_bytes(self, driver: Any, budget: Any, seed: int) -> None:
+        with pytest.raises(OptionError, match=r"budget: got .*, expected an integer >= 1"):
+            driver(bench("tutorial", seed).batched("vmap"), squared, budget=budget)
 
     @pytest.mark.parametrize("rule", ONLINE_RULES)
     def test_the_compiled_program_needs_a_quarter_of_a_gibibyte(self, rule: str) -> None:
@@ -248,11 +281,12 @@ class TestWindowOfNone:
         carry = batched.carry_spec()
         data = [jax.ShapeDtypeStruct((4096, samples, n), learner.program.inputs[0].dtype) for n in (n_in, n_rec)]
         grad_fn = pb.sequence_grad(batched, squared)
-        assert _sequence.window_length(batched, 4096, None) < 4096
+        assert grad_fn.windows.chosen(batched, 4096) < 4096
         lowered = jax.jit(lambda *args: grad_fn(*args)[0]).lower(params, carry, *data)
         budget = 256 * 2**20
-        assert budget == _sequence.STACK_BUDGET
-        assert budget / 8 < lowered.compile().memory_analysis().temp_size_in_bytes < 1.25 * budget
+        assert budget == BUDGET
+        memory: Any = lowered.compile().memory_analysis()
+        assert memory.temp_size_in_bytes < 1.25 * budget
 
 
 class TestStrictArithmetic:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from .._program import Params, Program
 from .._reader.operations import call_of_places
 from .._relation import Relation, Scattered, WeightLeaf
-from .base import arrays_of, held_arrays, map_operation
+from .base import apply_matrix, arrays_of, held_arrays, map_operation, over_states
 
 # By the name of the link, then by the name of the weight's leaf.
 Leaves = dict[str, dict[str, jax.Array]]
@@ -132,14 +132,14 @@ def _place_by_place(
 
 def propagated(relation: Relation, leaf: WeightLeaf, matrix: jax.Array, trace: jax.Array) -> jax.Array:
     """`D eps`: matrices `[*y.shape, ns, ns]` on a leaf's trace."""
-    return (placed(relation, leaf, matrix) * trace[..., None, :]).sum(-1)
+    return apply_matrix(placed(relation, leaf, matrix), trace)
 
 
 def gradient(relation: Relation, weight: Any, signal: dict[str, jax.Array], trace: dict[str, jax.Array]) -> Any:
     """`sum_s L eps` of each leaf, in the weight's structure, from a signal `[*y.shape, ns]` for each."""
     arrays = []
     for leaf in relation.leaves:
-        product = (placed(relation, leaf, signal[leaf.name]) * trace[leaf.name]).sum(-1)
+        product = over_states(placed(relation, leaf, signal[leaf.name]), trace[leaf.name])
         arrays.append(product.sum(tuple(range(len(relation.spread(leaf))))))
     return jax.tree.unflatten(jax.tree.structure(weight), arrays)
 

@@ -25,8 +25,9 @@ _EXPECTED: Mapping[str, str] = {
     "derivatives": "Jacobians",
     "step": "a pair of the trace after the step and the record of the step",
     "window_trace": "a trace like that of init",
-    "window_gradient": "Parts(factors, dense)",
-    "gradient_of_trace": 'Parts(factors, dense), which a rule with credit "window" has to give',
+    "window_gradient": "Parts(factors, dense, of_trace)",
+    "trace_product": "{path: gradient}, which a rule has to give whose Parts have of_trace",
+    "gradient_of_trace": 'Parts(factors, dense, of_trace), which a rule with credit "window" has to give',
     "traces_of": "{name: array} of one use of a weight",
 }
 _LIKE_INIT = "Return a trace with the structure, the shapes and the dtypes that init gives."
@@ -146,12 +147,12 @@ class _Rule(NamedTuple):
             return
         given = self.program, self.params, before, records
         parts = self._called("window_gradient", *given, fresh=before is None)
-        self._check_parts("window_gradient", parts, ("K",))
+        self._check_parts("window_gradient", parts, ("K",), before)
 
-    def gradient_of_trace(self, *own: Any) -> None:
+    def gradient_of_trace(self, trace: Trace, *own: Any) -> None:
         """The gradient of the trace before a window."""
-        parts = self._called("gradient_of_trace", self.program, self.params, *own)
-        self._check_parts("gradient_of_trace", parts, ())
+        parts = self._called("gradient_of_trace", self.program, self.params, trace, *own)
+        self._check_parts("gradient_of_trace", parts, (), trace)
 
     def traces_of(self, relation: Relation, trace: Trace) -> None:
         """What `pb.explain` shows."""
@@ -215,11 +216,15 @@ class _Rule(NamedTuple):
                 )
         return computed(self.algorithm, self.program, trace)
 
-    def _check_parts(self, method: str, parts: Any, lead: tuple[str, ...]) -> None:
+    def _check_parts(self, method: str, parts: Any, lead: tuple[str, ...], trace: Trace) -> None:
         if not isinstance(parts, Parts):
             raise self._error(method, parts, repair="Return Parts((factors,), {}) of Factors, say.")
         self._check_factors(method, "Parts.factors", parts.factors, lead)
-        self._check_dense(method, parts.dense)
+        self._check_dense(method, "Parts.dense", parts.dense)
+        of_trace = self._arrays(method, "Parts.of_trace", parts.of_trace)
+        if jax.tree.leaves(of_trace):
+            product = self._called("trace_product", self.program, self.params, trace, of_trace)
+            self._check_dense("trace_product", "the product", product)
 
     def _check_factors(self, method: str, what: str, several: Any, lead: tuple[str, ...]) -> None:
         is_one = isinstance(several, Factors) or not isinstance(several, (tuple, list))
@@ -234,16 +239,17 @@ class _Rule(NamedTuple):
         for factors in several:
             check_factors(self._where(method), self.program, factors, lead)
 
-    def _check_dense(self, method: str, dense: Any) -> None:
+    def _check_dense(self, method: str, what: str, dense: Any) -> None:
         """Arrays in the structure and the shape of a weight, by its path."""
         repair = "Give the gradient by the path of the weight, relation.weight; {} where there is none."
         if not isinstance(dense, dict):
-            got, expected = f"Parts.dense = {kind(dense)}", "{path: gradient}"
+            got, expected = f"{what} = {kind(dense)}", "{path: gradient}"
             raise AlgorithmError(self._where(method), got=got, expected=expected, repair=repair)
         for path, value in dense.items():
             want = self.params.get(path)
             if want is None or not _same_shapes(value, want):
-                got = f"dense[{path!r}]" if want is None else f"dense[{path!r}] of {kind(value)}"
+                name = f"{what.removeprefix('Parts.')}[{path!r}]"
+                got = name if want is None else f"{name} of {kind(value)}"
                 paths = f"paths of weights: {listed([*self.params])}"
                 expected = paths if want is None else f"{spec_text(want)}, as the weight is"
                 raise AlgorithmError(self._where(method), got=got, expected=expected, repair=repair)

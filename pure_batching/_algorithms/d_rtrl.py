@@ -152,16 +152,29 @@ class D_RTRL(Algorithm):
         self, program: Program, params: Params, trace_before: ParameterTrace | None, records: DiagonalRecord
     ) -> Parts:
         """The reverse scan of the class's docstring: one for each group or, with scale factors, one for each leaf."""
+        del params
         factors, back = factors_and_adjoint(program, records)
-        return Parts((factors,), {} if trace_before is None else _dense(program, params, trace_before, back))
+        return Parts((factors,), {}, () if trace_before is None else back)
+
+    def trace_product(
+        self, program: Program, params: Params, trace: ParameterTrace, of_trace: dict[str, dict[str, jax.Array]]
+    ) -> Params:
+        """`sum_s L eps`, by weight, with a signal for each leaf of each link."""
+        parts = []
+        for relation, link in uses(program):
+            scales = trace.scales.get(link.name, {})
+            signal = {name: own / scales[name] if scales else own for name, own in of_trace[link.name].items()}
+            weight = params[relation.weight]
+            parts.append({relation.weight: gradient(relation, weight, signal, trace.weights[link.name])})
+        return add_gradients(*parts)
 
     def gradient_of_trace(
         self, program: Program, params: Params, trace: ParameterTrace, signal: Signal, count: jax.Array
     ) -> Parts:
         """The contraction of the trace with the signal."""
-        del count
+        del params, trace, count
         each = {k.name: {leaf.name: k.seen(signal.new[k.group.name]) for leaf in r.leaves} for r, k in uses(program)}
-        return Parts((), _dense(program, params, trace, each))
+        return Parts((), {}, each)
 
     def traces_of(self, relation: Relation, trace: ParameterTrace) -> dict[str, jax.Array]:
         """A trace for each array of the weight and each hidden group."""
@@ -216,14 +229,3 @@ def _largest(array: jax.Array) -> jax.Array:
     XLA reads the array once, at the speed of memory, if the first axis is reduced alone and without `abs`.
     """
     return jnp.maximum(jnp.maximum(array.max(0), -array.min(0)).max(), 1)
-
-
-def _dense(program: Program, params: Params, trace: ParameterTrace, back: dict[str, dict[str, jax.Array]]) -> Params:
-    """The gradient by the trace itself, `sum_s L eps`, by weight."""
-    parts = []
-    for relation, link in uses(program):
-        scales = trace.scales.get(link.name, {})
-        signal = {name: own / scales[name] if scales else own for name, own in back[link.name].items()}
-        weight = params[relation.weight]
-        parts.append({relation.weight: gradient(relation, weight, signal, trace.weights[link.name])})
-    return add_gradients(*parts)

@@ -115,6 +115,12 @@ class EProp(Algorithm):
         """The reverse scan of D_RTRL."""
         return self._rule.window_gradient(self._doubled(program), params, trace_before, records)
 
+    def trace_product(
+        self, program: Program, params: Params, trace: ParameterTrace, of_trace: dict[str, dict[str, jax.Array]]
+    ) -> Params:
+        """That of D_RTRL."""
+        return self._rule.trace_product(self._doubled(program), params, trace, of_trace)
+
     def traces_of(self, relation: Relation, trace: ParameterTrace) -> dict[str, jax.Array]:
         """A trace and a filtered trace, side by side along the last axis, for each array and each hidden group."""
         return self._rule.traces_of(relation, trace)

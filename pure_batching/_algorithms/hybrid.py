@@ -13,7 +13,7 @@ from ._diagonal_window import DiagonalRecord
 from ._hyperparameters import Number, dtype_field, number_field
 from ._input_output_trace import InputOutputTrace
 from ._parameter_trace import ParameterTrace, shape_of
-from .base import Algorithm, Credit, Factors, Parts, add_gradients, credit_of
+from .base import Algorithm, Credit, Factors, Parts, credit_of
 from .d_rtrl import D_RTRL
 from .es_d_rtrl import ES_D_RTRL
 
@@ -129,6 +129,13 @@ class Hybrid(Algorithm):
         inputs = es.gradient_of_trace(io, params, trace.by_input_output, signal, count)
         return _both(inputs, d.gradient_of_trace(full, params, trace.by_parameter, signal, count))
 
+    def trace_product(
+        self, program: Program, params: Params, trace: HybridTrace, of_trace: dict[str, dict[str, jax.Array]]
+    ) -> Params:
+        """The product with the traces of weights; those of inputs and outputs give factors."""
+        d, full = self._parts(program)[1]
+        return d.trace_product(full, params, trace.by_parameter, of_trace)
+
     def traces_of(self, relation: Relation, trace: HybridTrace) -> dict[str, jax.Array]:
         """The traces of the algorithm that follows the use."""
         if _needs_parameter_trace(relation):
@@ -156,7 +163,7 @@ def _needs_parameter_trace(relation: Relation) -> bool:
 
 def _both(one: Parts, other: Parts) -> Parts:
     """The parts of two algorithms' gradients, of which each names its own weights' uses."""
-    return Parts(one.factors + other.factors, add_gradients(one.dense, other.dense))
+    return Parts(one.factors + other.factors, {}, other.of_trace)
 
 
 def _seen_by(program: Program, jacobians: Jacobians) -> Jacobians:

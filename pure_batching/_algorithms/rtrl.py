@@ -125,14 +125,18 @@ class RTRL(Algorithm):
         self, program: Program, params: Params, trace: Influence, signal: Signal, count: jax.Array
     ) -> Parts:
         """`dloss/dh P`."""
-        del count
-        back = _back(program, signal)
+        del params, trace, count
+        return Parts((), {}, _back(program, signal))
 
-        def dense(path: str) -> Tree:
-            arrays = [jnp.tensordot(back.astype(p.dtype), p, 1) for p in trace[path]]
+    def trace_product(self, program: Program, params: Params, trace: Influence, of_trace: jax.Array) -> Params:
+        """`dloss/dh P` of each weight."""
+        del program
+
+        def product(path: str) -> Tree:
+            arrays = [jnp.tensordot(of_trace.astype(p.dtype), p, 1) for p in trace[path]]
             return jax.tree.unflatten(jax.tree.structure(params[path]), arrays)
 
-        return Parts((), {path: dense(path) for path in params})
+        return {path: product(path) for path in params}
 
     def traces_of(self, relation: Relation, trace: Influence) -> dict[str, jax.Array]:
         """The trace of each array of the weight, with all numbers of the states in front."""

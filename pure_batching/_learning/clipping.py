@@ -18,9 +18,10 @@ from .carry import Carry
 from .learner import Learner
 from .losses import check_loss_function
 from .norms import NormFn, check_batched
-from .sequence import checked_window, sequence_grad
+from .sequence import GradFn
 from .sequence_fn import SequenceFn
 from .steps import Steps
+from .windows import BUDGET, Windows
 
 
 class ClippedAux(NamedTuple):
@@ -56,16 +57,16 @@ class ClippedGradFn(SequenceFn[tuple[Params, ClippedAux]]):
 
     bound: float | jax.Array
     reduction: str
-    window: int | None
+    windows: Windows
 
     def run(
         self, params: Params, carry: Carry | None, steps: Steps, key: jax.Array | None
     ) -> tuple[Params, ClippedAux]:
         """The gradient for arguments that were checked; both passes draw the same random numbers."""
-        norms, aux = NormFn(self.learner, self.loss, self.window).run(params, carry, steps, key)
+        norms, aux = NormFn(self.learner, self.loss, self.windows).run(params, carry, steps, key)
         bound = jnp.asarray(self.bound, norms.dtype)
         scales = jnp.minimum(1, bound / jnp.maximum(norms, jnp.finfo(norms.dtype).tiny))
-        weighted = sequence_grad(self.learner, _Weighted(self.loss), reduction=self.reduction, window=self.window)
+        weighted = GradFn(self.learner, _Weighted(self.loss), self.reduction, self.windows, outputs=False)
         gradients, _ = weighted.run(params, carry, steps.with_weights(scales), key)
         return gradients, ClippedAux(aux.carry, aux.losses, norms, (scales < 1).sum())
 
@@ -87,6 +88,7 @@ def clipped_grad(
     *,
     reduction: str = "mean",
     window: int | None = None,
+    budget: int = BUDGET,
 ) -> ClippedGradFn:
     """Make a function that gives the sum or mean of per-sample gradients, each scaled down to at most `bound`.
 
@@ -99,6 +101,7 @@ def clipped_grad(
       bound: the largest norm, `[]`, above 0; inside `jax.jit` it may be traced, and is then not checked.
       reduction: `"mean"` or `"sum"` over samples.
       window: as in `sequence_grad`; memory then does not grow with `T`, but for the losses.
+      budget: as in `sequence_grad`.
 
     Returns:
       `(params, carry, inputs, targets, *, mask=None, reset=None, key=None) -> (gradients, ClippedAux)`, whose
@@ -107,13 +110,13 @@ def clipped_grad(
     Raises:
       StrategyError: the learner is of one sample.
       LossError: a loss that cannot be called.
-      OptionError: a bound that is not above 0, another reduction, a window that is not a positive integer.
+      OptionError: a bound that is not above 0, another reduction, a window or a budget that is not a positive integer.
     """
     check_batched(learner, "clipped_grad")
     check_loss_function(loss)
     _check_bound(bound)
     check_choice("reduction", reduction, ("mean", "sum"))
-    return ClippedGradFn(learner, loss, bound, reduction, checked_window(window))
+    return ClippedGradFn(learner, loss, bound, reduction, Windows.of(window, budget))
 
 
 def _check_bound(bound: Any) -> None:

@@ -19,12 +19,13 @@ from .euclid import Measure, norm_of, norms_by
 from .learner import Learner, check_learner
 from .losses import SplitLoss, check_loss, check_loss_function
 from .online import Collected, collect, with_trace
-from .sequence import Aux, checked_window, run_windows, window_length
+from .sequence import Aux, run_windows
 from .sequence_fn import SequenceFn, arguments_axes, begin, keys_of_samples, share_axes
 from .steps import Steps
 from .task import Task
 from .tiles import each_in_tiles
 from .traces import window_parts
+from .windows import BUDGET, Windows
 
 # The gradients of as many samples are held at once as fit into this many bytes.
 TILE_BUDGET = 32 * 2**20
@@ -37,17 +38,17 @@ class NormFn(SequenceFn[tuple[jax.Array, Aux]]):
     The norms `[B]` are those of every sample's gradient over the whole sequence.
     """
 
-    window: int | None = None
+    windows: Windows
 
     def run(self, params: Params, carry: Carry | None, steps: Steps, key: jax.Array | None) -> tuple[jax.Array, Aux]:
         """The norms for arguments that were checked."""
         axes = SampleAxes(arguments_axes(), (0, Aux.sample_axes()))
         loss, arrays = SplitLoss.of(self.loss)
-        run = compiled(self.learner, _sample_norms, loss, self.window, axes=axes)
+        run = compiled(self.learner, _sample_norms, loss, self.windows, axes=axes)
         return run(arrays, params, carry, steps, key)
 
 
-def sample_norms(learner: Learner, loss: Loss, *, window: int | None = None) -> NormFn:
+def sample_norms(learner: Learner, loss: Loss, *, window: int | None = None, budget: int = BUDGET) -> NormFn:
     """Make a function that gives the norm of every sample's gradient over a whole sequence.
 
     No leaf `[B, *param.shape]` is built: gradients are held for as many samples at a time as fit into 32 MiB, for one
@@ -63,7 +64,9 @@ def sample_norms(learner: Learner, loss: Loss, *, window: int | None = None) -> 
     Args:
       learner: batched by a strategy.
       loss: as in `sequence_grad`.
-      window: as in `sequence_grad`; memory then does not grow with `T`, but for the losses.
+      window: as in `sequence_grad`; memory then does not grow with `T`, but for the losses. None takes as many steps as
+        the budget allows.
+      budget: with `window=None`, the bytes that a window may keep.
 
     Returns:
       `(params, carry, inputs, targets, *, mask=None, reset=None, key=None) -> (norms [B], Aux)`.
@@ -71,11 +74,11 @@ def sample_norms(learner: Learner, loss: Loss, *, window: int | None = None) -> 
     Raises:
       StrategyError: the learner is of one sample.
       LossError: a loss that cannot be called.
-      OptionError: a window that is not a positive integer.
+      OptionError: a window or a budget that is not a positive integer.
     """
     check_batched(learner, "sample_norms")
     check_loss_function(loss)
-    return NormFn(learner, loss, checked_window(window))
+    return NormFn(learner, loss, Windows.of(window, budget))
 
 
 def check_batched(learner: Learner, name: str) -> None:
@@ -90,7 +93,7 @@ def check_batched(learner: Learner, name: str) -> None:
 def _sample_norms(
     learner: Learner,
     loss: Hashable,
-    window: int | None,
+    windows: Windows,
     arrays_of_loss: Any,
     params: Params,
     carry: Carry | None,
@@ -98,14 +101,14 @@ def _sample_norms(
     key: jax.Array | None,
 ) -> tuple[jax.Array, Aux]:
     check_loss(learner, SplitLoss(loss, arrays_of_loss).whole(), steps.targets)
-    run = in_shares(learner, _norms_of_share, loss, window, axes=SampleAxes(share_axes(), (0, Aux.sample_axes())))
+    run = in_shares(learner, _norms_of_share, loss, windows, axes=SampleAxes(share_axes(), (0, Aux.sample_axes())))
     return run(arrays_of_loss, params, carry, steps, keys_of_samples(learner, key))
 
 
 def _norms_of_share(
     learner: Learner,
     loss: Hashable,
-    window: int | None,
+    windows: Windows,
     arrays_of_loss: Any,
     params: Params,
     carry: Carry | None,
@@ -115,12 +118,12 @@ def _norms_of_share(
     """The norms of the samples that run at once."""
     task = Task(learner, SplitLoss(loss, arrays_of_loss).whole(), per_sample=False, outputs=False)
     start, fresh, steps = begin(learner, carry, steps, keys)
-    length = window_length(learner, steps.length, window)
+    length = windows.fitting(learner, steps.length)
     is_online = learner.algorithm.credit == "trace" and not learner.program.direct
     if is_online and carry is None and length == steps.length:
         done = collect(task, params, start, steps, fresh)
         parts = window_parts(learner, params, None, done.records)
-        if not parts.dense:
+        if not parts.dense and not jax.tree.leaves(parts.of_trace):
             return _from_factors(task, params, done, parts.factors, steps, fresh)
     return _sample_by_sample(task, params, start, steps, length, fresh)
 

@@ -9,6 +9,7 @@ from .._program import Params, Perturbation, Signal, States, Step
 from .._tree import Tree
 from .carry import Carry
 from .lives import continued, credited
+from .order import after
 from .steps import StepData, Steps
 from .sums import accumulating_part, summed
 from .task import Task, Window, blanked, frozen, loss_of, losses_of, neutral, restarted, runnable
@@ -38,8 +39,10 @@ def run_online(task: Task, params: Params, carry: Carry, steps: Steps, trace_bef
     done = collect(task, params, carry, steps, fresh)
     before = credited(trace_before, steps, fresh.trace)
     traced = window_gradient(task.learner, params, before, done.records, per_sample=task.per_sample)
-    after = with_trace(task, params, done, steps, trace_before, fresh)
-    return Window(after, add_gradients(traced, done.direct), done.losses, done.outputs)
+    if jax.tree.leaves(trace_before) and jax.tree.leaves(traced) and not task.per_sample:
+        done = done._replace(records=after(traced, done.records))
+    carry_after = with_trace(task, params, done, steps, trace_before, fresh)
+    return Window(carry_after, add_gradients(traced, done.direct), done.losses, done.outputs)
 
 
 def with_trace(task: Task, params: Params, done: Collected, steps: Steps, trace_before: Trace, fresh: Carry) -> Carry:

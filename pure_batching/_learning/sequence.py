@@ -5,19 +5,17 @@ Memory grows with the window, not with `T`.
 
 import dataclasses
 from collections.abc import Hashable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from .._algorithms.base import Trace, add_gradients
-from .._options import check_choice, check_flag, is_count
+from .._options import check_choice, check_flag
 from .._precision import cast_like
-from .._program import Jacobians, Loss, Params, States
+from .._program import Loss, Params
 from .._strategies.base import SUMMED, SampleAxes
-from .._tree import Tree, nbytes
-from ..errors import OptionError
+from .._tree import Tree
 from .carry import Carry
 from .compiled import compiled, in_shares
 from .learner import Learner, check_learner
@@ -28,11 +26,9 @@ from .steps import Steps
 from .sums import summed
 from .task import Task
 from .window import run_window
+from .windows import BUDGET, Windows
 
 REDUCTIONS = ("mean", "sum", "none")
-
-# With `window=None`, what a window keeps stays below this many bytes.
-STACK_BUDGET = 256 * 2**20
 
 
 class Aux(NamedTuple):
@@ -67,7 +63,7 @@ class GradFn(SequenceFn[tuple[Params, Aux]]):
     """
 
     reduction: str
-    window: int | None
+    windows: Windows
     outputs: bool
 
     def run(self, params: Params, carry: Carry | None, steps: Steps, key: jax.Array | None) -> tuple[Params, Aux]:
@@ -75,13 +71,19 @@ class GradFn(SequenceFn[tuple[Params, Aux]]):
         of_gradient = 0 if self.reduction == "none" else None
         axes = SampleAxes(arguments_axes(), (of_gradient, Aux.sample_axes()))
         loss, arrays = SplitLoss.of(self.loss)
-        run = compiled(self.learner, run_sequence, loss, self.reduction, self.window, self.outputs, axes=axes)
+        run = compiled(self.learner, run_sequence, loss, self.reduction, self.windows, self.outputs, axes=axes)
         gradients, aux = run(arrays, params, carry, steps, key)
         return self.learner.source.as_given(gradients), aux
 
 
 def sequence_grad(
-    learner: Learner, loss: Loss, *, reduction: str = "mean", window: int | None = None, outputs: bool = False
+    learner: Learner,
+    loss: Loss,
+    *,
+    reduction: str = "mean",
+    window: int | None = None,
+    budget: int = BUDGET,
+    outputs: bool = False,
 ) -> GradFn:
     """Make a function that gives the online gradient of a whole sequence.
 
@@ -94,8 +96,10 @@ def sequence_grad(
       loss: `(output, target) -> []`, a real number for one sample at one step.
       reduction: over samples: `"mean"`, `"sum"`, or `"none"` for per-sample gradients.
       window: how many steps are stacked and contracted at once; 1 is online and needs no memory that grows with `T`.
-        None takes the whole sequence while what a window keeps stays below 256 MiB, else the largest window that does;
-        where the gradient depends on the window, it takes the whole sequence in any case.
+        None takes as many as measured fastest: their records take 8 MiB, or 8 times the traces where that is more, so
+        that they stay in a cache and the end of a window, which rewrites the traces, is paid for; and at most `budget`.
+        Where the gradient depends on the window, it takes the whole sequence.
+      budget: with `window=None`, the bytes that a window may keep.
       outputs: whether `Aux.outputs` holds the module's outputs.
 
     Returns:
@@ -109,7 +113,8 @@ def sequence_grad(
       array of numpy is a float32 one, as everywhere in JAX.
 
     Raises:
-      OptionError: an unknown reduction, a window that is not a positive integer, or an `outputs` that is no flag.
+      OptionError: an unknown reduction, a window or a budget that is not a positive integer, or an `outputs` that is no
+        flag.
       StructureError: no learner.
       LossError: a loss that cannot be called.
     """
@@ -117,76 +122,14 @@ def sequence_grad(
     check_loss_function(loss)
     check_choice("reduction", reduction, REDUCTIONS)
     check_flag("outputs", outputs)
-    return GradFn(learner, loss, reduction, checked_window(window), outputs)
-
-
-def checked_window(window: int | None) -> int | None:
-    """The number of steps of a window, or None for the rule of `sequence_grad`; OptionError for anything else."""
-    if window is None:
-        return None
-    if not is_count(window):
-        raise OptionError(
-            "window", got=repr(window), expected="None or an integer >= 1", repair="Give a number of steps."
-        )
-    return int(window)
-
-
-def window_length(learner: Learner, time: int, window: int | None) -> int:
-    """The number of steps of a window: the one asked for, or the one by the rule of `sequence_grad`."""
-    if window is not None:
-        return min(window, time)
-    if learner.algorithm.depends_on_window:
-        return time
-    stacked, once = ((learner.batch_size or 1) * nbytes(spec) for spec in _kept_specs(learner))
-    budget = max(STACK_BUDGET - 2 * once, STACK_BUDGET // 4)
-    return max(1, min(time, budget // max(stacked, 1)))
-
-
-def _kept_specs(learner: Learner) -> tuple[Tree, Tree]:
-    """The specifications of what each step of one sample keeps until the end of its window, and of the trace.
-
-    A step keeps its record, and at the end of the window the factors that are made of it, their terms and the adjoints.
-    """
-    program, algorithm = learner.program, learner.algorithm
-
-    def kept(params: Params, *step: Any) -> tuple[Tree, Tree]:
-        trace = algorithm.init(program)
-        jacobians, record = _first_record(learner, params, *step)
-        parts = algorithm.window_gradient(program, params, trace, jax.tree.map(lambda x: x[None], record))
-        made = [factors.dys for factors in parts.factors]
-        stacked = jacobians if algorithm.credit == "window" else ()
-        return (record, stacked, made, made, made), trace
-
-    return jax.eval_shape(kept, *_step_specs(learner))
-
-
-def record_spec(learner: Learner) -> Tree:
-    """The specification of the record of one step of one sample."""
-    return jax.eval_shape(partial(_first_record, learner), *_step_specs(learner))[1]
-
-
-def _step_specs(learner: Learner) -> tuple[Any, ...]:
-    program = learner.program
-    return program.params, program.states, program.inputs, program.derivatives
-
-
-def _first_record(
-    learner: Learner, params: Params, states: States, inputs: tuple[Tree, ...], jacobians: Jacobians
-) -> tuple[Jacobians, Any]:
-    """The derivatives and the record of a step from a fresh start, without a learning signal."""
-    program, algorithm = learner.program, learner.algorithm
-    if algorithm.derivatives is not None:
-        jacobians = algorithm.derivatives(program, params, states, inputs, jacobians)
-    signal = program.signal(program.zero_perturbation(is_complete=algorithm.is_complete))
-    start = algorithm.init(program), jacobians, signal, jnp.zeros((), jnp.int32)
-    return jacobians, algorithm.step(program, params, *start)[1]
+    return GradFn(learner, loss, reduction, Windows.of(window, budget), outputs)
 
 
 def run_sequence(
     learner: Learner,
     loss: Hashable,
     reduction: str,
-    window: int | None,
+    windows: Windows,
     outputs: bool,  # noqa: FBT001
     arrays_of_loss: Any,
     params: Params,
@@ -198,7 +141,7 @@ def run_sequence(
     check_loss(learner, SplitLoss(loss, arrays_of_loss).whole(), steps.targets)
     per_sample = reduction == "none"
     axes = SampleAxes(share_axes(), (0 if per_sample else SUMMED, Aux.sample_axes()))
-    run = in_shares(learner, _gradient_of_share, loss, window, per_sample, outputs, axes=axes)
+    run = in_shares(learner, _gradient_of_share, loss, windows, per_sample, outputs, axes=axes)
     gradients, aux = run(arrays_of_loss, params, carry, steps, keys_of_samples(learner, key))
     if reduction == "mean" and learner.batch_size:
         gradients = jax.tree.map(lambda x: x / learner.batch_size, gradients)
@@ -208,7 +151,7 @@ def run_sequence(
 def _gradient_of_share(
     learner: Learner,
     loss: Hashable,
-    window: int | None,
+    windows: Windows,
     per_sample: bool,  # noqa: FBT001
     outputs: bool,  # noqa: FBT001
     arrays_of_loss: Any,
@@ -220,7 +163,7 @@ def _gradient_of_share(
     """The gradient of the samples that run at once, of every weight, in the dtypes in which gradients are added up."""
     task = Task(learner, SplitLoss(loss, arrays_of_loss).whole(), per_sample, outputs)
     start, fresh, steps = begin(learner, carry, steps, keys)
-    length = window_length(learner, steps.length, window)
+    length = windows.chosen(learner, steps.length)
     trace = None if carry is None else start.trace
     gradients, aux = run_windows(task, params, start, steps, length, trace, fresh)
     return summed(params, gradients, lead=_lead(task)), aux

@@ -10,6 +10,7 @@ from .._algorithms.base import Parts, Trace, add_gradients, computed, contract, 
 from .._program import Jacobians, Params, Perturbation, Signal, States
 from .once import first_derivative
 from .sums import accumulating_part
+from .tiles import sum_of_samples
 
 if TYPE_CHECKING:
     from .learner import Learner
@@ -44,14 +45,14 @@ def window_trace(learner: "Learner", params: Params, trace_before: Trace, trace_
 def window_parts(learner: "Learner", params: Params, trace_before: Trace, records: Any) -> Parts:
     """`Algorithm.window_gradient` for every sample, from records `[K, B, ...]`.
 
-    The factors are `[K, B, ...]`, the dense part is `[B, ...]`.
+    The factors are `[K, B, ...]`, the other parts are `[B, ...]`.
     """
     algorithm, program = learner.algorithm, learner.program
 
     def parts(params: Params, before: Trace, records: Any) -> Parts:
         return algorithm.window_gradient(program, params, computed(algorithm, program, before), records)
 
-    axes: Any = Parts(1, 0)  # type: ignore[arg-type]
+    axes: Any = Parts(1, 0, 0)  # type: ignore[arg-type]
     return first_derivative(learner.each(parts, (0, 1), axes)(params, trace_before, records))
 
 
@@ -59,26 +60,43 @@ def window_gradient(
     learner: "Learner", params: Params, trace_before: Trace, records: Any, *, per_sample: bool
 ) -> Params:
     """The gradient of the traced weights from records `[K, B, ...]`."""
-    return traced_gradient(learner, params, window_parts(learner, params, trace_before, records), per_sample=per_sample)
+    parts = window_parts(learner, params, trace_before, records)
+    return traced_gradient(learner, params, trace_before, parts, per_sample=per_sample)
 
 
-def traced_gradient(learner: "Learner", params: Params, parts: Parts, *, per_sample: bool) -> Params:
-    """The gradient of the traced weights from factors `[K, B, ...]` and a dense part `[B, ...]`.
+def traced_gradient(learner: "Learner", params: Params, trace: Trace, parts: Parts, *, per_sample: bool) -> Params:
+    """The gradient of the traced weights from factors `[K, B, ...]`, and other parts and a trace `[B, ...]`.
 
     It has the dtype in which gradients of the params are added up.
     """
-    gradient = _contracted(learner, params, parts, per_sample=per_sample)
-    return accumulating_part(params, gradient)
+    contracted = _contracted(learner, params, parts.factors, per_sample=per_sample)
+    dense = parts.dense if per_sample or learner.batch_size is None else jax.tree.map(lambda x: x.sum(0), parts.dense)
+    product = _product(learner, params, trace, parts.of_trace, per_sample=per_sample)
+    return accumulating_part(params, add_gradients(contracted, dense, product))
 
 
-def _contracted(learner: "Learner", params: Params, parts: Parts, *, per_sample: bool) -> Params:
-    factors, dense = parts
+def _contracted(learner: "Learner", params: Params, factors: Any, *, per_sample: bool) -> Params:
     fun = partial(contract, learner.program, params)
     if learner.batch_size is None:
-        return add_gradients(fun(factors), dense)
+        return fun(factors)
     if per_sample:
-        return add_gradients(jax.vmap(fun, in_axes=1, axis_size=learner.batch_size)(factors), dense)
-    return add_gradients(fun(jax.tree.map(_merged, factors)), jax.tree.map(lambda x: x.sum(0), dense))
+        return jax.vmap(fun, in_axes=1, axis_size=learner.batch_size)(factors)
+    return fun(jax.tree.map(_merged, factors))
+
+
+def _product(learner: "Learner", params: Params, trace: Trace, of_trace: Any, *, per_sample: bool) -> Params:
+    """`Algorithm.trace_product` of every sample, or the sum over samples."""
+    algorithm, program = learner.algorithm, learner.program
+    if not jax.tree.leaves(of_trace):
+        return {}
+
+    def product(trace: Trace, of_trace: Any) -> Params:
+        return algorithm.trace_product(program, params, computed(algorithm, program, trace), of_trace)
+
+    if learner.batch_size is None:
+        return product(trace, of_trace)
+    mapped = jax.vmap(product) if per_sample else sum_of_samples(product, learner.batch_size)
+    return mapped(trace, of_trace)
 
 
 def _merged(array: jax.Array) -> jax.Array:
@@ -110,5 +128,5 @@ def trace_gradient(learner: "Learner", params: Params, trace: Any, of_states: St
         return algorithm.gradient_of_trace(program, params, computed(algorithm, program, trace), *own)
 
     parts = learner.each(gradient)(params, trace, signal, count)
-    of_one_step = jax.tree.map(lambda x: x[None], parts.factors)
-    return traced_gradient(learner, params, Parts(of_one_step, parts.dense), per_sample=False)
+    of_one_step = parts._replace(factors=jax.tree.map(lambda x: x[None], parts.factors))
+    return traced_gradient(learner, params, trace, of_one_step, per_sample=False)

@@ -1,0 +1,130 @@
+"""How a sequence is cut into windows."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from .._options import is_count
+from .._program import Jacobians, Params, States
+from .._tree import Tree, nbytes
+from ..errors import OptionError
+from .learner import Learner
+
+# The bytes that a window may keep, unless a user says otherwise.
+BUDGET = 256 * 2**20
+
+# What the steps of a window keep is read again at its end, and is then still in the cache of most processors.
+_CACHED = 8 * 2**20
+
+# The end of a window reads and writes the trace of all samples. Its steps should keep so many times more.
+_AMORTISED = 8
+
+
+class Windows(NamedTuple):
+    """What a user asked for.
+
+    Attributes:
+      length: the number of steps of a window; None for the rule of `chosen`.
+      budget: with None, the bytes that a window may keep.
+    """
+
+    length: int | None = None
+    budget: int = BUDGET
+
+    @classmethod
+    def of(cls, window: Any, budget: Any) -> "Windows":
+        """The options of a driver; OptionError for what is no positive integer."""
+        if window is not None:
+            _check_count("window", window, "None or an integer >= 1", "Give a number of steps.")
+        _check_count("budget", budget, "an integer >= 1", "Give a number of bytes.")
+        return cls(None if window is None else int(window), int(budget))
+
+    def fitting(self, learner: Learner, time: int) -> int:
+        """The largest length that the budget allows, or the one asked for.
+
+        Where the gradient depends on the window, the length is not ours to choose: it is the whole sequence.
+        """
+        if self.length is not None:
+            return min(self.length, time)
+        if learner.algorithm.depends_on_window:
+            return time
+        stacked, once = _kept_bytes(learner)
+        # The trace and what replaces it are held besides.
+        left = max(self.budget - 2 * once, self.budget // 4)
+        return max(1, min(time, left // max(stacked, 1)))
+
+    def chosen(self, learner: Learner, time: int) -> int:
+        """The length of the windows of a gradient.
+
+        Without a length asked for: what the steps of a window keep has `_CACHED` bytes, or `_AMORTISED` times as many
+        as the trace where that is more, and at most the budget. Windows are made equally long where they can be, since
+        a last one of another length is a program of its own.
+        """
+        largest = self.fitting(learner, time)
+        if self.length is not None or learner.algorithm.depends_on_window:
+            return largest
+        stacked, once = _kept_bytes(learner)
+        wanted = max(_CACHED, _AMORTISED * once) // max(stacked, 1)
+        return equal_length(time, max(1, min(largest, wanted)))
+
+
+def _check_count(name: str, value: Any, expected: str, repair: str) -> None:
+    if not is_count(value):
+        raise OptionError(name, got=repr(value), expected=expected, repair=repair)
+
+
+def equal_length(time: int, length: int) -> int:
+    """A length of about `length` and not more, that divides the time or leaves a little less than a window."""
+    for divisor in range(length, 3 * length // 4, -1):
+        if time % divisor == 0:
+            return divisor
+    count = -(-time // length)
+    return -(-time // count)
+
+
+def _kept_bytes(learner: Learner) -> tuple[int, int]:
+    """The bytes that each step of all samples keeps until the end of its window, and those of the traces."""
+    stacked, once = ((learner.batch_size or 1) * nbytes(spec) for spec in _kept_specs(learner))
+    return stacked, once
+
+
+def _kept_specs(learner: Learner) -> tuple[Tree, Tree]:
+    """The specifications of what each step of one sample keeps until the end of its window, and of the trace.
+
+    A step keeps its record, and at the end of the window the factors that are made of it, their terms and the adjoints.
+    """
+    program, algorithm = learner.program, learner.algorithm
+
+    def kept(params: Params, *step: Any) -> tuple[Tree, Tree]:
+        trace = algorithm.init(program)
+        jacobians, record = _first_record(learner, params, *step)
+        parts = algorithm.window_gradient(program, params, trace, jax.tree.map(lambda x: x[None], record))
+        made = [factors.dys for factors in parts.factors]
+        stacked = jacobians if algorithm.credit == "window" else ()
+        return (record, stacked, made, made, made), trace
+
+    return jax.eval_shape(kept, *_step_specs(learner))
+
+
+def record_spec(learner: Learner) -> Tree:
+    """The specification of the record of one step of one sample."""
+    return jax.eval_shape(partial(_first_record, learner), *_step_specs(learner))[1]
+
+
+def _step_specs(learner: Learner) -> tuple[Any, ...]:
+    program = learner.program
+    return program.params, program.states, program.inputs, program.derivatives
+
+
+def _first_record(
+    learner: Learner, params: Params, states: States, inputs: tuple[Tree, ...], jacobians: Jacobians
+) -> tuple[Jacobians, Any]:
+    """The derivatives and the record of a step from a fresh start, without a learning signal."""
+    program, algorithm = learner.program, learner.algorithm
+    if algorithm.derivatives is not None:
+        jacobians = algorithm.derivatives(program, params, states, inputs, jacobians)
+    signal = program.signal(program.zero_perturbation(is_complete=algorithm.is_complete))
+    start = algorithm.init(program), jacobians, signal, jnp.zeros((), jnp.int32)
+    return jacobians, algorithm.step(program, params, *start)[1]

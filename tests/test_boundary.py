@@ -1,0 +1,86 @@
+"""The end of a window: what it does to traces as large as weights, and in how much memory."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import pure_batching as pb
+from pure_batching._learning.order import after
+from pure_batching._learning.tiles import SUMMED_AT_ONCE, sum_of_samples
+from pure_batching._tree import nbytes
+
+from .alive import assert_gradients_alive
+from .bench import RULES
+from .models import squared
+from .trees import assert_close, assert_identical
+
+# More than two groups of samples, and a number of samples that no number of devices divides.
+MANY = 2 * SUMMED_AT_ONCE + 5
+SIZE, STEPS = 96, 6
+
+WITH_TRACE_PRODUCT = [name for name in RULES if name.startswith(("D_RTRL", "Hybrid", "EProp", "RTRL"))]
+
+
+def step(weight: jax.Array, h: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A leaky layer whose output reads the old state too, so that every part of a complete gradient is there."""
+    new = 0.9 * h + jnp.tanh(x @ weight)
+    return new, new + 0.5 * h
+
+
+def learner_of(rule: pb.Algorithm, size: int = SIZE) -> pb.Learner:
+    args = jnp.ones((size, size), jnp.float32) / size, jnp.zeros(size, jnp.float32), jnp.ones(size, jnp.float32)
+    return pb.capture_function(step, *args, algorithm=rule)[0]
+
+
+@pytest.mark.parametrize("size", [1, SUMMED_AT_ONCE - 1, SUMMED_AT_ONCE, MANY, 8 * 3, 8 * (SUMMED_AT_ONCE + 1)])
+def test_the_sum_over_samples(size: int) -> None:
+    """Of any number, and of several arrays."""
+    a, b = jax.random.normal(jax.random.key(0), (size, 3)), jnp.arange(size * 2.0).reshape(size, 2)
+
+    def fun(x: jax.Array, y: jax.Array) -> Any:
+        return {"outer": x[:, None] * y, "x": x}
+
+    got = jax.jit(sum_of_samples(fun, size))(a, b)
+    assert_close(got, {"outer": jnp.einsum("bi,bj->ij", a, b), "x": a.sum(0)})
+
+
+@pytest.mark.parametrize("rule", WITH_TRACE_PRODUCT)
+def test_many_samples_add_up(rule: str, seed: int) -> None:
+    """In groups, with a trace that came in, as the gradients of the samples do."""
+    batched = pb.vmap(learner_of(RULES[rule], 3), MANY)
+    weight = jax.random.normal(jax.random.key(seed), (3, 3), jnp.float32)
+    inputs = jax.random.normal(jax.random.key(seed + 1), (STEPS, MANY, 3), jnp.float32)
+    data = inputs, jnp.zeros_like(inputs)
+    _, aux = pb.sequence_grad(batched, squared, window=2)(weight, None, *data)
+    each, total = (
+        pb.sequence_grad(batched, squared, reduction=reduction, window=2)(weight, aux.carry, *data)[0]
+        for reduction in ("none", "sum")
+    )
+    assert_gradients_alive(total)
+    assert_close(total, each.sum(0))
+
+
+@pytest.mark.parametrize("rule", ["D_RTRL", "D_RTRL published"])
+def test_the_trace_is_replaced_in_place(rule: str) -> None:
+    """Windows of one step need one trace besides the one that is given back, however many windows there are.
+
+    With the published rule even that one is not needed: a window reads the old trace before it writes the new one.
+    """
+    batched = pb.vmap(learner_of(RULES[rule]), MANY)
+    grad_fn = pb.sequence_grad(batched, squared, window=1)
+    specs = [jax.ShapeDtypeStruct((16, MANY, SIZE), jnp.float32)] * 2
+    lowered = jax.jit(lambda w, *data: grad_fn(w, None, *data)).lower(batched.program.params["params"], *specs)
+    memory: Any = lowered.compile().memory_analysis()
+    trace = nbytes(batched.carry_spec().trace)
+    assert memory.temp_size_in_bytes < (0.25 if "published" in rule else 1.25) * trace
+
+
+@pytest.mark.parametrize("number", [0.0, jnp.nan, jnp.inf, -jnp.inf])
+def test_an_order_changes_nothing(number: float) -> None:
+    """Whatever is waited for, the value comes back bit for bit."""
+    value = {"a": jnp.array([1.0, jnp.nan, -0.0]), "b": jnp.arange(3)}
+    assert_identical(jax.jit(after)({"first": jnp.full(2, number), "none": jnp.zeros(0)}, value), value)
+    assert np.signbit(after(jnp.full(2, number), value)["a"][2])
