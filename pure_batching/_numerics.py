@@ -6,8 +6,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-_NARROW = {"float64": "float32", "complex128": "complex64", "int64": "int32", "uint64": "uint32"}
+_NARROW: dict[Any, str] = {
+    np.dtype("float64"): "float32",
+    np.dtype("complex128"): "complex64",
+    np.dtype("int64"): "int32",
+    np.dtype("uint64"): "uint32",
+}
 
 
 class Numerics(NamedTuple):
@@ -28,21 +34,21 @@ class Numerics(NamedTuple):
     @classmethod
     def now(cls) -> "Numerics":
         """Those that are in force in this thread."""
-        settings = jax.config.values
+        settings: Any = jax.config  # whose attributes type checkers do not know
         return cls(
-            settings["jax_enable_x64"],
-            settings["jax_numpy_dtype_promotion"],
-            settings["jax_default_matmul_precision"],
-            settings["jax_default_prng_impl"],
+            settings.jax_enable_x64,
+            settings.jax_numpy_dtype_promotion,
+            settings.jax_default_matmul_precision,
+            settings.jax_default_prng_impl,
         )
 
     def for_arguments(self) -> "Numerics":
         """The same with 64-bit numbers where the caller has them, so that an argument is seen as it is."""
-        return self._replace(enable_x64=self.enable_x64 or jax.config.values["jax_enable_x64"])
+        return self._replace(enable_x64=self.enable_x64 or Numerics.now().enable_x64)
 
     def has(self, dtype: Any) -> bool:
         """Whether JAX has numbers of this dtype; it makes narrower ones of 64 bits where it has none."""
-        return self.enable_x64 or str(jnp.dtype(dtype)) not in _NARROW
+        return self.enable_x64 or jnp.dtype(dtype) not in _NARROW
 
     def adopted(self, tree: Any) -> Any:
         """The arrays of a tree, with 32 bits instead of 64 where there are no 64-bit numbers."""
@@ -50,14 +56,16 @@ class Numerics(NamedTuple):
             return tree
 
         def narrowed(leaf: jax.Array) -> jax.Array:
-            name = str(leaf.dtype)
-            return leaf.astype(_NARROW[name]) if name in _NARROW else leaf
+            return leaf.astype(_NARROW[leaf.dtype]) if leaf.dtype in _NARROW else leaf
 
         return jax.tree.map(narrowed, tree)
 
     @contextmanager
     def in_force(self) -> Iterator[None]:
         """Let them hold inside the block, in this thread alone."""
+        if self == Numerics.now():  # to set them anyway would take a tenth of the time of a small step
+            yield
+            return
         with ExitStack() as stack:
             stack.enter_context(jax.enable_x64(self.enable_x64))
             stack.enter_context(jax.numpy_dtype_promotion(self.dtype_promotion))

@@ -32,15 +32,16 @@ def compiled(
       statics: its arguments behind the learner, which are hashed.
       axes: where the samples lie in its other arguments and in its result.
     """
-    numbers, others = learner.parted()
-
-    def run(numbers: Any, *args: Any) -> Any:
-        return function(others.with_numbers(without_derivative(numbers)), *statics, *args)
 
     def make() -> Callable[..., Any]:
+        others = learner.parted()[1]
+
+        def run(numbers: Any, *args: Any) -> Any:
+            return function(others.with_numbers(without_derivative(numbers)), *statics, *args)
+
         return jax.jit(under_automatic_axes(run, SampleAxes((None, *axes.given), axes.made), learner.strategy))
 
-    return partial(kept(learner, make, function, *statics), numbers)
+    return partial(kept(learner, make, function, *statics), learner.algorithm)
 
 
 def in_shares(learner: "Learner", function: Callable[..., Any], *statics: Any, axes: SampleAxes) -> Callable[..., Any]:

@@ -19,6 +19,7 @@ from .._tree import Tree, is_key, spec_text, with_lead
 from .._wording import count
 from ..errors import CarryError, DtypeError, PureBatchingError, ShapeError, StructureError
 from .carry import Carry, apart
+from .checked import checked
 from .compiled import compiled, in_shares, kept
 from .step import differentiable_step
 
@@ -153,11 +154,9 @@ class Learner(eqx.Module):
           StructureError, ShapeError, BatchSizeError, DtypeError, UnitError: an argument does not fit.
           CarryError: the carry belongs to another learner.
         """
-        numerics = self.source.numerics
-        with numerics.for_arguments().in_force():
-            checked = self.check_params(params), self.check_carry(carry), self.check_inputs(inputs)
-        with numerics.in_force():
-            return compiled(self, _stepped, axes=_STEP_AXES)(*checked)
+        arguments = checked(self, _check_step, params, carry, inputs)
+        with self.source.numerics.in_force():
+            return compiled(self, _stepped, axes=_STEP_AXES)(*arguments)
 
     def execute(self, params: Params, states: States, inputs: tuple[Tree, ...], perturbation: Perturbation) -> Step:
         """`Program.execute` for all samples, with the derivatives that the rule needs."""
@@ -275,6 +274,10 @@ def _begun(learner: Learner, key: jax.Array) -> Carry:
     """The carry before the first step, from the key of all samples."""
     axes = SampleAxes((0,), Carry.sample_axes())
     return in_shares(learner, Learner.fresh, axes=axes)(learner.sample_keys(key))
+
+
+def _check_step(learner: Learner, params: Tree, carry: Carry, inputs: tuple[Tree, ...]) -> tuple[Any, ...]:
+    return learner.check_params(params), learner.check_carry(carry), learner.check_inputs(inputs)
 
 
 def _stepped(learner: Learner, params: Params, carry: Carry, inputs: tuple[Tree, ...]) -> tuple[Carry, Tree]:

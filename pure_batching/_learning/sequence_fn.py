@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Generic, TypeVar
 
 import jax
@@ -10,6 +11,7 @@ import jax
 from .._program import Loss, Params
 from .._tree import Tree
 from .carry import Carry, apart
+from .checked import checked
 from .data import ABSENT, check_call
 from .learner import Learner
 from .steps import Steps
@@ -67,13 +69,13 @@ class SequenceFn(abc.ABC, Generic[Found]):
 
 def run_checked(learner: Learner, run: Callable[..., Found], *given: Any, **flags: Any) -> Found:
     """`run` on arguments that were checked, under the settings of the capture; see `SequenceFn.__call__`."""
+    arguments = checked(learner, check_call, *given, **flags)
     numerics = learner.source.numerics
-    with numerics.for_arguments().in_force():
-        checked = check_call(learner, *given, **flags)
     with numerics.in_force():
-        return run(*numerics.adopted(checked))
+        return run(*numerics.adopted(arguments))
 
 
+@cache
 def arguments_axes() -> tuple[Any, ...]:
     """The axis of the samples in each of `(loss, params, carry, steps, key)`; None for what they share."""
     return None, None, Carry.sample_axes(), Steps.sample_axes(), None
