@@ -37,16 +37,15 @@ def _runs_all(config: pytest.Config) -> bool:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     is_rest = config.getoption("--rest")
-    if _runs_all(config) and not is_rest:
-        return
+    runs_all = _runs_all(config) and not is_rest
     chosen = _by_default(items)
-    running = [item for item in items if (item in chosen) != is_rest]
+    running = items if runs_all else [item for item in items if (item in chosen) != is_rest]
     number, shares = map(int, config.getoption("--share").split("/"))
     taken = set(running[number::shares])
     left_out = [item for item in items if item not in taken]
     items[:] = [item for item in items if item in taken]
     config.hook.pytest_deselected(items=left_out)
-    if not is_rest:
+    if not is_rest and not runs_all:
         config.stash[LEFT_OUT] = len(left_out)
 
 
