@@ -10,6 +10,7 @@ import pytest
 import pure_batching as pb
 from pure_batching._learning.order import after
 from pure_batching._learning.tiles import SUMMED_AT_ONCE, sum_of_samples
+from pure_batching._learning.windows import Windows
 from pure_batching._tree import nbytes
 
 from .alive import assert_gradients_alive
@@ -76,6 +77,16 @@ def test_the_trace_is_replaced_in_place(rule: str) -> None:
     memory: Any = lowered.compile().memory_analysis()
     trace = nbytes(batched.carry_spec().trace)
     assert memory.temp_size_in_bytes < (0.25 if "published" in rule else 1.25) * trace
+
+
+def test_traces_as_large_as_weights_are_paid_for() -> None:
+    """By windows that keep more than a cache holds, and are equally long for any number of samples."""
+
+    def chosen(rule: str, samples: int) -> int:
+        return Windows(None, 2**40).chosen(pb.vmap(learner_of(RULES[rule]), samples), 2**17)
+
+    assert chosen("ES_D_RTRL", 2048) < chosen("ES_D_RTRL", 1024) < chosen("D_RTRL published", 1024) / 4
+    assert chosen("D_RTRL published", 2048) == chosen("D_RTRL published", 1024)
 
 
 @pytest.mark.parametrize("number", [0.0, jnp.nan, jnp.inf, -jnp.inf])

@@ -96,7 +96,7 @@ class Dense(pb.ES_D_RTRL):
     """The same gradient, of which no part is an outer product."""
 
     def window_gradient(self, program: Any, params: Any, trace_before: Any, records: Any) -> Parts:
-        factors, _ = super().window_gradient(program, params, trace_before, records)
+        factors = super().window_gradient(program, params, trace_before, records).factors
         return Parts((), contract(program, params, factors))
 
 

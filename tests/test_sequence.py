@@ -242,14 +242,6 @@ class TestWindowOfNone:
             assert chosen[0] == STEPS
             assert all(0.5 * cached < window * of_a_step <= cached for window in chosen[1:])
 
-    def test_traces_as_large_as_weights_are_paid_for(self, seed: int) -> None:
-        """The end of a window rewrites them; so the window keeps eight times as much, and more than fits a cache."""
-        learner = pb.vmap(bench("tutorial", seed, RULES["D_RTRL published"]).learner, 4096)
-        traces, time = nbytes(learner.carry_spec().trace), 10**5
-        kept = Windows(None, 2**40).chosen(learner, time) * 4096 // SAMPLES * BYTES_OF_A_STEP
-        assert traces > 2 * 2**20
-        assert 6 * traces < kept < 10 * traces
-
     @pytest.mark.parametrize(("time", "largest", "window"), [(16, 12, 8), (100, 12, 10), (97, 12, 11), (5, 9, 5)])
     def test_windows_are_equally_long_where_they_can_be(self, time: int, largest: int, window: int) -> None:
         """Or all but the last, which is a little shorter."""

@@ -156,7 +156,7 @@ def failing(*_: Any) -> Any:
 # What every text says of a trace.
 LIKE_INIT = ". Return a trace with the structure, the shapes and the dtypes that init gives."
 ONE_K = ", expected one number of steps in front of all of them. Give each array the axis of steps."
-FRESH = ", expected Parts(factors, dense), also with trace_before=None, for a fresh start. Change what the message"
+FRESH = ", expected Parts(factors, dense, of_trace), also with trace_before=None, for a fresh start. Change what the message"
 IN_A_TUPLE = ", expected a tuple of Factors. Put the Factors into a tuple, (factors,);"
 
 WRONG: tuple[tuple[str, pb.Algorithm, str], ...] = (
@@ -261,7 +261,7 @@ WRONG: tuple[tuple[str, pb.Algorithm, str], ...] = (
     (
         "window_gradient: bare Factors",
         Windowed(of_window=lambda _, records: records[0]),
-        "Windowed.window_gradient: got Factors, expected Parts(factors, dense). Return Parts((factors,), {})",
+        "Windowed.window_gradient: got Factors, expected Parts(factors, dense, of_trace). Return Parts((factors,), {})",
     ),
     (
         "window_gradient: bare Factors in Parts",
@@ -322,7 +322,7 @@ WRONG: tuple[tuple[str, pb.Algorithm, str], ...] = (
     (
         "gradient_of_trace: not defined",
         Own(way="window"),
-        "Own.gradient_of_trace: got NotImplementedError, expected Parts(factors, dense), which a rule with credit ~",
+        "Own.gradient_of_trace: got NotImplementedError, expected Parts(factors, dense, of_trace), which a rule with credit ~",
     ),
     (
         "credit: unknown",
