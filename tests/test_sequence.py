@@ -16,7 +16,7 @@ from pure_batching._tree import nbytes
 from pure_batching.errors import OptionError
 
 from .alive import assert_alive, assert_gradients_alive
-from .bench import ONLINE_RULES, RULES, SAMPLES, STEPS, STRATEGIES, WINDOW, Bench, Request, bench
+from .bench import ONLINE_RULES, SAMPLES, STEPS, STRATEGIES, WINDOW, Bench, Request, bench
 from .models import N_IN, N_OUT, N_REC, squared
 from .modules import Untraced
 from .oracle import expected, one_sample

@@ -156,7 +156,8 @@ def failing(*_: Any) -> Any:
 # What every text says of a trace.
 LIKE_INIT = ". Return a trace with the structure, the shapes and the dtypes that init gives."
 ONE_K = ", expected one number of steps in front of all of them. Give each array the axis of steps."
-FRESH = ", expected Parts(factors, dense, of_trace), also with trace_before=None, for a fresh start. Change what the message"
+PARTS = "Parts(factors, dense, of_trace)"
+FRESH = f", expected {PARTS}, also with trace_before=None, for a fresh start. Change what the message"
 IN_A_TUPLE = ", expected a tuple of Factors. Put the Factors into a tuple, (factors,);"
 
 WRONG: tuple[tuple[str, pb.Algorithm, str], ...] = (
@@ -261,7 +262,7 @@ WRONG: tuple[tuple[str, pb.Algorithm, str], ...] = (
     (
         "window_gradient: bare Factors",
         Windowed(of_window=lambda _, records: records[0]),
-        "Windowed.window_gradient: got Factors, expected Parts(factors, dense, of_trace). Return Parts((factors,), {})",
+        f"Windowed.window_gradient: got Factors, expected {PARTS}. Return Parts((factors,), {{}})",
     ),
     (
         "window_gradient: bare Factors in Parts",
@@ -322,7 +323,7 @@ WRONG: tuple[tuple[str, pb.Algorithm, str], ...] = (
     (
         "gradient_of_trace: not defined",
         Own(way="window"),
-        "Own.gradient_of_trace: got NotImplementedError, expected Parts(factors, dense, of_trace), which a rule with credit ~",
+        f"Own.gradient_of_trace: got NotImplementedError, expected {PARTS}, which a rule with credit ~",
     ),
     (
         "credit: unknown",
