@@ -1,0 +1,294 @@
+"""The tutorial's network written out by hand: programs that know it, against which the library is measured.
+
+Each gives the gradient that the library gives, the mean over samples and the sum over time. What does not wait for the
+step before is done for all steps at once: the input half of the product, the readout and its loss, and every product
+that makes the gradient of a weight.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import brainunit as u
+import jax
+import jax.numpy as jnp
+import numpy as np
+from _common import Gradients, Run
+
+from pure_batching._tutorial.net import Dataset, LIFNet
+
+# Both time constants are 5 ms, and a step is 1 ms.
+LEAK = float(np.exp(np.float32(-0.2)))
+
+# The decay of ES_D_RTRL in every benchmark.
+DECAY = 0.9
+
+
+class Weights(NamedTuple):
+    """The numbers of the tutorial's network, in mV.
+
+    Attributes:
+      inward: from the inputs, `[F, H]`.
+      recurrent: from the spikes, `[H, H]`.
+      bias: of each neuron, `[H]`.
+      outward: to the readout, `[H, C]`.
+    """
+
+    inward: jax.Array
+    recurrent: jax.Array
+    bias: jax.Array
+    outward: jax.Array
+
+
+class Steps(NamedTuple):
+    """What a sequence leaves for its gradient, each `[T, B, H]`; the threshold is 1.
+
+    Attributes:
+      spikes: of the neurons after each step.
+      slopes: how a spike moves with its voltage.
+    """
+
+    spikes: jax.Array
+    slopes: jax.Array
+
+
+Floor = Callable[[Weights, Dataset], Any]
+
+
+def by_hand(floor: Floor, net: LIFNet, data: Dataset) -> Run:
+    """The gradient that a program gives, with the weights of a network."""
+    weights = weights_of(net, data.inputs.shape[-1])
+    compiled = jax.jit(lambda weights, data: _by_path(floor(weights, data)))
+    return lambda: compiled(weights, data)
+
+
+def forward_by_hand(net: LIFNet, data: Dataset) -> Run:
+    """The mean loss, without a gradient."""
+    weights, compiled = weights_of(net, data.inputs.shape[-1]), jax.jit(forward)
+    return lambda: {"loss": compiled(weights, data)}
+
+
+def weights_of(net: LIFNet, features: int) -> Weights:
+    """The weights of a network."""
+    into, out = (state.value for state in (net.syn.comm.weight_op, net.out.weight_op))
+    both, bias = (u.get_mantissa(into[name]) for name in ("weight", "bias"))
+    return Weights(both[:features], both[features:], bias, out["weight"])
+
+
+def _by_path(gradient: Weights) -> Gradients:
+    both = jnp.concatenate([gradient.inward, gradient.recurrent])
+    return {
+        "out.weight_op": {"weight": gradient.outward},
+        "syn.comm.weight_op": {"bias": gradient.bias, "weight": both},
+    }
+
+
+def forward(weights: Weights, data: Dataset) -> jax.Array:
+    """The loss, summed over steps: what no gradient can do without."""
+    logits = _logits(weights, _steps(weights, data.inputs).spikes)
+    chosen = jnp.take_along_axis(logits, data.labels[None, :, None], -1)[..., 0]
+    return (jax.nn.logsumexp(logits, -1) - chosen).sum() / len(data.labels)
+
+
+def es_d_rtrl(weights: Weights, data: Dataset) -> Weights:
+    """ES_D_RTRL of a whole sequence.
+
+    The trace of an input is a decaying sum. The sum over steps of `eps_x[t] (x) dy[t]` is therefore that of
+    `x[t] (x) g[t]` with `g[t] = dy[t] + decay g[t+1]`: the narrower side is summed, and no input has a trace.
+    """
+    steps, times = _steps(weights, data.inputs), jnp.arange(1.0, len(data.inputs) + 1)
+    of_readout, of_neurons = _signals(weights, steps, data.labels)
+    corrections = (1 / (1 - (1 - DECAY) ** times))[:, None, None]
+    readout = _from_behind(DECAY, of_readout * _smoothed_readout(times) * corrections)
+    neurons = _smoothed(steps.slopes) * of_neurons * corrections
+    return _contracted(data.inputs, steps, _from_behind(DECAY, neurons), readout)._replace(bias=neurons.sum((0, 1)))
+
+
+def _smoothed_readout(times: jax.Array) -> jax.Array:
+    """The trace of the readout's derivative, which is the same for all: `sum_s (decay leak)^s (1 - decay)`."""
+    return ((1 - DECAY) * (1 - (DECAY * LEAK) ** times) / (1 - DECAY * LEAK))[:, None, None]
+
+
+def _smoothed(slopes: jax.Array) -> jax.Array:
+    """The trace of `dv/dy = 1`, `[T, B, H]`."""
+
+    def one(trace: jax.Array, slope: jax.Array) -> tuple[jax.Array, jax.Array]:
+        trace = DECAY * LEAK * (1 - slope) * trace + (1 - DECAY)
+        return trace, trace
+
+    start = jnp.full_like(slopes[0], 1 - DECAY)
+    return jnp.concatenate([start[None], jax.lax.scan(one, start, slopes[:-1])[1]])
+
+
+def d_rtrl(weights: Weights, data: Dataset) -> Weights:
+    """Published D_RTRL of a whole sequence: one scan from behind, and no trace."""
+    steps = _steps(weights, data.inputs)
+    of_readout, of_neurons = _signals(weights, steps, data.labels)
+
+    def back(after: jax.Array, step: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        signal, slope = step
+        adjoint = signal + LEAK * (1 - slope) * after
+        return adjoint, adjoint
+
+    _, adjoints = jax.lax.scan(back, jnp.zeros_like(of_neurons[0]), (of_neurons, steps.slopes), reverse=True)
+    return _contracted(data.inputs, steps, adjoints, _from_behind(LEAK, of_readout))
+
+
+class Online(NamedTuple):
+    """What published D_RTRL carries from step to step where it goes step by step.
+
+    Attributes:
+      voltage, spikes: of the neurons, `[B, H]`.
+      rate: of the readout, `[B, C]`.
+      kernel: the trace of the weights to the neurons, `[B, F + H, H]`.
+      bias: the trace of the bias, `[B, H]`.
+      readout: the trace of the readout's weights, which is the same for all outputs, `[B, H]`.
+    """
+
+    voltage: jax.Array
+    spikes: jax.Array
+    rate: jax.Array
+    kernel: jax.Array
+    bias: jax.Array
+    readout: jax.Array
+
+
+def d_rtrl_step_by_step(weights: Weights, data: Dataset) -> Weights:
+    """Published D_RTRL with its trace: it is advanced, and contracted with the signal, at every step.
+
+    The contraction is a sum over samples of element-wise products, which the compiler fuses with the new trace. Blocks
+    of samples, one after the other, were measured to be no faster, and much slower in a loop.
+    """
+    return _step_by_step(weights, data, _summed)
+
+
+def d_rtrl_by_einsum(weights: Weights, data: Dataset) -> Weights:
+    """The same as one writes it first: the contraction is an `einsum`."""
+    return _step_by_step(weights, data, partial(jnp.einsum, "bio,bo->io"))
+
+
+def _summed(trace: jax.Array, signal: jax.Array) -> jax.Array:
+    return (trace * signal[:, None, :]).sum(0)
+
+
+def _step_by_step(weights: Weights, data: Dataset, contract: Callable[[jax.Array, jax.Array], jax.Array]) -> Weights:
+    batch, (features, hidden) = len(data.labels), weights.inward.shape
+    given = data.inputs @ weights.inward + weights.bias
+    chosen = jax.nn.one_hot(data.labels, weights.outward.shape[1])
+
+    def one(state: tuple[Online, Weights], step: tuple[jax.Array, jax.Array]) -> tuple[tuple[Online, Weights], None]:
+        (before, total), (x, given) = state, step
+        voltage = LEAK * (before.voltage - before.spikes) + given + before.spikes @ weights.recurrent
+        spikes, decay = _spike(voltage), LEAK * (1 - _slope(before.voltage))
+        rate = LEAK * before.rate + spikes @ weights.outward
+        of_readout = (jax.nn.softmax(rate) - chosen) / batch
+        signal = (of_readout @ weights.outward.T) * _slope(voltage)
+        both = jnp.concatenate([x, before.spikes], -1)
+        trace = decay[:, None, :] * before.kernel + both[:, :, None]
+        bias, readout = decay * before.bias + 1, LEAK * before.readout + spikes
+        kernel = contract(trace, signal)
+        gradient = Weights(kernel[:features], kernel[features:], (bias * signal).sum(0), _products(readout, of_readout))
+        after = Online(voltage, spikes, rate, trace, bias, readout)
+        return (after, jax.tree.map(jnp.add, total, gradient)), None
+
+    still, none = jnp.zeros((batch, hidden)), jnp.zeros((batch, features + hidden, hidden))
+    start = Online(still, still, jnp.zeros_like(chosen), none, still, still)
+    zeros = jax.tree.map(jnp.zeros_like, weights)
+    return jax.lax.scan(one, (start, zeros), (data.inputs, given))[0][1]
+
+
+def bptt(weights: Weights, data: Dataset) -> Weights:
+    """Backpropagation through time, as JAX derives it."""
+    return jax.grad(forward)(weights, data)
+
+
+def bptt_contracted_once(weights: Weights, data: Dataset) -> Weights:
+    """Backpropagation through time, with one product for the gradient of each weight after the scan from behind."""
+    steps = _steps(weights, data.inputs)
+    readout = _from_behind(LEAK, _of_readout(weights, steps.spikes, data.labels))
+    to_neurons = readout @ weights.outward.T
+
+    def back(after: jax.Array, step: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        signal, slope = step
+        adjoint = slope * (signal + after @ weights.recurrent.T - LEAK * after) + LEAK * after
+        return adjoint, adjoint
+
+    _, adjoints = jax.lax.scan(back, jnp.zeros_like(to_neurons[0]), (to_neurons, steps.slopes), reverse=True)
+    return _contracted(data.inputs, steps, adjoints, readout)
+
+
+@jax.custom_jvp
+def _spike(voltage: jax.Array) -> jax.Array:
+    """1 above the threshold, with the derivative of `brainpy.state.LIF`."""
+    return (voltage > 1).astype(voltage.dtype)
+
+
+@_spike.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    (voltage,), (moved,) = primals, tangents
+    return _spike(voltage), _slope(voltage) * moved
+
+
+def _slope(voltage: jax.Array) -> jax.Array:
+    return 0.3 * jax.nn.relu(1 - jnp.abs(voltage - 1))
+
+
+def _steps(weights: Weights, inputs: jax.Array) -> Steps:
+    """The neurons from rest."""
+
+    def one(state: tuple[jax.Array, jax.Array], given: jax.Array) -> tuple[tuple[jax.Array, jax.Array], Steps]:
+        voltage, spikes = state
+        voltage = LEAK * (voltage - spikes) + given + spikes @ weights.recurrent
+        spikes = _spike(voltage)
+        return (voltage, spikes), Steps(spikes, _slope(voltage))
+
+    given = inputs @ weights.inward + weights.bias
+    return jax.lax.scan(one, (jnp.zeros_like(given[0]),) * 2, given)[1]
+
+
+def _logits(weights: Weights, spikes: jax.Array) -> jax.Array:
+    """The leaky readout after each step, `[T, B, C]`."""
+
+    def one(rate: jax.Array, given: jax.Array) -> tuple[jax.Array, jax.Array]:
+        rate = LEAK * rate + given
+        return rate, rate
+
+    given = spikes @ weights.outward
+    return jax.lax.scan(one, jnp.zeros_like(given[0]), given)[1]
+
+
+def _of_readout(weights: Weights, spikes: jax.Array, labels: jax.Array) -> jax.Array:
+    """How the loss of each step moves with its logits, `[T, B, C]`."""
+    logits = _logits(weights, spikes)
+    return (jax.nn.softmax(logits) - jax.nn.one_hot(labels, logits.shape[-1])) / len(labels)
+
+
+def _signals(weights: Weights, steps: Steps, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """How the loss of each step moves with its logits, `[T, B, C]`, and with its voltages, `[T, B, H]`."""
+    of_readout = _of_readout(weights, steps.spikes, labels)
+    return of_readout, (of_readout @ weights.outward.T) * steps.slopes
+
+
+def _from_behind(decay: float, values: jax.Array) -> jax.Array:
+    """`sum[t] = values[t] + decay sum[t+1]`."""
+
+    def back(after: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+        total = value + decay * after
+        return total, total
+
+    return jax.lax.scan(back, jnp.zeros_like(values[0]), values, reverse=True)[1]
+
+
+def _contracted(inputs: jax.Array, steps: Steps, neurons: jax.Array, readout: jax.Array) -> Weights:
+    """The gradient from what each step gives to the sums that its neurons and its readout form."""
+    return Weights(
+        _products(inputs, neurons),
+        _products(steps.spikes[:-1], neurons[1:]),
+        neurons.sum((0, 1)),
+        _products(steps.spikes, readout),
+    )
+
+
+def _products(left: jax.Array, right: jax.Array) -> jax.Array:
+    """The sum over steps and samples of outer products."""
+    return left.reshape(-1, left.shape[-1]).T @ right.reshape(-1, right.shape[-1])
