@@ -13,7 +13,8 @@ import brainunit as u
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _common import Gradients, Run
+from _measuring import Run, compiled
+from _problem import Gradients, Problem
 
 from pure_batching._tutorial.net import Dataset, LIFNet
 
@@ -55,17 +56,15 @@ class Steps(NamedTuple):
 Floor = Callable[[Weights, Dataset], Any]
 
 
-def by_hand(floor: Floor, net: LIFNet, data: Dataset) -> Run:
+def by_hand(floor: Floor, problem: Problem) -> Run:
     """The gradient that a program gives, with the weights of a network."""
-    weights = weights_of(net, data.inputs.shape[-1])
-    compiled = jax.jit(lambda weights, data: _by_path(floor(weights, data)))
-    return lambda: compiled(weights, data)
+    weights = weights_of(problem.net, problem.data.inputs.shape[-1])
+    return compiled(lambda weights, data: _by_path(floor(weights, data)), weights, problem.data)
 
 
-def forward_by_hand(net: LIFNet, data: Dataset) -> Run:
+def forward_by_hand(problem: Problem) -> Run:
     """The mean loss, without a gradient."""
-    weights, compiled = weights_of(net, data.inputs.shape[-1]), jax.jit(forward)
-    return lambda: {"loss": compiled(weights, data)}
+    return compiled(forward, weights_of(problem.net, problem.data.inputs.shape[-1]), problem.data)
 
 
 def weights_of(net: LIFNet, features: int) -> Weights:

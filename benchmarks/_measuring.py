@@ -1,0 +1,75 @@
+"""Timing: all cases take turns in every round of one process, after a warm-up of their own."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Run:
+    """A computation that is ready to be timed.
+
+    Attributes:
+      call: runs it, and returns arrays or None.
+      temp_bytes: what its compiled program holds beside arguments and results; None where that is not known.
+    """
+
+    call: Callable[[], Any]
+    temp_bytes: int | None = None
+
+    def __call__(self) -> Any:
+        """The result, once it is there."""
+        return jax.block_until_ready(self.call())
+
+
+class Measured(NamedTuple):
+    """What the rounds gave for one case, in seconds.
+
+    Attributes:
+      median, low, high: the median and the quartiles by the clock.
+      fastest: round.
+      cores: median of the time of all processor cores together.
+      temp_bytes: see `Run`.
+    """
+
+    median: float
+    low: float
+    high: float
+    fastest: float
+    cores: float
+    temp_bytes: int | None
+
+
+def compiled(function: Callable[..., Any], *arguments: Any) -> Run:
+    """A function under `jax.jit`, compiled for these arguments."""
+    program = jax.jit(function).lower(*arguments).compile()
+    memory = program.memory_analysis()
+    return Run(lambda: program(*arguments), None if memory is None else memory.temp_size_in_bytes)
+
+
+def measure(cases: Mapping[str, Run], rounds: int) -> dict[str, Measured]:
+    """Times of every case.
+
+    A round runs every case twice, in an order of its own, and takes the second time: what the case before left in the
+    caches then plays no part, as in a training that runs one case again and again.
+    """
+    order = np.random.default_rng(0)
+    clock, cores = ({name: np.zeros(rounds) for name in cases} for _ in range(2))
+    for run in cases.values():
+        run()
+    for i in range(rounds):
+        for name in order.permutation([*cases]):
+            cases[name]()
+            start = time.perf_counter(), time.process_time()
+            cases[name]()
+            clock[name][i], cores[name][i] = time.perf_counter() - start[0], time.process_time() - start[1]
+    return {name: _summary(clock[name], cores[name], run.temp_bytes) for name, run in cases.items()}
+
+
+def _summary(clock: np.ndarray, cores: np.ndarray, temp_bytes: int | None) -> Measured:
+    low, median, high = np.quantile(clock, (0.25, 0.5, 0.75)).tolist()
+    return Measured(median, low, high, float(clock.min()), float(np.median(cores)), temp_bytes)

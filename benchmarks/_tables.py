@@ -1,0 +1,54 @@
+"""What a benchmark prints."""
+
+from collections.abc import Iterable, Sequence
+
+from _results import Machine, Move, SectionResult
+from rich.console import Console
+from rich.table import Table
+
+CONSOLE = Console(width=130)
+
+
+def print_section(section: SectionResult, rounds: int) -> None:
+    """Times of all cases, and the bars."""
+    header = ("case", "median, ms", "quartiles, ms", "fastest, ms", "all cores, ms", "temp, MiB")
+    rows = [
+        (
+            name,
+            f"{one.median * 1e3:.2f}",
+            f"{one.low * 1e3:.2f} to {one.high * 1e3:.2f}",
+            f"{one.fastest * 1e3:.2f}",
+            f"{one.cores * 1e3:.2f}",
+            "" if one.temp_bytes is None else f"{one.temp_bytes / 2**20:.1f}",
+        )
+        for name, one in section.cases.items()
+    ]
+    print_table(f"{section.name}: {section.title}, {rounds} rounds", header, rows)
+    if section.bars:
+        bars = [(bar.text, f"{bar.measured:.2f}", bar.goal, "yes" if bar.holds else "NO") for bar in section.bars]
+        print_table("must hold", ("", "measured", "goal", "holds"), bars)
+
+
+def print_moves(moves: Iterable[Move], then: Machine, now: Machine) -> None:
+    """What moved since the baseline."""
+    if (then.processor, then.cores) != (now.processor, now.cores):
+        CONSOLE.print(f"The baseline is of another machine: {then}")
+    rows = [
+        (one.case, f"{one.before * 1e3:.2f}", f"{one.now * 1e3:.2f}", f"{one.now / one.before:.2f}")
+        for one in moves
+        if one.is_apart
+    ]
+    if rows:
+        print_table("what moved: quartiles apart", ("case", "baseline, ms", "now, ms", "now / baseline"), rows)
+    else:
+        CONSOLE.print("Nothing moved since the baseline: the quartiles of every case overlap.")
+
+
+def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table whose first column is of words."""
+    table = Table(title=title)
+    for i, column in enumerate(header):
+        table.add_column(column, justify="right" if i else "left", no_wrap=bool(i))
+    for row in rows:
+        table.add_row(*row)
+    CONSOLE.print(table)
