@@ -37,10 +37,10 @@ class Bar(abc.ABC):
 
     @property
     def goal(self) -> str:
-        """The goal in words."""
+        """The goal in words; nothing where a number is shown without one."""
         if self.at_least:
             return f">= {self.at_least:g}" if math.isinf(self.at_most) else f"{self.at_least:g} to {self.at_most:g}"
-        return f"<= {self.at_most:g}"
+        return "" if math.isinf(self.at_most) else f"<= {self.at_most:g}"
 
     def holds(self, value: float) -> bool:
         """Whether a number keeps to the goal."""

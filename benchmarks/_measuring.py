@@ -1,5 +1,6 @@
 """Timing: all cases take turns in every round of one process, after a warm-up of their own."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,20 +15,28 @@ class Run:
     """A computation that is ready to be timed.
 
     Attributes:
-      call: runs it, and returns arrays or None.
+      call: runs it, and returns arrays or None; None where the program is compiled for its memory alone.
       temp_bytes: what its compiled program holds beside arguments and results; None where that is not known.
     """
 
-    call: Callable[[], Any]
+    call: Callable[[], Any] | None
     temp_bytes: int | None = None
 
     def __call__(self) -> Any:
         """The result, once it is there."""
-        return jax.block_until_ready(self.call())
+        return None if self.call is None else jax.block_until_ready(self.call())
+
+    def for_memory(self) -> "Run":
+        """The same, which is not timed."""
+        return dataclasses.replace(self, call=None)
+
+
+# Seconds.
+LONG = 0.2
 
 
 class Measured(NamedTuple):
-    """What the rounds gave for one case, in seconds.
+    """What the rounds gave for one case, in seconds; not a number where nothing was timed.
 
     Attributes:
       median, low, high: the median and the quartiles by the clock.
@@ -54,22 +63,31 @@ def compiled(function: Callable[..., Any], *arguments: Any) -> Run:
 def measure(cases: Mapping[str, Run], rounds: int) -> dict[str, Measured]:
     """Times of every case.
 
-    A round runs every case twice, in an order of its own, and takes the second time: what the case before left in the
-    caches then plays no part, as in a training that runs one case again and again.
+    A round runs every case in an order of its own. Each is run twice, and the second time counts: what the case before
+    left in the caches then plays no part, as in a training that runs one case again and again. A case that takes longer
+    than `LONG` runs once, since caches make no difference to it.
     """
     order = np.random.default_rng(0)
-    clock, cores = ({name: np.zeros(rounds) for name in cases} for _ in range(2))
-    for run in cases.values():
-        run()
+    clock, cores = ({name: np.full(rounds, np.nan) for name in cases} for _ in range(2))
+    timed = {name: _warmed_up(run) for name, run in cases.items() if run.call is not None}
     for i in range(rounds):
-        for name in order.permutation([*cases]):
-            cases[name]()
+        for name in order.permutation([*timed]):
+            if timed[name] < LONG:
+                cases[name]()
             start = time.perf_counter(), time.process_time()
             cases[name]()
             clock[name][i], cores[name][i] = time.perf_counter() - start[0], time.process_time() - start[1]
     return {name: _summary(clock[name], cores[name], run.temp_bytes) for name, run in cases.items()}
 
 
+def _warmed_up(run: Run) -> float:
+    """The seconds of a second run."""
+    run()
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
 def _summary(clock: np.ndarray, cores: np.ndarray, temp_bytes: int | None) -> Measured:
     low, median, high = np.quantile(clock, (0.25, 0.5, 0.75)).tolist()
-    return Measured(median, low, high, float(clock.min()), float(np.median(cores)), temp_bytes)
+    return Measured(median, low, high, float(np.min(clock)), float(np.median(cores)), temp_bytes)

@@ -1,5 +1,6 @@
 """A picture of results: bars of the cases of a section, or lines where the cases differ by a size."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from matplotlib.axes import Axes
 
 def draw(results: Results, path: Path, names: Sequence[str] = ()) -> None:
     """A picture of all sections, or of those with the given names."""
-    sections = [one for one in results.sections if one.cases and (not names or one.name in names)]
+    sections = [one for one in results.sections if _is_timed(one) and (not names or one.name in names)]
+    if not sections:
+        return
     heights = [3.5 if one.axis else 0.8 + 0.25 * len(one.cases) for one in sections]
     figure, axes = plt.subplots(
         len(sections), 1, figsize=(9, sum(heights)), height_ratios=heights, squeeze=False, layout="constrained"
@@ -25,6 +28,10 @@ def draw(results: Results, path: Path, names: Sequence[str] = ()) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
     plt.close(figure)
+
+
+def _is_timed(section: SectionResult) -> bool:
+    return any(not math.isnan(one.median) for one in section.cases.values())
 
 
 def _bars(section: SectionResult, axis: Axes) -> None:

@@ -36,12 +36,17 @@ class Machine:
 
 
 class BarResult(NamedTuple):
-    """A bar with its number."""
+    """A bar with its number; without a goal it only shows the number."""
 
     text: str
     measured: float
     goal: str
     holds: bool
+
+    @property
+    def verdict(self) -> str:
+        """Whether it holds, in a word."""
+        return ("yes" if self.holds else "NO") if self.goal else ""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """What a benchmark prints."""
 
+import math
 from collections.abc import Iterable, Sequence
 
+from _measuring import Measured
 from _results import Machine, Move, SectionResult
 from rich.console import Console
 from rich.table import Table
@@ -12,21 +14,19 @@ CONSOLE = Console(width=130)
 def print_section(section: SectionResult, rounds: int) -> None:
     """Times of all cases, and the bars."""
     header = ("case", "median, ms", "quartiles, ms", "fastest, ms", "all cores, ms", "temp, MiB")
-    rows = [
-        (
-            name,
-            f"{one.median * 1e3:.2f}",
-            f"{one.low * 1e3:.2f} to {one.high * 1e3:.2f}",
-            f"{one.fastest * 1e3:.2f}",
-            f"{one.cores * 1e3:.2f}",
-            "" if one.temp_bytes is None else f"{one.temp_bytes / 2**20:.1f}",
-        )
-        for name, one in section.cases.items()
-    ]
+    rows = [(name, *numbers(one)) for name, one in section.cases.items()]
     print_table(f"{section.name}: {section.title}, {rounds} rounds", header, rows)
     if section.bars:
-        bars = [(bar.text, f"{bar.measured:.2f}", bar.goal, "yes" if bar.holds else "NO") for bar in section.bars]
+        bars = [(bar.text, f"{bar.measured:.2f}", bar.goal, bar.verdict) for bar in section.bars]
         print_table("must hold", ("", "measured", "goal", "holds"), bars)
+
+
+def numbers(one: Measured) -> tuple[str, ...]:
+    """What a table says of a case."""
+    spread = f"{one.low * 1e3:.2f} to {one.high * 1e3:.2f}"
+    times = (f"{one.median * 1e3:.2f}", spread, f"{one.fastest * 1e3:.2f}", f"{one.cores * 1e3:.2f}")
+    memory = "" if one.temp_bytes is None else f"{one.temp_bytes / 2**20:.1f}"
+    return (*(("",) * len(times) if math.isnan(one.median) else times), memory)
 
 
 def print_moves(moves: Iterable[Move], then: Machine, now: Machine) -> None:
