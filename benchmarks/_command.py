@@ -28,7 +28,8 @@ class Section:
       title: what they have in common.
       cases: by name.
       bars: left out where a case of theirs is not there.
-      same: groups of cases that must give the same result.
+      same: groups of cases that must give the same gradient.
+      gradient: of a result.
       axis, ideal: see `SectionResult`.
     """
 
@@ -36,6 +37,7 @@ class Section:
     cases: Mapping[str, Run]
     bars: Sequence[Bar] = ()
     same: Sequence[Sequence[str]] = ()
+    gradient: Callable[[Any], Any] = lambda result: result
     axis: str = ""
     ideal: Mapping[float, float] = field(default_factory=dict)
 
@@ -107,9 +109,9 @@ def _run(name: str, make: Callable[[], Section], rounds: int) -> SectionResult:
 def _check_same(section: Section) -> None:
     """Only the same work may be compared."""
     for first, *others in section.same:
-        reference = section.cases[first]()
+        reference = section.gradient(section.cases[first]())
         for other in (one for one in others if one in section.cases):
-            apart = difference(reference, section.cases[other]())
+            apart = difference(reference, section.gradient(section.cases[other]()))
             CONSOLE.print(f"gradient of {other} against {first}: {apart:.1e} of the largest entry")
             if not apart <= SAME:
                 raise SystemExit(f"{other} does other work than {first}")

@@ -6,7 +6,6 @@ that makes the gradient of a weight.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import brainunit as u
@@ -59,7 +58,7 @@ Floor = Callable[[Weights, Dataset], Any]
 def by_hand(floor: Floor, problem: Problem) -> Run:
     """The gradient that a program gives, with the weights of a network."""
     weights = weights_of(problem.net, problem.data.inputs.shape[-1])
-    return compiled(lambda weights, data: _by_path(floor(weights, data)), weights, problem.data)
+    return compiled(lambda weights, data: by_path(floor(weights, data)), weights, problem.data)
 
 
 def forward_by_hand(problem: Problem) -> Run:
@@ -74,7 +73,8 @@ def weights_of(net: LIFNet, features: int) -> Weights:
     return Weights(both[:features], both[features:], bias, out["weight"])
 
 
-def _by_path(gradient: Weights) -> Gradients:
+def by_path(gradient: Weights) -> Gradients:
+    """The gradient under the names of the network."""
     both = jnp.concatenate([gradient.inward, gradient.recurrent])
     return {
         "out.weight_op": {"weight": gradient.outward},
@@ -133,69 +133,6 @@ def d_rtrl(weights: Weights, data: Dataset) -> Weights:
     return _contracted(data.inputs, steps, adjoints, _from_behind(LEAK, of_readout))
 
 
-class Online(NamedTuple):
-    """What published D_RTRL carries from step to step where it goes step by step.
-
-    Attributes:
-      voltage, spikes: of the neurons, `[B, H]`.
-      rate: of the readout, `[B, C]`.
-      kernel: the trace of the weights to the neurons, `[B, F + H, H]`.
-      bias: the trace of the bias, `[B, H]`.
-      readout: the trace of the readout's weights, which is the same for all outputs, `[B, H]`.
-    """
-
-    voltage: jax.Array
-    spikes: jax.Array
-    rate: jax.Array
-    kernel: jax.Array
-    bias: jax.Array
-    readout: jax.Array
-
-
-def d_rtrl_step_by_step(weights: Weights, data: Dataset) -> Weights:
-    """Published D_RTRL with its trace: it is advanced, and contracted with the signal, at every step.
-
-    The contraction is a sum over samples of element-wise products, which the compiler fuses with the new trace. Blocks
-    of samples, one after the other, were measured to be no faster, and much slower in a loop.
-    """
-    return _step_by_step(weights, data, _summed)
-
-
-def d_rtrl_by_einsum(weights: Weights, data: Dataset) -> Weights:
-    """The same as one writes it first: the contraction is an `einsum`."""
-    return _step_by_step(weights, data, partial(jnp.einsum, "bio,bo->io"))
-
-
-def _summed(trace: jax.Array, signal: jax.Array) -> jax.Array:
-    return (trace * signal[:, None, :]).sum(0)
-
-
-def _step_by_step(weights: Weights, data: Dataset, contract: Callable[[jax.Array, jax.Array], jax.Array]) -> Weights:
-    batch, (features, hidden) = len(data.labels), weights.inward.shape
-    given = data.inputs @ weights.inward + weights.bias
-    chosen = jax.nn.one_hot(data.labels, weights.outward.shape[1])
-
-    def one(state: tuple[Online, Weights], step: tuple[jax.Array, jax.Array]) -> tuple[tuple[Online, Weights], None]:
-        (before, total), (x, given) = state, step
-        voltage = LEAK * (before.voltage - before.spikes) + given + before.spikes @ weights.recurrent
-        spikes, decay = _spike(voltage), LEAK * (1 - _slope(before.voltage))
-        rate = LEAK * before.rate + spikes @ weights.outward
-        of_readout = (jax.nn.softmax(rate) - chosen) / batch
-        signal = (of_readout @ weights.outward.T) * _slope(voltage)
-        both = jnp.concatenate([x, before.spikes], -1)
-        trace = decay[:, None, :] * before.kernel + both[:, :, None]
-        bias, readout = decay * before.bias + 1, LEAK * before.readout + spikes
-        kernel = contract(trace, signal)
-        gradient = Weights(kernel[:features], kernel[features:], (bias * signal).sum(0), _products(readout, of_readout))
-        after = Online(voltage, spikes, rate, trace, bias, readout)
-        return (after, jax.tree.map(jnp.add, total, gradient)), None
-
-    still, none = jnp.zeros((batch, hidden)), jnp.zeros((batch, features + hidden, hidden))
-    start = Online(still, still, jnp.zeros_like(chosen), none, still, still)
-    zeros = jax.tree.map(jnp.zeros_like, weights)
-    return jax.lax.scan(one, (start, zeros), (data.inputs, given))[0][1]
-
-
 def bptt(weights: Weights, data: Dataset) -> Weights:
     """Backpropagation through time, as JAX derives it."""
     return jax.grad(forward)(weights, data)
@@ -217,18 +154,19 @@ def bptt_contracted_once(weights: Weights, data: Dataset) -> Weights:
 
 
 @jax.custom_jvp
-def _spike(voltage: jax.Array) -> jax.Array:
+def spike(voltage: jax.Array) -> jax.Array:
     """1 above the threshold, with the derivative of `brainpy.state.LIF`."""
     return (voltage > 1).astype(voltage.dtype)
 
 
-@_spike.defjvp
+@spike.defjvp
 def _(primals: Any, tangents: Any) -> Any:
     (voltage,), (moved,) = primals, tangents
-    return _spike(voltage), _slope(voltage) * moved
+    return spike(voltage), slope(voltage) * moved
 
 
-def _slope(voltage: jax.Array) -> jax.Array:
+def slope(voltage: jax.Array) -> jax.Array:
+    """How a spike moves with its voltage."""
     return 0.3 * jax.nn.relu(1 - jnp.abs(voltage - 1))
 
 
@@ -238,8 +176,8 @@ def _steps(weights: Weights, inputs: jax.Array) -> Steps:
     def one(state: tuple[jax.Array, jax.Array], given: jax.Array) -> tuple[tuple[jax.Array, jax.Array], Steps]:
         voltage, spikes = state
         voltage = LEAK * (voltage - spikes) + given + spikes @ weights.recurrent
-        spikes = _spike(voltage)
-        return (voltage, spikes), Steps(spikes, _slope(voltage))
+        spikes = spike(voltage)
+        return (voltage, spikes), Steps(spikes, slope(voltage))
 
     given = inputs @ weights.inward + weights.bias
     return jax.lax.scan(one, (jnp.zeros_like(given[0]),) * 2, given)[1]

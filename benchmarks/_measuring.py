@@ -17,10 +17,12 @@ class Run:
     Attributes:
       call: runs it, and returns arrays or None; None where the program is compiled for its memory alone.
       temp_bytes: what its compiled program holds beside arguments and results; None where that is not known.
+      seconds: what is taken instead of the time of a call, such as what another process measured of itself.
     """
 
     call: Callable[[], Any] | None
     temp_bytes: int | None = None
+    seconds: Callable[[], float] | None = None
 
     def __call__(self) -> Any:
         """The result, once it is there."""
@@ -69,23 +71,30 @@ def measure(cases: Mapping[str, Run], rounds: int) -> dict[str, Measured]:
     """
     order = np.random.default_rng(0)
     clock, cores = ({name: np.full(rounds, np.nan) for name in cases} for _ in range(2))
-    timed = {name: _warmed_up(run) for name, run in cases.items() if run.call is not None}
+    once = {name: _warmed_up(run) for name, run in cases.items() if run.call or run.seconds}
     for i in range(rounds):
-        for name in order.permutation([*timed]):
-            if timed[name] < LONG:
+        for name in order.permutation([*once]):
+            if once[name] < LONG:
                 cases[name]()
-            start = time.perf_counter(), time.process_time()
-            cases[name]()
-            clock[name][i], cores[name][i] = time.perf_counter() - start[0], time.process_time() - start[1]
+            clock[name][i], cores[name][i] = _timed(cases[name])
     return {name: _summary(clock[name], cores[name], run.temp_bytes) for name, run in cases.items()}
 
 
 def _warmed_up(run: Run) -> float:
-    """The seconds of a second run."""
+    """The seconds of a second run; what measures itself needs none."""
+    if run.seconds is not None:
+        return LONG
     run()
-    start = time.perf_counter()
+    return _timed(run)[0]
+
+
+def _timed(run: Run) -> tuple[float, float]:
+    """Seconds by the clock and of all cores; of the cores, nothing is known where a run measures itself."""
+    if run.seconds is not None:
+        return run.seconds(), np.nan
+    start = time.perf_counter(), time.process_time()
     run()
-    return time.perf_counter() - start
+    return time.perf_counter() - start[0], time.process_time() - start[1]
 
 
 def _summary(clock: np.ndarray, cores: np.ndarray, temp_bytes: int | None) -> Measured:

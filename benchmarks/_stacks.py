@@ -37,7 +37,7 @@ def step(params: Any, state: Any, x: jax.Array) -> Any:
     """
     layers = []
     for weight, (*currents, before) in zip(params["layers"], state["layers"], strict=True):
-        given = jnp.concatenate([x, spike(voltage)], -1) @ weight
+        given = jnp.concatenate([x, spike(before)], -1) @ weight
         new = []
         for current in currents:
             given = LEAK * current + given

@@ -24,9 +24,13 @@ def print_section(section: SectionResult, rounds: int) -> None:
 def numbers(one: Measured) -> tuple[str, ...]:
     """What a table says of a case."""
     spread = f"{one.low * 1e3:.2f} to {one.high * 1e3:.2f}"
-    times = (f"{one.median * 1e3:.2f}", spread, f"{one.fastest * 1e3:.2f}", f"{one.cores * 1e3:.2f}")
+    times = (f"{one.median * 1e3:.2f}", spread, f"{one.fastest * 1e3:.2f}", _or_nothing(one.cores * 1e3))
     memory = "" if one.temp_bytes is None else f"{one.temp_bytes / 2**20:.1f}"
     return (*(("",) * len(times) if math.isnan(one.median) else times), memory)
+
+
+def _or_nothing(number: float) -> str:
+    return "" if math.isnan(number) else f"{number:.2f}"
 
 
 def print_moves(moves: Iterable[Move], then: Machine, now: Machine) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import _floors
+import _streams
 import brainscale
 import optax
 from _bars import Bar, alike, ratio
@@ -131,8 +132,8 @@ def step_by_step() -> Section:
         cases |= by_strategy(f"ES_D_RTRL, window={window}", ES, problem, window=window)
     cases |= {
         "pb.online, every=1, vmap": by_driver(_online, pb.vmap, D_PUBLISHED, problem),
-        "step by step, by hand": by_hand(_floors.d_rtrl_step_by_step, problem),
-        "step by step, einsum by hand": by_hand(_floors.d_rtrl_by_einsum, problem),
+        "step by step, by hand": by_hand(_streams.d_rtrl_step_by_step, problem),
+        "step by step, einsum by hand": by_hand(_streams.d_rtrl_by_einsum, problem),
     }
     bars: list[Bar] = []
     for floor in ("step by step, einsum by hand", "step by step, by hand"):
