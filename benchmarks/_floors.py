@@ -95,12 +95,20 @@ def es_d_rtrl(weights: Weights, data: Dataset) -> Weights:
     The trace of an input is a decaying sum. The sum over steps of `eps_x[t] (x) dy[t]` is therefore that of
     `x[t] (x) g[t]` with `g[t] = dy[t] + decay g[t+1]`: the narrower side is summed, and no input has a trace.
     """
-    steps, times = _steps(weights, data.inputs), jnp.arange(1.0, len(data.inputs) + 1)
-    of_readout, of_neurons = _signals(weights, steps, data.labels)
-    corrections = (1 / (1 - (1 - DECAY) ** times))[:, None, None]
-    readout = _from_behind(DECAY, of_readout * _smoothed_readout(times) * corrections)
-    neurons = _smoothed(steps.slopes) * of_neurons * corrections
-    return _contracted(data.inputs, steps, _from_behind(DECAY, neurons), readout)._replace(bias=neurons.sum((0, 1)))
+    steps, times = _smoothed_steps(weights, data.inputs), jnp.arange(1.0, len(data.inputs) + 1)
+    of_readout = _of_readout(weights, steps.spikes, data.labels) / (1 - (1 - DECAY) ** times)[:, None, None]
+    to_neurons = of_readout @ weights.outward.T
+
+    def back(after: jax.Array, step: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        signal, slope = step
+        total = slope * signal + DECAY * after
+        return total, total
+
+    _, neurons = jax.lax.scan(back, jnp.zeros_like(to_neurons[0]), (to_neurons, steps.slopes), reverse=True)
+    readout = _from_behind(DECAY, of_readout * _smoothed_readout(times))
+    # The sum of `dy` is that of `g[t] - decay g[t+1]`.
+    bias = neurons[0].sum(0) + (1 - DECAY) * neurons[1:].sum((0, 1))
+    return _contracted(data.inputs, steps, neurons, readout)._replace(bias=bias)
 
 
 def _smoothed_readout(times: jax.Array) -> jax.Array:
@@ -108,29 +116,33 @@ def _smoothed_readout(times: jax.Array) -> jax.Array:
     return ((1 - DECAY) * (1 - (DECAY * LEAK) ** times) / (1 - DECAY * LEAK))[:, None, None]
 
 
-def _smoothed(slopes: jax.Array) -> jax.Array:
-    """The trace of `dv/dy = 1`, `[T, B, H]`."""
+def _smoothed_steps(weights: Weights, inputs: jax.Array) -> Steps:
+    """The neurons from rest; the slopes are multiplied by the trace of `dv/dy = 1`."""
 
-    def one(trace: jax.Array, slope: jax.Array) -> tuple[jax.Array, jax.Array]:
-        trace = DECAY * LEAK * (1 - slope) * trace + (1 - DECAY)
-        return trace, trace
+    def one(state: tuple[jax.Array, ...], given: jax.Array) -> tuple[tuple[jax.Array, ...], Steps]:
+        voltage, spikes, trace = state
+        trace = DECAY * LEAK * (1 - slope(voltage)) * trace + (1 - DECAY)
+        voltage = LEAK * (voltage - spikes) + given + spikes @ weights.recurrent
+        spikes = spike(voltage)
+        return (voltage, spikes, trace), Steps(spikes, trace * slope(voltage))
 
-    start = jnp.full_like(slopes[0], 1 - DECAY)
-    return jnp.concatenate([start[None], jax.lax.scan(one, start, slopes[:-1])[1]])
+    given = inputs @ weights.inward + weights.bias
+    return jax.lax.scan(one, (jnp.zeros_like(given[0]),) * 3, given)[1]
 
 
 def d_rtrl(weights: Weights, data: Dataset) -> Weights:
     """Published D_RTRL of a whole sequence: one scan from behind, and no trace."""
     steps = _steps(weights, data.inputs)
-    of_readout, of_neurons = _signals(weights, steps, data.labels)
+    readout = _of_readout(weights, steps.spikes, data.labels)
+    to_neurons = readout @ weights.outward.T
 
     def back(after: jax.Array, step: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         signal, slope = step
-        adjoint = signal + LEAK * (1 - slope) * after
+        adjoint = slope * (signal - LEAK * after) + LEAK * after
         return adjoint, adjoint
 
-    _, adjoints = jax.lax.scan(back, jnp.zeros_like(of_neurons[0]), (of_neurons, steps.slopes), reverse=True)
-    return _contracted(data.inputs, steps, adjoints, _from_behind(LEAK, of_readout))
+    _, adjoints = jax.lax.scan(back, jnp.zeros_like(to_neurons[0]), (to_neurons, steps.slopes), reverse=True)
+    return _contracted(data.inputs, steps, adjoints, _from_behind(LEAK, readout))
 
 
 def bptt(weights: Weights, data: Dataset) -> Weights:
@@ -200,12 +212,6 @@ def _of_readout(weights: Weights, spikes: jax.Array, labels: jax.Array) -> jax.A
     return (jax.nn.softmax(logits) - jax.nn.one_hot(labels, logits.shape[-1])) / len(labels)
 
 
-def _signals(weights: Weights, steps: Steps, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """How the loss of each step moves with its logits, `[T, B, C]`, and with its voltages, `[T, B, H]`."""
-    of_readout = _of_readout(weights, steps.spikes, labels)
-    return of_readout, (of_readout @ weights.outward.T) * steps.slopes
-
-
 def _from_behind(decay: float, values: jax.Array) -> jax.Array:
     """`sum[t] = values[t] + decay sum[t+1]`."""
 
@@ -218,9 +224,10 @@ def _from_behind(decay: float, values: jax.Array) -> jax.Array:
 
 def _contracted(inputs: jax.Array, steps: Steps, neurons: jax.Array, readout: jax.Array) -> Weights:
     """The gradient from what each step gives to the sums that its neurons and its readout form."""
+    before = jnp.concatenate([jnp.zeros_like(steps.spikes[:1]), steps.spikes[:-1]])
     return Weights(
         _products(inputs, neurons),
-        _products(steps.spikes[:-1], neurons[1:]),
+        _products(before, neurons),
         neurons.sum((0, 1)),
         _products(steps.spikes, readout),
     )

@@ -37,15 +37,16 @@ def print_moves(moves: Iterable[Move], then: Machine, now: Machine) -> None:
     """What moved since the baseline."""
     if (then.processor, then.cores) != (now.processor, now.cores):
         CONSOLE.print(f"The baseline is of another machine: {then}")
+    compared = [*moves]
     rows = [
         (one.case, f"{one.before * 1e3:.2f}", f"{one.now * 1e3:.2f}", f"{one.now / one.before:.2f}")
-        for one in moves
+        for one in compared
         if one.is_apart
     ]
     if rows:
         print_table("what moved: quartiles apart", ("case", "baseline, ms", "now, ms", "now / baseline"), rows)
     else:
-        CONSOLE.print("Nothing moved since the baseline: the quartiles of every case overlap.")
+        CONSOLE.print(f"Nothing moved since the baseline: the quartiles of all {len(compared)} common cases overlap.")
 
 
 def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

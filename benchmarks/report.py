@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument(
         "--results", type=Path, default=_ROOT / "benchmarks" / "baseline", help="a folder of JSON files"
     )
-    parser.add_argument("--page", type=Path, default=_ROOT / "docs" / "performance.md")
+    parser.add_argument("--page", type=Path, default=_ROOT / "docs" / "performance.md", help="to be filled in place")
     options = parser.parse_args()
     found = {path.stem: Results.load(path) for path in sorted(options.results.glob("*.json"))}
     page = options.page.read_text()
