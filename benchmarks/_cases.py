@@ -4,6 +4,7 @@ BrainScale's own are written as in its tutorial; they run in the environment of 
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import brainscale
@@ -11,43 +12,41 @@ import brainstate
 import brainunit as u
 import jax
 import numpy as np
-from _common import Gradients, Run
+from _measuring import Run, compiled
+from _problem import Gradients, Problem
 
 import pure_batching as pb
-from pure_batching._tutorial.net import Dataset, LIFNet
+from pure_batching._tutorial.net import Dataset
 from pure_batching._tutorial.training import loss
 
-Strategy = Callable[[pb.Learner, int], pb.Learner]
+Strategy = Callable[[Any, int], Any]
 
 # `(net, **mode) -> a compiled-to-be algorithm`, such as `lambda net, **mode: brainscale.ES_D_RTRL(net, 0.9, **mode)`.
 MakeAlgorithm = Callable[..., Any]
 
 
-def ours(strategy: Strategy, algorithm: pb.Algorithm, window: int | None, net: LIFNet, data: Dataset) -> Run:
-    """Capture, batch and differentiate, inside one `jax.jit` as a training step has it."""
-    params, gradient = _parts(strategy, algorithm, window, net, data)
-    compiled = jax.jit(gradient)
-    return lambda: compiled(params, data)
-
-
-def ours_outside_jit(
-    strategy: Strategy, algorithm: pb.Algorithm, window: int | None, net: LIFNet, data: Dataset
+def ours(
+    strategy: Strategy, algorithm: pb.Algorithm, problem: Problem, window: int | None = None, **options: Any
 ) -> Run:
-    """The same as a bare call, which checks its arguments each time."""
-    params, gradient = _parts(strategy, algorithm, window, net, data)
-    return lambda: gradient(params, data)
+    """The gradient of a sequence, inside one `jax.jit` as a training step has it."""
+    return by_driver(partial(pb.sequence_grad, window=window, **options), strategy, algorithm, problem)
 
 
-def _parts(
-    strategy: Strategy, algorithm: pb.Algorithm, window: int | None, net: LIFNet, data: Dataset
-) -> tuple[Gradients, Callable[[Gradients, Dataset], Gradients]]:
-    learner, params = pb.capture(net, np.asarray(data.inputs)[0, 0], algorithm=algorithm)
-    grad_fn = pb.sequence_grad(strategy(learner, len(data.labels)), loss, window=window)
+def by_driver(make: Callable[..., Any], strategy: Strategy, algorithm: pb.Algorithm, problem: Problem) -> Run:
+    """The first result of any driver, `make(learner, loss)(params, carry, inputs, targets)`."""
+    return by_driver_of(pb, make, strategy, algorithm, problem)
 
-    def gradient(params: Gradients, data: Dataset) -> Gradients:
-        return grad_fn(params, None, data.inputs, brainscale.SingleStepData(data.labels))[0]
 
-    return params, gradient
+def by_driver_of(package: Any, make: Callable[..., Any], strategy: Strategy, algorithm: Any, problem: Problem) -> Run:
+    """The same of a package that may be another version of this library."""
+    net, data = problem
+    learner, params = package.capture(net, np.asarray(data.inputs)[0, 0], algorithm=algorithm)
+    function = make(strategy(learner, len(data.labels)), loss)
+
+    def first(params: Gradients, data: Dataset) -> Any:
+        return function(params, None, data.inputs, brainscale.SingleStepData(data.labels))[0]
+
+    return compiled(first, params, data)
 
 
 def brainscale_runs_here() -> bool:
@@ -55,21 +54,23 @@ def brainscale_runs_here() -> bool:
     return hasattr(jax.core, "get_aval")
 
 
-def brainscale_manual(make: MakeAlgorithm, net: LIFNet, data: Dataset) -> Run:
+def brainscale_manual(make: MakeAlgorithm, problem: Problem) -> Run:
     """States with a batch axis, and the algorithm in batching mode."""
+    net, data = problem
 
     @brainstate.transform.jit
     def run(data: Dataset) -> Gradients:
         brainstate.nn.init_all_states(net, batch_size=len(data.labels))
         algorithm = make(net, mode=brainstate.mixin.Batching())
         algorithm.compile_graph(data.inputs[0])
-        return _gradients(net, algorithm, data)
+        return native_gradient(net, algorithm, data)
 
-    return lambda: _by_path(run(data))
+    return Run(lambda: by_path(run(data)))
 
 
-def brainscale_vmap(make: MakeAlgorithm, net: LIFNet, data: Dataset) -> Run:
+def brainscale_vmap(make: MakeAlgorithm, problem: Problem) -> Run:
     """States of one sample, mapped by BrainState."""
+    net, data = problem
 
     @brainstate.transform.jit
     def run(data: Dataset) -> Gradients:
@@ -81,13 +82,15 @@ def brainscale_vmap(make: MakeAlgorithm, net: LIFNet, data: Dataset) -> Run:
             algorithm.compile_graph(data.inputs[0, 0])
 
         init()
-        return _gradients(net, brainstate.nn.Vmap(algorithm, vmap_states="new"), data)
+        return native_gradient(net, brainstate.nn.Vmap(algorithm, vmap_states="new"), data)
 
-    return lambda: _by_path(run(data))
+    return Run(lambda: by_path(run(data)))
 
 
-def _gradients(net: LIFNet, model: Callable[[jax.Array], jax.Array], data: Dataset) -> tuple[Any, jax.Array]:
-    """The tutorial's gradient: the mean over samples, summed over time; and the loss of each step."""
+def native_gradient(
+    net: brainstate.nn.Module, model: Callable[[jax.Array], jax.Array], data: Dataset
+) -> tuple[Any, jax.Array]:
+    """The gradient by a compiled algorithm, the mean over samples, summed over time; and the loss of each step."""
     weights = net.states(brainstate.ParamState)
 
     def mean_loss(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -103,5 +106,6 @@ def _gradients(net: LIFNet, model: Callable[[jax.Array], jax.Array], data: Datas
     return brainstate.transform.scan(step, zeros, data.inputs)
 
 
-def _by_path(result: tuple[Any, jax.Array]) -> Gradients:
+def by_path(result: tuple[Any, jax.Array]) -> Gradients:
+    """The gradient under the names of this library."""
     return {".".join(map(str, path)): value for path, value in result[0].items()}

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _common import CONSOLE
+from _tables import CONSOLE
 from rich.table import Table
 
 import pure_batching as pb

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from _common import CONSOLE
+from _tables import CONSOLE
 from rich.table import Table
 
 import pure_batching as pb

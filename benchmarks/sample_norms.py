@@ -1,61 +1,85 @@
-"""The norms of per-sample gradients on the tutorial's network, against the summed and the per-sample gradients.
+"""Tools for each sample on the tutorial's network, against the summed gradient and against `jax.vmap` of `jax.grad`.
 
-python benchmarks/sample_norms.py --rounds 20
+python benchmarks/sample_norms.py
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import brainscale
+import brainunit as u
 import jax
-from _cases import Strategy, ours
-from _common import Bar, Build, LIFNet, Run, run_benchmark
+import jax.numpy as jnp
+from _bars import alike, ratio
+from _cases import Strategy, by_driver, ours
+from _command import Section, main
+from _floors import DECAY
+from _measuring import Run, compiled
+from _problem import Gradients, Problem, make_problem
 
 import pure_batching as pb
 from pure_batching._tutorial.net import Dataset
 from pure_batching._tutorial.training import loss
 
-ALGORITHM = pb.ES_D_RTRL(0.9)
+RULES = {"ES_D_RTRL": pb.ES_D_RTRL(DECAY), "D_RTRL published": pb.D_RTRL(rule="published")}
+STRATEGIES: dict[str, Strategy] = {"manual": pb.manual, "vmap": pb.vmap}
+BOUND = 1.0
 
 
-def of_each_sample(make: Callable[[pb.Learner], Any], strategy: Strategy, net: LIFNet, data: Dataset) -> Run:
-    """What `make` gives of the batched learner."""
-    learner, params = pb.capture(net, data.inputs[0, 0], algorithm=ALGORITHM)
-    function = make(strategy(learner, len(data.labels)))
-    compiled = jax.jit(
-        lambda params, data: function(params, None, data.inputs, brainscale.SingleStepData(data.labels))[0]
-    )
-    return lambda: compiled(params, data)
+def mapped(algorithm: pb.Algorithm, problem: Problem, *, norms: bool) -> Run:
+    """The gradient of each sample, or its norm, by `jax.vmap` of `jax.grad` of a scan of steps of one sample."""
+    net, data = problem
+    learner, params = pb.capture(net, data.inputs[0, 0], algorithm=algorithm)
+
+    def total(params: Gradients, inputs: jax.Array, label: jax.Array) -> jax.Array:
+        def step(carry: pb.Carry, x: jax.Array) -> tuple[pb.Carry, jax.Array]:
+            carry, logits = learner.step(params, carry, x)
+            return carry, loss(logits, label)
+
+        return jax.lax.scan(step, learner.init(), inputs)[1].sum()
+
+    def each(params: Gradients, data: Dataset) -> Any:
+        gradients = jax.vmap(jax.grad(total), in_axes=(None, 1, 0))(params, data.inputs, data.labels)
+        return jax.vmap(_norm)(gradients) if norms else gradients
+
+    return compiled(each, params, data)
 
 
-def norms(learner: pb.Learner) -> Any:
-    """The norm of each sample's gradient."""
-    return pb.sample_norms(learner, loss)
+def _norm(gradient: Gradients) -> jax.Array:
+    leaves = (u.get_mantissa(leaf) for leaf in jax.tree.leaves(gradient))
+    return jnp.sqrt(sum(((leaf**2).sum() for leaf in leaves), jnp.zeros(())))
 
 
-def clipped(learner: pb.Learner) -> Any:
-    """The mean of clipped gradients."""
-    return pb.clipped_grad(learner, loss, 1.0)
+def of_each_sample(rule: str) -> Section:
+    """One rule."""
+    algorithm, problem = RULES[rule], make_problem()
+    cases: dict[str, Run] = {}
+    for how, by in STRATEGIES.items():
+        cases[f"summed gradient, {how}"] = ours(by, algorithm, problem)
+        cases[f"sample_norms, {how}"] = by_driver(pb.sample_norms, by, algorithm, problem)
+        cases[f"clipped_grad, {how}"] = by_driver(_clipped, by, algorithm, problem)
+        cases[f"per-sample gradients, {how}"] = ours(by, algorithm, problem, reduction="none")
+    cases["norms, jax.vmap(jax.grad)"] = mapped(algorithm, problem, norms=True)
+    cases["per-sample gradients, jax.vmap(jax.grad)"] = mapped(algorithm, problem, norms=False)
+    tools = ("sample_norms", "clipped_grad", "per-sample gradients")
+    bars = [
+        *(ratio(f"sample_norms, {how}", f"summed gradient, {how}", at_most=1.2) for how in STRATEGIES),
+        *(ratio(f"clipped_grad, {how}", f"summed gradient, {how}", at_most=2.0) for how in STRATEGIES),
+        ratio("sample_norms, vmap", "norms, jax.vmap(jax.grad)"),
+        ratio("per-sample gradients, vmap", "per-sample gradients, jax.vmap(jax.grad)"),
+        *(alike(f"{tool}, vmap", f"{tool}, manual") for tool in tools),
+    ]
+    same = [
+        ["sample_norms, manual", "sample_norms, vmap", "norms, jax.vmap(jax.grad)"],
+        [f"per-sample gradients, {how}" for how in ("manual", "vmap", "jax.vmap(jax.grad)")],
+    ]
+    return Section(f"T=16, B=128, 100 -> 200 -> 10, {rule}", cases, bars, same)
 
 
-def gradients(learner: pb.Learner) -> Any:
-    """Each sample's gradient."""
-    return pb.sequence_grad(learner, loss, reduction="none")
+def _clipped(learner: pb.Learner, loss: Any) -> Any:
+    return pb.clipped_grad(learner, loss, BOUND)
 
 
-CASES: dict[str, Build] = {
-    "summed gradient, manual": partial(ours, pb.manual, ALGORITHM, None),
-    "summed gradient, vmap": partial(ours, pb.vmap, ALGORITHM, None),
-    "sample_norms, manual": partial(of_each_sample, norms, pb.manual),
-    "sample_norms, vmap": partial(of_each_sample, norms, pb.vmap),
-    "clipped_grad, vmap": partial(of_each_sample, clipped, pb.vmap),
-    "per-sample gradients, vmap": partial(of_each_sample, gradients, pb.vmap),
-}
-SPEED_BARS = [
-    Bar("sample_norms, manual", "summed gradient, manual", 1.5),
-    Bar("sample_norms, vmap", "summed gradient, vmap", 1.5),
-]
+SECTIONS = {rule: partial(of_each_sample, rule) for rule in RULES}
 
 if __name__ == "__main__":
-    run_benchmark(__file__, CASES, SPEED_BARS, is_same_work=False)
+    main(SECTIONS)

@@ -19,7 +19,7 @@ import brainstate
 import jax
 import jax.numpy as jnp
 import optax
-from _common import CONSOLE
+from _tables import CONSOLE
 from rich.table import Table
 
 import pure_batching as pb

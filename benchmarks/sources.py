@@ -3,7 +3,6 @@
 python benchmarks/sources.py
 """
 
-from functools import partial
 from typing import Any
 
 import brainscale
@@ -11,13 +10,17 @@ import brainunit as u
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _bars import ratio
 from _cases import ours
-from _common import Bar, Build, Dataset, LIFNet, Run, run_benchmark
+from _command import Section, main
+from _measuring import Run, compiled
+from _problem import Problem, make_problem
 
 import pure_batching as pb
+from pure_batching._tutorial.net import Dataset
 from pure_batching._tutorial.training import loss
 
-ES, D = pb.ES_D_RTRL(0.9), pb.D_RTRL(rule="published")
+RULES = {"ES_D_RTRL": pb.ES_D_RTRL(0.9), "D_RTRL published": pb.D_RTRL(rule="published")}
 
 
 @jax.custom_jvp
@@ -41,30 +44,32 @@ def step(params: Any, state: tuple[jax.Array, jax.Array], x: jax.Array) -> Any:
     return (v, r), r
 
 
-def plain(rule: pb.Algorithm, net: LIFNet, data: Dataset) -> Run:
+def plain(rule: pb.Algorithm, problem: Problem) -> Run:
     """The gradient of the function, of the module's own weights."""
+    net, data = problem
     inputs = np.asarray(data.inputs)
     into, out = (state.value for state in (net.syn.comm.weight_op, net.out.weight_op))
     params = {name: u.get_mantissa(into[name]) for name in ("weight", "bias")} | {"out": out["weight"]}
     state = (jnp.zeros(params["weight"].shape[1]), jnp.zeros(out["weight"].shape[1]))
     learner, params = pb.capture_function(step, params, state, inputs[0, 0], algorithm=rule)
     grad_fn = pb.sequence_grad(pb.vmap(learner, len(data.labels)), loss)
-    compiled = jax.jit(
-        lambda params, data: grad_fn(params, None, data.inputs, brainscale.SingleStepData(data.labels))[0]
-    )
-    return lambda: compiled(params, data)
+
+    def gradient(params: Any, data: Dataset) -> Any:
+        return grad_fn(params, None, data.inputs, brainscale.SingleStepData(data.labels))[0]
+
+    return compiled(gradient, params, data)
 
 
-CASES: dict[str, Build] = {
-    "module, ES_D_RTRL": partial(ours, pb.vmap, ES, None),
-    "function, ES_D_RTRL": partial(plain, ES),
-    "module, D_RTRL": partial(ours, pb.vmap, D, None),
-    "function, D_RTRL": partial(plain, D),
-}
-SPEED_BARS = [
-    Bar("function, ES_D_RTRL", "module, ES_D_RTRL", 1.05),
-    Bar("function, D_RTRL", "module, D_RTRL", 1.05),
-]
+def both() -> Section:
+    """The module and the function."""
+    problem = make_problem()
+    cases: dict[str, Run] = {}
+    for name, rule in RULES.items():
+        cases[f"module, {name}"] = ours(pb.vmap, rule, problem)
+        cases[f"function, {name}"] = plain(rule, problem)
+    bars = [ratio(f"function, {name}", f"module, {name}", at_most=1.05) for name in RULES]
+    return Section("T=16, B=128, 100 -> 200 -> 10, pb.vmap", cases, bars)
+
 
 if __name__ == "__main__":
-    run_benchmark(__file__, CASES, SPEED_BARS, is_same_work=False)
+    main({"both": both})
