@@ -43,7 +43,7 @@ def machine_of(entry: Entry) -> type[Machine]:
 def test_whatever_happens_to_a_batch(entry: Entry) -> None:
     machine = machine_of(entry)
     case = machine.TestCase
-    case.settings = settings(max_examples=max(8, settings().max_examples), stateful_step_count=16)
+    case.settings = settings(max_examples=max(6, settings().max_examples), stateful_step_count=16)
     case("runTest").runTest()
     assert all(machine.done[one] > 0 for one in RULES), machine.done
     assert machine.done["alive"] == machine.done["two steps on end"] > 0

@@ -54,7 +54,7 @@ class ModelMachine(RuleBasedStateMachine):
     def agree(self, got: Tree, want: Tree, what: str, kind: str = "gradient") -> None:
         """Raise AssertionError where two trees differ by more than the tolerance of a kind."""
         difference = first_difference(plain(got), plain(want), lambda _: kind)
-        self.holds(difference is None, f"{what}: {difference}")
+        self.holds(difference is None, f"{what}: {str(difference).removeprefix(': ')}")
 
     @staticmethod
     def holds(condition: bool, otherwise: str) -> None:  # noqa: FBT001 - one condition, one text

@@ -8,10 +8,10 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
+from .. import _carries as carries
 from .._algorithms._parameter_trace import divided
 from .._batching import vmap
-from .._carries import concat, gather, permute, scatter, split, stack, unstack
-from .._learning.carry import Carry
+from .._learning.carry import Carry, apart
 from ._case import Case, Request
 from ._machine import ModelMachine, row, seeds
 from ._stepped import stepped
@@ -80,11 +80,11 @@ class BatchMachine(ModelMachine):
         given, shape = self.data(seed, _STEPS, len(samples)), (_STEPS, len(samples))
         flags = {"mask": ~bits(masked, shape), "reset": bits(reset, shape) & bits(reset >> 8, shape)}
         case = Case(self.subject, self.params, given, key=jax.random.key(seed))
-        want = stepped(case, stack([sample.carry for sample in samples]), given, flags)
+        want = stepped(case, together(samples), given, flags)
         got = case.run(self._strategy(data), carry=carry, request=Request("none", None), **flags)
-        both = (one._replace(outputs=None, carry=settled(one.carry)) for one in (got, want))
-        self.same(*both, "the sequence")
-        for sample, own in zip(samples, unstack(want.carry), strict=True):
+        found, expected = (one._replace(outputs=None, carry=settled(one.carry)) for one in (got, want))
+        self.same(found, expected, "the sequence")
+        for sample, own in zip(samples, carries.unstack(want.carry), strict=True):
             sample.carry = own
         if (flags["mask"].all(0) & ~flags["reset"][-1]).any():
             self.count_alive("two steps on end", want.gradients)
@@ -95,7 +95,7 @@ class BatchMachine(ModelMachine):
         """Another order."""
         samples, carry = self.take(which)
         order = data.draw(st.permutations(range(len(samples))))
-        self.put("permute", [samples[i] for i in order], permute(carry, np.array(order)))
+        self.put("permute", [samples[i] for i in order], carries.permute(carry, np.array(order)))
 
     @rule(which=seeds, data=st.data())
     def split(self, which: int, data: st.DataObject) -> None:
@@ -103,7 +103,7 @@ class BatchMachine(ModelMachine):
         samples, carry = self.take(which)
         sizes = data.draw(partitions(len(samples)))
         rest = list(samples)
-        for size, part in zip(sizes, split(carry, sizes), strict=True):
+        for size, part in zip(sizes, carries.split(carry, sizes), strict=True):
             self.put("split", rest[:size], part)
             rest = rest[size:]
 
@@ -114,14 +114,14 @@ class BatchMachine(ModelMachine):
         first, second = data.draw(st.sampled_from(self._pairs()), label="batches")
         (samples, carry), (others, other) = self.batches[first], self.batches[second]
         self.batches = [batch for i, batch in enumerate(self.batches) if i not in (first, second)]
-        self.put("concat", samples + others, concat([carry, other]))
+        self.put("concat", samples + others, carries.concat([apart(carry), apart(other)]))
 
     @rule(which=seeds, rows=st.lists(seeds, min_size=1, max_size=_LARGEST))
     def gather(self, which: int, rows: list[int]) -> None:
         """Some samples, some of them more than once: a copy lives on by itself."""
         samples, carry = self.take(which)
         chosen = [one % len(samples) for one in rows]
-        self.put("gather", [Alone(samples[i].carry) for i in chosen], gather(carry, np.array(chosen)))
+        self.put("gather", [Alone(samples[i].carry) for i in chosen], carries.gather(carry, np.array(chosen)))
 
     @rule(which=seeds, place=seeds, seed=seeds)
     def scatter(self, which: int, place: int, seed: int) -> None:
@@ -129,13 +129,13 @@ class BatchMachine(ModelMachine):
         samples, carry = self.take(which)
         at, fresh = place % len(samples), self.learner.init(jax.random.key(seed))
         samples[at] = Alone(fresh)
-        self.put("scatter", samples, scatter(carry, [at], stack([fresh])))
+        self.put("scatter", samples, carries.scatter(apart(carry), [at], carries.stack([apart(fresh)])))
 
     @invariant()
     def every_sample_is_as_if_alone(self) -> None:
         """The carry of each batch is that of its samples alone."""
         for samples, carry in self.batches:
-            self.same(settled(carry), settled(stack([sample.carry for sample in samples])), "a batch")
+            self.same(settled(carry), settled(together(samples)), "a batch")
 
     def take(self, which: int) -> Batch:
         """Take one of the batches out."""
@@ -153,7 +153,7 @@ class BatchMachine(ModelMachine):
 
     def _add_fresh(self, seed: int, samples: int) -> None:
         carry = vmap(self.learner, samples).init(jax.random.key(seed))
-        self.put("join", [Alone(one) for one in unstack(carry)], carry)
+        self.put("join", [Alone(one) for one in carries.unstack(carry)], carry)
 
     def _strategy(self, data: st.DataObject) -> str:
         return data.draw(st.sampled_from(self.subject.names), label="strategy")
@@ -164,8 +164,14 @@ def bits(number: int, shape: tuple[int, int]) -> np.ndarray:
     return np.array([number >> i & 1 for i in range(shape[0] * shape[1])], bool).reshape(shape)
 
 
+def together(samples: list[Alone]) -> Carry:
+    """The carry of a batch of samples, each with its own of the states that samples may share."""
+    return carries.stack([apart(sample.carry) for sample in samples])
+
+
 def settled(carry: Carry) -> Carry:
-    """A carry whose traces are divided by what they wait to be divided by, which a window does later than a step."""
-    if not getattr(carry.trace, "scales", None):
-        return carry
-    return carry._replace(trace=carry.trace._replace(weights=divided(carry.trace), scales={}))
+    """A carry of samples apart, whose traces are divided by what they wait for; a window does so later than a step."""
+    own = apart(carry)
+    if not getattr(own.trace, "scales", None):
+        return own
+    return own._replace(trace=own.trace._replace(weights=divided(own.trace), scales={}))

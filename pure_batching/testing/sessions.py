@@ -174,7 +174,7 @@ class SessionMachine(ModelMachine):
         self.holds(sorted(ids[occupied].tolist()) == sorted(self.alone), "the table has other sessions than are open")
         whole = plain(self.table.carry)
         for place in np.flatnonzero(occupied):
-            one, own = int(ids[place]), row(whole, place)
+            one, own = int(ids[place]), row(whole, int(place))
             self.same(own, apart(self.alone[one]), f"session {one}")
             is_still = one in self.moved or same_bits(own, self.last[one])
             self.holds(is_still, f"session {one} moved, and no rule named it")
@@ -224,7 +224,7 @@ class SessionMachine(ModelMachine):
         """The mean over sessions that each make the step alone."""
         found = []
         for k, one in enumerate(ids):
-            own = jax.tree.map(lambda leaf, k=k: leaf[[k]], moment)
+            own = jax.tree.map(lambda leaf, k=k: leaf[k : k + 1], moment)
             gradients, aux = gradient_of_a_step(self.subject)(self.params, self.alone[one], *own)
             self.alone[one] = aux.carry
             self.count_alive("gradient of one", gradients)
