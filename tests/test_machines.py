@@ -14,6 +14,7 @@ import pytest
 from hypothesis import Phase, settings
 
 import pure_batching as pb
+from pure_batching import _slot_carries
 from pure_batching.testing import STRATEGIES, BatchMachine, Data, Function, SessionMachine, Subject
 
 from .bench import bench
@@ -57,9 +58,14 @@ def test_batches_whose_samples_share_a_state() -> None:
     assert machine.done["alive"] > 0
 
 
+def leaky(params: Any, state: Any, x: Any) -> Any:
+    new = jnp.tanh(0.7 * state + x @ params)
+    return new, new
+
+
 def centred(params: Any, state: Any, x: Any) -> Any:
     """The mean over the first axis is that of features, or that of samples."""
-    new = jnp.tanh(0.7 * state + x @ params)
+    new, _ = leaky(params, state, x)
     return (new := new - 0.5 * new.mean(axis=0)), new
 
 
@@ -67,11 +73,15 @@ def squared(output: Any, target: Any) -> jax.Array:
     return ((output - target) ** 2).sum()
 
 
+def subject_of(step: Any, *names: str) -> Subject:
+    function = Function(step, 0.3 + np.sin(np.arange(12.0)).reshape(3, 4), np.zeros(4))
+    by = {name: STRATEGIES[name] for name in names}
+    return Subject.of(lambda: function, pb.D_RTRL(rule="published"), (np.zeros(3),), squared, strategies=by)
+
+
 @functools.cache
 def coupled() -> Subject:
-    function = Function(centred, 0.3 + np.sin(np.arange(12.0)).reshape(3, 4), np.zeros(4))
-    by = {name: STRATEGIES[name] for name in ("manual",)}
-    return Subject.of(lambda: function, pb.D_RTRL(rule="published"), (np.zeros(3),), squared, strategies=by)
+    return subject_of(centred, "manual")
 
 
 class Drawn:
@@ -89,7 +99,21 @@ def test_finds_samples_that_reach_each_other(base: Any) -> None:
         run(machine, 30)
 
 
-class TestWhatAsubclassGives:
+def test_finds_a_session_that_moves_by_less_than_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that makes no step keeps its bits."""
+    frozen = _slot_carries.frozen
+
+    def moving(*given: Any) -> pb.Carry:
+        kept = frozen(*given)
+        return kept._replace(hidden=jax.tree.map(lambda h: h * (1 + 1e-15), kept.hidden))
+
+    monkeypatch.setattr(_slot_carries, "frozen", moving)
+    machine = type("Moving", (Drawn, SessionMachine), {"subject": subject_of(leaky, "vmap")})
+    with pytest.raises(AssertionError, match=r"^session -?\d+ moved, and no rule named it"):
+        run(machine, 200)
+
+
+class TestWhatASubclassGives:
     def test_data_is_needed(self) -> None:
         machine = type("Bare", (SessionMachine,), {"subject": coupled()})
         with pytest.raises(NotImplementedError, match=r"^Bare needs a method data\(seed, steps, samples\)"):

@@ -186,6 +186,19 @@ def test_each_law_finds_a_fault(law: str) -> None:
     assert str(again.value) == str(caught.value)
 
 
+def from_samples(least: int, result: Any, flags: Any) -> Any:
+    """A fault of batches that are not too small."""
+    is_wrong = result.losses.shape[1] >= least
+    return result._replace(losses=result.losses + is_wrong)
+
+
+def test_the_smallest_case_is_of_the_same_violation() -> None:
+    """A smaller batch fails under another strategy."""
+    broken = {str(least): functools.partial(Broken, functools.partial(from_samples, least)) for least in (3, 2)}
+    with pytest.raises(LawViolation, match=r"equality does not hold under 3: .*\nsmallest case .*: B = 3, T = 1$"):
+        check(SMALL, laws=("equality",), strategies={"vmap": pb.vmap, **broken})
+
+
 class TestTolerances:
     def test_by_type_and_by_what_is_compared(self) -> None:
         assert testing.tolerance("gradient", np.float64) == 1e-12

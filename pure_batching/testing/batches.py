@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from .. import _carries as carries
-from .._algorithms._parameter_trace import divided
 from .._batching import vmap
 from .._learning.carry import Carry, apart
+from ._altered import divided_traces
 from ._case import Case, Request
 from ._machine import ModelMachine, row, seeds
 from ._stepped import stepped
@@ -170,8 +170,5 @@ def together(samples: list[Alone]) -> Carry:
 
 
 def settled(carry: Carry) -> Carry:
-    """A carry of samples apart, whose traces are divided by what they wait for; a window does so later than a step."""
-    own = apart(carry)
-    if not getattr(own.trace, "scales", None):
-        return own
-    return own._replace(trace=own.trace._replace(weights=divided(own.trace), scales={}))
+    """A carry as it can be compared: its samples share nothing, and its traces wait for nothing."""
+    return divided_traces(apart(carry))
