@@ -111,8 +111,8 @@ def chunked(learner: Learner, batch_size: int, *, chunk: int, by: BatchedBy = vm
     Windows, their records and the traces that a rule builds take the memory of one chunk. The arguments and the results
     (data, carry, losses, gradients per sample) are those of the whole batch, and the drivers are called as ever:
     gradients are added up over chunks in the dtype in which gradients are added up. The last chunk has what is left of
-    the batch; it is compiled besides. A chunk runs on one device: samples on several devices are for `pb.sharded`,
-    whose `by` may be this strategy. Samples that reach each other, which
+    the batch; it is compiled besides. Samples that lie on several devices are gathered, and each device runs every
+    chunk; `pb.sharded`, whose `by` may be this strategy, lets each run its own. Samples that reach each other, which
     `by=functools.partial(pb.manual, allow_coupling=True)` accepts, do so within their chunk: the result then depends on
     the chunk.
 

@@ -13,22 +13,25 @@ from ._conform import check_numbers
 from ._learning.carry import Carry, check_whole
 from ._learning.clipping import ClippedAux
 from ._learning.sequence import Aux
+from ._slot_table import SlotTable, check_slots
+from ._slots import SlotAux
 from ._tree import Tree, is_quantity, mantissa
 from ._wording import listed
 from .errors import NonFiniteError, OptionError, ShapeError, StructureError
 
 Value = TypeVar("Value")
 
-_KNOWN = (Carry, Aux, ClippedAux)
+_KNOWN = (Carry, Aux, ClippedAux, SlotTable, SlotAux)
 _AXES = ((), ("T",), ("B",), ("T", "B"))
 
 
 class _Leaf(NamedTuple):
-    """An array with its name and with the meaning of its leading axes."""
+    """An array with its name, with the meaning of its leading axes, and the table of slots that it belongs to."""
 
     name: str
     array: Any
     axes: tuple[str, ...]
+    table: SlotTable | None = None
 
 
 def check_finite(tree: Value, axes: Sequence[str] = "", *, name: str | None = None) -> Value:
@@ -45,13 +48,13 @@ def check_finite(tree: Value, axes: Sequence[str] = "", *, name: str | None = No
 
     Args:
       tree: anything. Wherever a `Carry` or the `aux` of a gradient function stands in it, the steps and the samples of
-        its arrays are known.
+        its arrays are known, and so are the sessions of a `SlotTable` or a `SlotAux`.
       axes: the leading axes of every other array: `"TB"` for `[T, B, ...]`, `"T"`, `"B"`, or `""` for none of them.
-      name: of the tree in the error; by default `"carry"`, `"aux"` or `"tree"`.
+      name: of the tree in the error; by default `"carry"`, `"aux"`, `"table"` or `"tree"`.
 
     Raises:
       NonFiniteError: something is not finite; the text names the earliest step, and of that step the first path and
-        sample.
+        sample, or the session in a table of slots. A row of `SlotAux` counts as the sample.
       OptionError: other axes.
       ShapeError: an array that lacks one of the axes.
       DtypeError: a leaf that is no array of numbers.
@@ -79,25 +82,43 @@ class _Place(NamedTuple):
     what: str
     step: int | None
     sample: int | None
+    session: int | None
+    words: str
 
     @classmethod
     def of(cls, leaf: _Leaf, kinds: np.ndarray) -> "_Place":
         first = np.unravel_index(np.argmax(kinds > 0), kinds.shape)
         where = dict(zip(leaf.axes, map(int, first), strict=True))
-        return cls(leaf.name, "NaN" if kinds[first] > 1 else "an infinity", where.get("T"), where.get("B"))
+        step, sample = where.get("T"), where.get("B")
+        session, words = _whose(leaf.table, sample)
+        words = [*words, *([] if step is None else [f"step {step}"])]
+        what = "NaN" if kinds[first] > 1 else "an infinity"
+        return cls(leaf.name, what, step, sample, session, f" in {', '.join(words)}" if words else "")
+
+
+def _whose(table: SlotTable | None, sample: int | None) -> tuple[int | None, list[str]]:
+    """The session that a sample is in a table of slots, and how the sample is called."""
+    if sample is None:
+        return None, []
+    if table is None:
+        return None, [f"sample {sample}"]
+    if not np.asarray(table.occupied)[sample]:
+        return None, [f"the vacant slot {sample}"]
+    session = int(np.asarray(table.ids)[sample])
+    return session, [f"session {session}", f"slot {sample}"]
 
 
 def _error(first: _Place, places: list[_Place]) -> NonFiniteError:
-    where = [f"{label} {at}" for label, at in (("sample", first.sample), ("step", first.step)) if at is not None]
     others = [place.name for place in places if place is not first]
     return NonFiniteError(
         first.name,
-        got=first.what + (f" in {', '.join(where)}" if where else ""),
+        got=first.what + first.words,
         expected="finite numbers",
         repair=(f"Not finite either: {listed(others)}. " if others else "")
         + "Check the inputs of this place; jax.debug_nans(True) stops where a NaN is made.",
         step=first.step,
         sample=first.sample,
+        session=first.session,
     )
 
 
@@ -113,6 +134,15 @@ def _leaves(tree: Tree, axes: tuple[str, ...], name: str) -> Iterator[_Leaf]:
 
 def _fields(part: Any, name: str) -> Iterator[_Leaf]:
     """The leaves of a carry or of what comes with a gradient, by what its fields are."""
+    if isinstance(part, SlotTable):
+        check_slots(part, check_whole(f"{name}.carry", part.carry))
+        yield from (leaf._replace(table=part) for leaf in _fields(part.carry, f"{name}.carry"))
+        return
+    if isinstance(part, SlotAux):
+        yield from _fields(part.table, f"{name}.table")
+        for field in ("losses", "outputs"):
+            yield from _leaves(getattr(part, field), ("B",), f"{name}.{field}")
+        return
     carry = part if isinstance(part, Carry) else part.carry
     of_samples = "B" if check_whole(name if carry is part else f"{name}.carry", carry) else ""
     labels = {None: "", 0: of_samples, 1: f"T{of_samples}"}
@@ -122,7 +152,8 @@ def _fields(part: Any, name: str) -> Iterator[_Leaf]:
 
 
 def _name_of(tree: Tree) -> str:
-    return "carry" if isinstance(tree, Carry) else "aux" if isinstance(tree, _KNOWN) else "tree"
+    names = {Carry: "carry", SlotTable: "table", **dict.fromkeys(_KNOWN, "aux")}
+    return next((name for kind, name in names.items() if isinstance(tree, kind)), "tree")
 
 
 def _check_leaf(leaf: _Leaf) -> None:

@@ -63,15 +63,20 @@ def check_table(batched: Learner, table: object) -> SlotTable:
             repair="Pass slots.empty(), or the table that the last call returned.",
         )
     carry = _check_carries(batched, table.carry)
+    check_slots(table, batched.lead)
+    return table._replace(carry=carry)
+
+
+def check_slots(table: SlotTable, lead: tuple[int, ...]) -> None:
+    """Raise StructureError unless the ids and the flags are those of `(C,)` slots."""
     for name, leaf, dtype in (("ids", table.ids, jnp.int32), ("occupied", table.occupied, jnp.bool_)):
-        if getattr(leaf, "shape", None) != batched.lead or leaf.dtype != dtype:
+        if getattr(leaf, "shape", None) != lead or leaf.dtype != dtype:
             raise StructureError(
                 f"table.{name}",
                 got=described(leaf),
-                expected=f"{jnp.dtype(dtype)}[C={batched.lead[0]}]",
+                expected=f"{jnp.dtype(dtype)}[{', '.join(f'C={size}' for size in lead)}]",
                 repair="Pass slots.empty(), or the table that the last call returned.",
             )
-    return table._replace(carry=carry)
 
 
 def _check_carries(batched: Learner, carry: Carry) -> Carry:

@@ -74,13 +74,22 @@ class NonFiniteError(PureBatchingError):
 
     Attributes:
       step, sample: where the first of them stands; None where the array has no such axis.
+      session: the session in a table of slots; None elsewhere. Its slot is `sample`.
     """
 
     def __init__(
-        self, where: str, *, got: object, expected: object, repair: str, step: int | None, sample: int | None
+        self,
+        where: str,
+        *,
+        got: object,
+        expected: object,
+        repair: str,
+        step: int | None,
+        sample: int | None,
+        session: int | None = None,
     ) -> None:
         super().__init__(where, got=got, expected=expected, repair=repair)
-        self.step, self.sample = step, sample
+        self.step, self.sample, self.session = step, sample, session
 
 
 class PickleError(PureBatchingError):

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import pure_batching as pb
-from pure_batching.errors import NonFiniteError
+from pure_batching.errors import NonFiniteError, StructureError
 
 from . import around
 from .bench import ONLINE_RULES, RULES, SAMPLES, STEPS, STRATEGIES, Request, bench
@@ -115,3 +115,47 @@ def test_it_stays_in_its_sample(rule: str, strategy: str, poison: float) -> None
         assert (error.sample, error.step) == (BROKEN, None)
     broken = {name for name, leaf in named(got.gradients) if not np.isfinite(leaf).all()}
     assert broken == {name for name, _ in named(want.gradients)}
+
+
+class TestSlots:
+    """In a table of slots, the session is named, whatever slot it lies in."""
+
+    @staticmethod
+    def spoilt() -> Any:
+        """Slots, and a table after a step in which the session 42 was given what is no number."""
+        made = bench(MODEL, 0)
+        slots = pb.Slots(made.learner, 3)
+        table = slots.admit(slots.admit(slots.empty(), -7), 42)
+        inputs = jax.tree.map(lambda x: np.array(x[0, :2]), made.data(STEPS, SAMPLES)[0])
+        jax.tree.leaves(inputs)[0][0] = np.nan
+        inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+        return made, slots, table, inputs
+
+    def test_the_session_is_named(self) -> None:
+        made, slots, table, inputs = self.spoilt()
+        assert pb.check_finite(table) is table
+        table, outputs = slots.step(made.params, table, [42, -7], *inputs)
+        error = found((table, outputs), name="step")
+        assert (error.session, error.sample, error.step) == (42, 1, None)
+        assert str(error).startswith("step[0].carry.hidden[")
+        assert "got NaN in session 42, slot 1, expected finite numbers" in str(error)
+        left = slots.evict(table, [42])
+        assert pb.check_finite(left) is left
+
+    def test_what_comes_with_a_gradient(self) -> None:
+        made, slots, table, inputs = self.spoilt()
+        targets = jax.tree.map(lambda x: x[0, :2], made.data(STEPS, SAMPLES)[1])
+        _, aux = slots.gradient(made.params, table, [42, -7], inputs, targets, loss=made.model.loss)
+        assert "aux.table.carry." in str(found(aux))
+        error = found(aux._replace(table=table))
+        assert (error.where, error.sample, error.session) == ("aux.losses", 0, None)
+
+    def test_a_vacant_slot(self) -> None:
+        _, _, table, _ = self.spoilt()
+        carry = jax.tree.map(lambda x: x.at[2].set(np.nan) if x.dtype == "float64" else x, table.carry)
+        assert "got NaN in the vacant slot 2, expected" in str(found(table._replace(carry=carry)))
+
+    def test_a_table_whose_ids_are_those_of_other_slots(self) -> None:
+        _, _, table, _ = self.spoilt()
+        with pytest.raises(StructureError, match=r"^table\.ids: got int32\[2\], expected int32\[C=3\]"):
+            pb.check_finite(table._replace(ids=table.ids[:2]))

@@ -17,7 +17,7 @@ from pure_batching.errors import CaptureError, DtypeError, StrategyError, Struct
 
 from .bench import RULES
 from .modules import Leaky, conv_rates
-from .trees import assert_close
+from .trees import assert_close, assert_identical
 
 STEPS, SAMPLES = 5, 3
 D, ES, EXACT = RULES["D_RTRL published"], RULES["ES_D_RTRL published"], RULES["BPTT"]
@@ -327,6 +327,9 @@ def test_integers_and_keys_are_carried() -> None:
     assert len(np.unique(np.asarray(each["w"][:, 0, 0]))) == SAMPLES  # each sample has noise of its own
     loop = pb.sequence_grad(pb.loop(learner, SAMPLES), squared, reduction="none")
     assert_close(loop(params, None, xs, np.zeros((STEPS, SAMPLES)), key=jax.random.key(5))[0], each)
+    raw = jax.random.PRNGKey(5)  # stands for the typed key, wherever one can be given
+    assert_identical(fun(params, None, xs, np.zeros((STEPS, SAMPLES)), key=raw)[0], each)
+    assert_identical(jax.jit(learner.init)(raw), learner.init(jax.random.key(5)))
 
 
 def test_the_step_is_a_function_of_the_given_structure() -> None:

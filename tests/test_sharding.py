@@ -49,6 +49,21 @@ def test_a_gradient(rule: str, strategy: str, kind: AxisType) -> None:
     assert_close(jax.device_get(compiled(*data(made, kind))), jax.device_get(want))
 
 
+@every_kind
+def test_chunks_of_samples_on_several_devices(kind: AxisType) -> None:
+    """Chunks that lie across devices, where XLA ends the process unless each device has all samples."""
+    made = bench("tutorial", 0)
+    batched = pb.chunked(made.learner, DEVICES, chunk=3)
+    grad_fn = pb.sequence_grad(batched, made.model.loss, window=2, reduction="none")
+    given = made.data(STEPS, DEVICES)
+    spread = placed(tuple(given), kind, None, "samples")
+    got = grad_fn(placed(made.params, kind), None, *spread)
+    want = grad_fn(made.params, None, *given)
+    assert_close(jax.device_get(got), jax.device_get(want))
+    on_several = jax.jit(grad_fn)(placed(made.params, kind), placed(want[1].carry, kind, "samples"), *spread)
+    assert_close(jax.device_get(on_several), jax.device_get(grad_fn(made.params, want[1].carry, *given)))
+
+
 COUNTED = """
 import os
 

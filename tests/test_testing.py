@@ -30,6 +30,7 @@ from pure_batching.testing.modules import SETTINGS, Cell, Leaky, Net, Readout, s
 
 from .bench import bench, bench_of
 from .models import MODELS
+from .test_stand_alone import executed
 
 SMALL = Net((Leaky("linear", 6), Readout("linear")))
 AN_ALGORITHM = pb.ES_D_RTRL(0.9)
@@ -178,8 +179,24 @@ def subject() -> testing.Subject:
 def test_each_law_finds_a_fault(law: str) -> None:
     strategies = {"vmap": pb.vmap, "broken": functools.partial(Broken, FAULTS[law])}
     broken = dataclasses.replace(subject(), strategies=strategies)
-    with pytest.raises(LawViolation, match=rf"^{law} does not hold under .*broken"):
+    with pytest.raises(LawViolation, match=rf"^{law} does not hold under .*broken") as caught:
         laws.ALL[law](testing.Case(broken, broken.params, SMALL.data(0, 4, 3)))
+    with pytest.raises(LawViolation) as again:
+        executed(caught.value.as_test(), law, FAULTS[law])
+    assert str(again.value) == str(caught.value)
+
+
+def from_samples(least: int, result: Any, flags: Any) -> Any:
+    """A fault of batches that are not too small."""
+    is_wrong = result.losses.shape[1] >= least
+    return result._replace(losses=result.losses + is_wrong)
+
+
+def test_the_smallest_case_is_of_the_same_violation() -> None:
+    """A smaller batch fails under another strategy."""
+    broken = {str(least): functools.partial(Broken, functools.partial(from_samples, least)) for least in (3, 2)}
+    with pytest.raises(LawViolation, match=r"equality does not hold under 3: .*\nsmallest case .*: B = 3, T = 1$"):
+        check(SMALL, laws=("equality",), strategies={"vmap": pb.vmap, **broken})
 
 
 class TestTolerances:

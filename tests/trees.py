@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import pure_batching as pb
-from pure_batching._algorithms._parameter_trace import divided
 from pure_batching.testing import tolerance
 from pure_batching.testing._alive import largest as largest
+from pure_batching.testing._altered import divided_traces as divided_traces
 from pure_batching.testing._compare import entries, first_difference, named as named, numbers as numbers
 
 Tree = Any
@@ -103,10 +102,3 @@ def not_numbers(tree: Tree) -> Tree:
         return jnp.full_like(leaf, jnp.nan) if is_float else jnp.asarray(leaf)
 
     return jax.tree.map(ruin, tree)
-
-
-def plain(carry: pb.Carry) -> pb.Carry:
-    """A carry whose traces are divided by what they wait to be divided by; BrainScale divides at once."""
-    if not getattr(carry.trace, "scales", None):
-        return carry
-    return carry._replace(trace=carry.trace._replace(weights=divided(carry.trace), scales={}))

@@ -289,7 +289,7 @@ def _captured_again(make: Any, arguments: tuple[Any, ...], algorithm: Algorithm,
 
 
 def check_key(key: Any) -> jax.Array:
-    """The value as one random key, typed or raw, or DtypeError."""
+    """The value as one typed random key, which a raw one becomes, or DtypeError."""
     is_array = isinstance(key, (jax.Array, np.ndarray))
     is_typed = is_array and is_key(key.dtype) and key.shape == ()
     is_raw = is_array and key.dtype == "uint32" and key.shape == jax.random.key_data(jax.random.key(0)).shape
@@ -300,7 +300,7 @@ def check_key(key: Any) -> jax.Array:
             expected="one random key",
             repair="Pass jax.random.key(seed); each sample gets a key of its own from it.",
         )
-    return jnp.asarray(key)
+    return jax.random.wrap_key_data(jnp.asarray(key)) if is_raw else jnp.asarray(key)
 
 
 def check_learner(learner: object, name: str) -> None:

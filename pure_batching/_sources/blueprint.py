@@ -43,6 +43,15 @@ def _check_environ(environ: object) -> None:
     )
 
 
+def settings_in_force() -> dict[str, Any]:
+    """BrainState's settings, but for those that no context can set."""
+    return _of_a_context(brainstate.environ.all())
+
+
+def _of_a_context(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in _OF_THE_PROCESS}
+
+
 def check_module(net: object, error: type[PureBatchingError], repair: str) -> None:
     """Raise an error for what is no module."""
     if not isinstance(net, brainstate.nn.Module):
@@ -58,8 +67,7 @@ class Blueprint:
         _check_environ(environ)
         self.name = type(module).__name__
         self._module = copy_module(module)
-        settings = {**brainstate.environ.all(), **(environ or {})}
-        self._environ = {key: value for key, value in settings.items() if key not in _OF_THE_PROCESS}
+        self._environ = _of_a_context({**brainstate.environ.all(), **(environ or {})})
         self._generator = brainstate.random.DEFAULT.value
         self.numerics = Numerics.now()
         if environ and _PRECISION in environ:

@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from .._program import Program
 from .._sources.base import Source
@@ -44,25 +46,53 @@ class Chunked(Sharing):
         """See `Strategy.in_shares`."""
 
         def whole(*args: Any) -> Any:
-            leaves, structure = jax.tree.flatten(args)
+            given, structure = jax.tree.flatten(args)
             along = axes_of_arguments(axes.given, args)
+            mesh = _mesh_of(given)
+            leaves = _everywhere(mesh, given, along)
 
             def of_chunk(start: Any, strategy: Strategy) -> Any:
                 count = strategy.batch_size or 1
                 own = [_cut(leaf, axis, start, count) for leaf, axis in zip(leaves, along, strict=True)]
                 return strategy.in_shares(run, axes)(*jax.tree.unflatten(structure, own))
 
-            count, left = divmod(self.size, self.chunk)
-            if count == 1:
-                found = of_chunk(0, self.inner)
-            else:
-                found = _one_after_the_other(lambda k: of_chunk(k * self.chunk, self.inner), count, axes.made)
-            if not left:
-                return found
-            last = of_chunk(count * self.chunk, self.inner.resized(left))
-            return _put_together([found, last], axes.made)
+            found = self._of_all(of_chunk, axes.made)
+            made = _everywhere(mesh, jax.tree.leaves(found), axes_of_leaves(axes.made, found))
+            return jax.tree.unflatten(jax.tree.structure(found), made)
 
         return whole
+
+    def _of_all(self, of_chunk: Callable[[Any, Strategy], Tree], made: Any) -> Tree:
+        """The results of all chunks put together."""
+        count, left = divmod(self.size, self.chunk)
+        if count == 1:
+            found = of_chunk(0, self.inner)
+        else:
+            found = _one_after_the_other(lambda k: of_chunk(k * self.chunk, self.inner), count, made)
+        if not left:
+            return found
+        last = of_chunk(count * self.chunk, self.inner.resized(left))
+        return _put_together([found, last], made)
+
+
+def _mesh_of(leaves: list[Any]) -> AbstractMesh | None:
+    """The mesh of the devices on which arrays lie; None on one device, or on that of one share."""
+    meshes = [jax.typeof(leaf).sharding.mesh for leaf in leaves]
+    mesh = next((mesh for mesh in meshes if not mesh.empty), jax.sharding.get_abstract_mesh())
+    return None if mesh.empty or AxisType.Manual in mesh.axis_types else mesh
+
+
+def _everywhere(mesh: AbstractMesh | None, leaves: list[Any], axes: list[Any]) -> list[Any]:
+    """The leaves with all samples on every device: some cuts of samples on several devices make XLA end the process."""
+    if mesh is None:
+        return leaves
+    layout = NamedSharding(mesh, PartitionSpec())
+
+    def put(leaf: Any, axis: Any) -> Any:
+        has_samples = isinstance(leaf, Tracer) and axis is not None and axis != SUMMED
+        return jax.lax.with_sharding_constraint(leaf, layout) if has_samples else leaf
+
+    return list(map(put, leaves, axes))
 
 
 def _cut(leaf: jax.Array, axis: int | None, start: Any, count: int) -> jax.Array:

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._algorithms._parameter_trace import divided
+from .._learning.carry import Carry
 from .._tree import Tree
 from ._case import Data, Result
 from ._compare import numbers
@@ -58,3 +60,10 @@ def poisoned(data: Data, sample: int) -> Data:
         return array
 
     return jax.tree.map(poison, data)
+
+
+def divided_traces(carry: Carry) -> Carry:
+    """A carry whose traces are divided by what they wait for: a step, a window and BrainScale divide at other times."""
+    if not getattr(carry.trace, "scales", None):
+        return carry
+    return carry._replace(trace=carry.trace._replace(weights=divided(carry.trace), scales={}))

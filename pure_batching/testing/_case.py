@@ -16,6 +16,7 @@ from .._learning.carry import Carry
 from .._learning.learner import Learner
 from .._learning.sequence import sequence_grad
 from .._program import Loss, Params
+from .._sources.blueprint import settings_in_force
 from .._tree import Tree
 from ..errors import StrategyError
 from ._kept import kept
@@ -128,6 +129,19 @@ class OfLearner:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Counted:
+    """A loss with a list that grows whenever it is traced."""
+
+    loss: Loss
+    traces: list[None] = dataclasses.field(default_factory=list)
+
+    def __call__(self, output: Tree, target: Tree) -> jax.Array:
+        """The loss."""
+        self.traces.append(None)
+        return self.loss(output, target)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Subject:
     """A captured module or function with an algorithm, which is compiled once and then run on any values.
 
@@ -142,6 +156,7 @@ class Subject:
       is_exact: whether the published D_RTRL is exact for the module: one layer without recurrent weights, or an
         element-wise recurrence, and a readout without memory.
       traces: counts how often the loss was traced, which only happens when something is compiled.
+      settings: those of BrainState that were in force.
     """
 
     net_factory: NetFactory
@@ -153,6 +168,7 @@ class Subject:
     axis_name: str | None = None
     is_exact: bool = False
     traces: list[None] = dataclasses.field(default_factory=list)
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=settings_in_force)
 
     @classmethod
     def of(
@@ -180,13 +196,8 @@ class Subject:
           is_exact: see the attribute.
         """
         learner, params = _captured(net_factory(), example_inputs, algorithm, environ, axis_name)
-        traces: list[None] = []
-
-        def counted(output: Tree, target: Tree) -> jax.Array:
-            traces.append(None)
-            return loss(output, target)
-
-        return cls(net_factory, learner, params, counted, strategies, environ, axis_name, is_exact, traces)
+        counted = Counted(loss)
+        return cls(net_factory, learner, params, counted, strategies, environ, axis_name, is_exact, counted.traces)
 
     def captured(self, net: Any, data: Data, algorithm: Algorithm | None = None) -> Learner:
         """Capture a module as the subject was captured, with another algorithm if one is given."""
@@ -198,6 +209,11 @@ class Subject:
     def algorithm(self) -> Algorithm:
         """The learning rule."""
         return self.learner.algorithm
+
+    @property
+    def own_loss(self) -> Loss:
+        """The loss as it was given."""
+        return self.loss.loss if isinstance(self.loss, Counted) else self.loss
 
     @kept
     def runner(self, name: str, samples: int) -> Runner:

@@ -65,7 +65,7 @@ def assert_interchangeable(
     """Check every law for a module, and raise LawViolation at the first that does not hold.
 
     The text of the violation names the law, the strategy, the leaf's path, the sample and the step, what was got and
-    what was expected, and the smallest batch and time that still fail.
+    what was expected, and the smallest batch and time that still fail; `violation.as_test()` is a test of that alone.
 
     A strategy that refuses the module is no violation: the laws are checked among the others, and the report names it
     in `refused`. Where every strategy must run the module, assert that `refused` is empty.
@@ -206,15 +206,16 @@ def _check(law: Law, case: Case) -> None:
     try:
         law(case)
     except LawViolation as violation:
-        small = _smallest(law, case)
+        small = _smallest(law, case, violation.strategy)
         found = violation.with_note(f"smallest case that fails: B = {small.data.samples}, T = {small.data.steps}")
+        found.case = small
         note = note_of(found, case)
         raise found if note is None else found.with_note(note) from None
 
 
-def _smallest(law: Law, case: Case) -> Case:
-    """Find the smallest batch, and for it the shortest sequence, that still violate the law."""
-    return next((small for small in _smaller(case) if _is_violated(law, small)), case)
+def _smallest(law: Law, case: Case, strategy: str) -> Case:
+    """Find the smallest batch, and for it the shortest sequence, that still violate the law in the same way."""
+    return next((small for small in _smaller(case) if _violated_under(law, small) == strategy), case)
 
 
 def _smaller(case: Case) -> Iterator[Case]:
@@ -223,9 +224,10 @@ def _smaller(case: Case) -> Iterator[Case]:
             yield case.with_data(case.data.of_steps(0, steps).of_samples(range(samples)))
 
 
-def _is_violated(law: Law, case: Case) -> bool:
+def _violated_under(law: Law, case: Case) -> str | None:
+    """The strategy under which a case violates a law first; None where the law holds."""
     try:
         law(case)
-    except LawViolation:
-        return True
-    return False
+    except LawViolation as violation:
+        return violation.strategy
+    return None

@@ -1,12 +1,15 @@
 """What a law is, and what it means to violate one."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from .._tree import Tree
+from ..errors import StructureError
 from ._case import Case
 from ._compare import WHOLE, Difference, Part, first_difference
+from ._stand_alone import stand_alone
 
 
 class LawViolation(AssertionError):  # noqa: N818 - what is violated is a law; the error is its text
@@ -18,6 +21,7 @@ class LawViolation(AssertionError):  # noqa: N818 - what is violated is a law; t
       difference: the leaf, the step and the sample, what was got and what was expected.
       notes: what else is known, such as the smallest case that fails.
       flags: the mask and the resets that it was found under.
+      case: on which it was found; of `assert_interchangeable`, the smallest one that fails.
     """
 
     def __init__(
@@ -27,13 +31,40 @@ class LawViolation(AssertionError):  # noqa: N818 - what is violated is a law; t
         difference: Difference,
         notes: tuple[str, ...] = (),
         flags: Mapping[str, Any] = WHOLE.flags,
+        case: Case | None = None,
     ) -> None:
         super().__init__("\n".join([f"{law} does not hold under {strategy}: {difference}", *notes]))
         self.law, self.strategy, self.difference, self.notes, self.flags = law, strategy, difference, notes, flags
+        self.case = case
 
     def with_note(self, note: str) -> "LawViolation":
         """The same violation with one more line."""
-        return LawViolation(self.law, self.strategy, self.difference, (*self.notes, note), self.flags)
+        return LawViolation(self.law, self.strategy, self.difference, (*self.notes, note), self.flags, self.case)
+
+    def as_test(self) -> str:
+        """A test that shows the same violation and needs nothing else, as the text of a file.
+
+            try:
+                assert_interchangeable(make_net, algorithm, inputs, targets, loss)
+            except LawViolation as violation:
+                pathlib.Path("test_found.py").write_text(violation.as_test())
+                raise
+
+        It holds the data of `case`, number by number, its algorithm, strategies, settings and random key, and imports
+        the function that makes the module and the loss by their names. Where something has no name to be imported by,
+        as a lambda or what a script defines, `fill_in(...)` stands in its place, and the comment at the top lists it.
+
+        Raises:
+          StructureError: a violation that no law raised.
+        """
+        if self.case is None:
+            raise StructureError(
+                "LawViolation.as_test",
+                got="a violation without a case",
+                expected="one that a law has raised",
+                repair="Check the law on a case: laws.locality(case), say.",
+            )
+        return stand_alone(self.law, self.case, str(self))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +101,21 @@ def law(*excuses: Callable[[Case], str | None]) -> Callable[[Callable[[Case], No
         return next((reason for given in excuses if (reason := given(case)) is not None), None)
 
     def make(check: Callable[[Case], None]) -> Law:
-        return Law(check.__name__, (check.__doc__ or "").strip(), check, excuse)
+        return Law(check.__name__, (check.__doc__ or "").strip(), _naming_its_case(check), excuse)
 
     return make
+
+
+def _naming_its_case(check: Callable[[Case], None]) -> Callable[[Case], None]:
+    @functools.wraps(check)
+    def checked(case: Case) -> None:
+        try:
+            check(case)
+        except LawViolation as violation:
+            violation.case = case
+            raise
+
+    return checked
 
 
 def kind_of(path: str) -> str:

@@ -11,7 +11,7 @@ import pure_batching as pb
 
 from ..alive import assert_gradients_alive, assert_moving, assert_traces_alive
 from ..bench import SAMPLES, STEPS, Bench, Data, Request, bench
-from ..trees import assert_close, assert_identical, assert_not_identical, largest, plain, slice_time
+from ..trees import assert_close, assert_identical, assert_not_identical, divided_traces, largest, slice_time
 from .brainscale_runs import Native, d_rtrl, es_d_rtrl, manual, mapped, one_sample
 
 MODES = {None: one_sample, "manual": manual, "vmap": mapped}
@@ -79,7 +79,7 @@ class TestRoundTrip:
         learner, before = made.batched(mode), pb.read_states(native.net)
         carry = made.run(request(mode), None, halves(made, mode)[0]).aux.carry
         pb.to_native(learner, carry, native.algorithm)
-        assert_identical(plain(pb.from_native(learner, native.algorithm)), plain(carry))
+        assert_identical(divided_traces(pb.from_native(learner, native.algorithm)), divided_traces(carry))
         after = pb.read_states(native.net)
         assert_not_identical({p: after[p] for p in carry.hidden}, {p: before[p] for p in carry.hidden})
         assert_identical({p: after[p] for p in made.params}, {p: before[p] for p in made.params})
@@ -102,7 +102,7 @@ def continue_in_both(made: Bench, native: Native, mode: str | None, carry: pb.Ca
     assert_close(got.gradients, gradients, "native")
     assert_close((got.aux.losses, got.aux.outputs), (losses, outputs), "native")
     end = pb.from_native(made.batched(mode), native.algorithm)
-    assert_close(plain(got.aux.carry), plain(end), "native")
+    assert_close(divided_traces(got.aux.carry), divided_traces(end), "native")
 
 
 def assert_native_traces_alive(trace: Any) -> None:
