@@ -1,9 +1,8 @@
 """Compiled BrainScale algorithms <-> carries."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import brainscale
 import brainstate
 import jax
 import jax.numpy as jnp
@@ -17,13 +16,17 @@ from ._learning.carry import Carry
 from ._learning.learner import Learner
 from ._relation import Relation
 from ._sources.blueprint import states_of
+from ._sources.loaded import is_of_brainscale
 from ._sources.tracing import state_name
 from ._tree import Tree, like, moved, spec_of, spec_text
 from ._wording import count, listed
 from .errors import CarryError, NativeError
 
+if TYPE_CHECKING:
+    import brainscale
 
-def from_native(learner: Learner, algorithm: brainscale.ETraceVjpAlgorithm) -> Carry:
+
+def from_native(learner: Learner, algorithm: "brainscale.ETraceVjpAlgorithm") -> Carry:
     """Make the carry that continues a training begun in BrainScale: states, traces and running index.
 
     Args:
@@ -53,7 +56,7 @@ def from_native(learner: Learner, algorithm: brainscale.ETraceVjpAlgorithm) -> C
     return conform(carry, learner.carry_spec(), "native")
 
 
-def to_native(learner: Learner, carry: Carry, algorithm: brainscale.ETraceVjpAlgorithm) -> None:
+def to_native(learner: Learner, carry: Carry, algorithm: "brainscale.ETraceVjpAlgorithm") -> None:
     """Write a carry into a compiled BrainScale algorithm, which then goes on where the carry stands.
 
     Args:
@@ -227,7 +230,7 @@ def _fitted(value: Tree, old: Tree, name: str) -> Tree:
 
 
 def _check_kind(learner: Learner, algorithm: Any) -> None:
-    if not isinstance(algorithm, brainscale.ETraceVjpAlgorithm) or not algorithm.is_compiled:
+    if not is_of_brainscale(algorithm, "ETraceVjpAlgorithm") or not algorithm.is_compiled:
         raise NativeError(
             "algorithm",
             got=type(algorithm).__name__,

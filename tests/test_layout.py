@@ -187,6 +187,15 @@ def test_importing_the_package_loads_no_extra() -> None:
     assert done.stdout.split() == []
 
 
+def test_importing_the_package_does_not_import_brainscale() -> None:
+    """It takes two seconds, and plain functions and modules of other packages do not need it."""
+    code = "import sys, pure_batching; print(*{'brainscale', 'braintools', 'brainpy'} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent, timeout=300
+    )
+    assert done.stdout.split() == []
+
+
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_extras_are_for_the_main_job_and_for_testing(path: Path) -> None:
     allowed = EXTRAS if room(name_of(path)) in USERS else {"hypothesis"} if room(name_of(path)) == "testing" else set()

@@ -1,8 +1,9 @@
 """How BrainScale marks the uses of its weights: by the name of the jitted function that computes them."""
 
+import sys
 from collections.abc import Mapping
+from typing import Any
 
-import brainscale
 import brainstate
 import jax
 
@@ -10,6 +11,7 @@ from .._reader.jaxprs import ClosedJaxpr, JaxprEqn
 from .._reader.marks import Marks
 from .._reader.primitives import name_of
 from .blueprint import states_of
+from .loaded import is_of_brainscale
 from .own_derivative import own_derivative
 
 # The name of a weight operation in a jaxpr, and of one whose output BrainScale follows through further operations.
@@ -47,36 +49,34 @@ class BrainScaleMarks(Marks):
     def why_untraced(self, path: str) -> str:
         """Which kind of weight has no marks."""
         weight = self._weights[path]
-        if isinstance(weight, brainscale.ETraceParam):
+        if is_of_brainscale(weight, "ETraceParam"):
             return ""
-        if isinstance(weight, brainscale.NonTempParam):
+        if is_of_brainscale(weight, "NonTempParam"):
             return "a NonTempParam asks for the gradient of the step"
         return f"a {type(weight).__name__} is no ETraceParam; the layers of brainscale.nn have those"
 
     def gradient(self, path: str) -> str:
         """The `grad=` of an `ETraceParam`."""
-        weight = self._weights[path]
-        assert isinstance(weight, brainscale.ETraceParam)
+        weight: Any = self._weights[path]
         return str(weight.gradient.value)
 
     def derivative(self, path: str, x: jax.ShapeDtypeStruct | None, y: jax.ShapeDtypeStruct) -> ClosedJaxpr | None:
         """The `xy_to_dw` of an operation whose class overrides it."""
-        weight = self._weights[path]
-        assert isinstance(weight, brainscale.ETraceParam)
+        weight: Any = self._weights[path]
         return own_derivative(weight, path, x, y)
 
 
 def apply_weight_functions_once(module: brainstate.nn.Module) -> None:
     """`MatMulOp` computes `x @ f(f(w * m))` where its documentation says `x @ f(w * m)`; here it computes that."""
     for state in states_of(module).values():
-        op = getattr(state, "op", None)
-        if isinstance(state, brainscale.ETraceParam) and type(op) is brainscale.MatMulOp:
-            state.op = _once(op)
+        weight: Any = state
+        if is_of_brainscale(weight, "ETraceParam") and type(weight.op) is sys.modules["brainscale"].MatMulOp:
+            weight.op = _once(weight.op)
 
 
-def _once(op: brainscale.MatMulOp) -> brainscale.MatMulOp:
+def _once(op: Any) -> Any:
     if op.apply_weight_fn_before_mask:
         return op
     function, mask = op.weight_fn, op.weight_mask
     whole = function if mask is None else lambda w: function(w * mask)
-    return brainscale.MatMulOp(weight_fn=whole, apply_weight_fn_before_mask=True)
+    return type(op)(weight_fn=whole, apply_weight_fn_before_mask=True)

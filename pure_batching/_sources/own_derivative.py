@@ -1,8 +1,8 @@
 """The derivative that a weight operation of a user's own brings, `ETraceOp.xy_to_dw`."""
 
+import sys
 from typing import Any
 
-import brainscale
 import jax
 import jax.numpy as jnp
 
@@ -11,26 +11,23 @@ from .._tree import Tree
 from ..errors import CaptureError
 from .reasons import first_lines
 
-# What BrainScale's own operations have: the derivative of `xw_to_y`, which needs no function of its own.
-_INHERITED = (brainscale.ETraceOp.xy_to_dw, brainscale.ElemWiseOp.xy_to_dw)
-
 
 def own_derivative(
-    weight: brainscale.ETraceParam, path: str, x: jax.ShapeDtypeStruct | None, y: jax.ShapeDtypeStruct
+    weight: Any, path: str, x: jax.ShapeDtypeStruct | None, y: jax.ShapeDtypeStruct
 ) -> ClosedJaxpr | None:
     """`(x, dy, *arrays of w) -> dw` of an operation whose class overrides `xy_to_dw`; None for any other.
 
     Raises:
       CaptureError: `xy_to_dw` fails for one sample, or returns other arrays than those of the weight.
     """
-    if type(weight.op).xy_to_dw in _INHERITED:
+    brainscale = sys.modules["brainscale"]
+    # What BrainScale's own operations have: the derivative of `xw_to_y`, which needs no function of its own.
+    if type(weight.op).xy_to_dw in (brainscale.ETraceOp.xy_to_dw, brainscale.ElemWiseOp.xy_to_dw):
         return None
     return _traced(weight.op, path, x, y, weight.value)
 
 
-def _traced(
-    op: brainscale.ETraceOp, path: str, x: jax.ShapeDtypeStruct | None, y: jax.ShapeDtypeStruct, weight: Tree
-) -> ClosedJaxpr:
+def _traced(op: Any, path: str, x: jax.ShapeDtypeStruct | None, y: jax.ShapeDtypeStruct, weight: Tree) -> ClosedJaxpr:
     where, wanted = f"{path}, {type(op).__name__}.xy_to_dw", [leaf.shape for leaf in jax.tree.leaves(weight)]
 
     def refused(got: str, expected: str) -> CaptureError:
