@@ -791,4 +791,25 @@ FAULTS = (
         "        self.holds(True,",
         "tests/test_machines.py::test_finds_samples_that_reach_each_other[BatchMachine]",
     ),
+    Fault(
+        "a slot is named in the place of its session",
+        "_finite.py",
+        "session = int(np.asarray(table.ids)[sample])",
+        "session = sample",
+        "tests/test_finite.py::TestSlots::test_the_session_is_named",
+    ),
+    Fault(
+        "a raw random key stays raw",
+        "_learning/learner.py",
+        "jax.random.wrap_key_data(jnp.asarray(key)) if is_raw else jnp.asarray(key)",
+        "jnp.asarray(key)",
+        "tests/test_function.py::test_integers_and_keys_are_carried",
+    ),
+    Fault(
+        "carries meet on the devices of the last",
+        "_carries.py",
+        "    home = placed[0]",
+        "    home = placed[-1]",
+        "tests/test_batch.py::TestDevices::test_a_sample_comes_from_another[auto]",
+    ),
 )

@@ -1,6 +1,7 @@
 """Batch algebra: join, split and reorder the samples of carries.
 
 Every array of a carry starts with the batch axis, but those in `Carry.shared`, which all samples have in common.
+Carries on different devices are put together on those of the first that was put on any.
 All functions can be jitted where sizes are static. Indices and shared states are checked where their
 values are known, so outside `jax.jit`.
 """
@@ -117,7 +118,17 @@ def batch_size(carry: Carry) -> int:
 def _each_leaf(fun: Any, *carries: Carry) -> Carry:
     """Apply a function to the leaves that start with the batch axis; shared leaves are those of the first carry."""
     own = [jax.tree.map(_gathered, carry._replace(shared={})) for carry in carries]
-    return jax.tree.map(fun, *own)._replace(shared=carries[0].shared)
+    return jax.tree.map(lambda *leaves: fun(*_together(leaves)), *own)._replace(shared=carries[0].shared)
+
+
+def _together(leaves: tuple[jax.Array, ...]) -> list[jax.Array]:
+    """Leaves on the devices of the first of them that was put on any; JAX takes none on others with it."""
+    placed = [leaf.sharding for leaf in leaves if not isinstance(leaf, Tracer) and leaf.committed]
+    if all(layout.device_set == placed[0].device_set for layout in placed):
+        return list(leaves)
+    home = placed[0]
+    whole = NamedSharding(home.mesh, PartitionSpec()) if isinstance(home, NamedSharding) else home
+    return [leaf if leaf.sharding.device_set == home.device_set else jax.device_put(leaf, whole) for leaf in leaves]
 
 
 def _gathered(leaf: Any) -> jax.Array:

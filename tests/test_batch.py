@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import pure_batching as pb
 from pure_batching.errors import BatchSizeError, OptionError, StructureError
@@ -80,6 +81,27 @@ class TestCommutes:
             made.learner.step(made.params, one, *sample(inputs, i))[0] for i, one in enumerate(pb.unstack(after(made)))
         ]
         assert_close(pb.stack(alone), whole)
+
+
+class TestDevices:
+    """Carries that were put on different devices meet on those of the first."""
+
+    @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+    def test_a_sample_comes_from_another(self, kind: AxisType, seed: int) -> None:
+        mesh = jax.make_mesh((2,), ("b",), axis_types=(kind,), devices=jax.devices()[:2])
+        learner = bench("tutorial", seed).learner
+        whole = pb.vmap(learner, 4).init(jax.random.key(1))
+        sample = pb.stack([learner.init(jax.random.key(2))])
+        spread, other = jax.device_put(whole, NamedSharding(mesh, P("b"))), jax.device_put(sample, jax.devices()[5])
+        on_mesh, on_one = {*jax.devices()[:2]}, {jax.devices()[5]}
+        for got, want, devices in (
+            (pb.scatter(spread, [1], other), pb.scatter(whole, [1], sample), on_mesh),
+            (pb.concat([spread, other]), pb.concat([whole, sample]), on_mesh),
+            (pb.concat([other, spread]), pb.concat([sample, whole]), on_one),
+            (pb.concat([sample, other]), pb.concat([sample, sample]), on_one),
+        ):
+            assert all(leaf.devices() == devices for leaf in jax.tree.leaves(got))
+            assert_identical(got, want)
 
 
 class TestErrors:
