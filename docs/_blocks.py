@@ -28,7 +28,7 @@ FENCED = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMPARED = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
-class Printed(AssertionError):
+class PrintError(AssertionError):
     """A statement prints something else than the page says."""
 
 
@@ -56,7 +56,8 @@ def statements(code: str) -> Iterator[Statement]:
     lines = code.splitlines()
     for node in ast.parse(code).body:
         last = node.end_lineno or node.lineno
-        behind = [comments[line] for line in range(node.lineno, last + 1) if _prints(lines[line - 1], comments.get(line))]
+        inside = [line for line in range(node.lineno, last + 1) if lines[line - 1].strip().startswith("print(")]
+        behind = [comments[line] for line in inside if line in comments]
         below = []
         while last + 1 in comments and lines[last].startswith("#"):
             last += 1
@@ -70,24 +71,20 @@ def _comments(code: str) -> dict[int, str]:
     return {token.start[0]: token.string[1:].strip() for token in tokens if token.type == tokenize.COMMENT}
 
 
-def _prints(line: str, comment: str | None) -> bool:
-    return comment is not None and line.strip().startswith("print(")
-
-
 def run_page(page: Path) -> None:
     """Run a page in this process.
 
     Raises:
-      Printed: a statement prints something else than the page says; and whatever the page itself raises.
+      PrintError: a statement prints something else than the page says; and whatever the page itself raises.
     """
     names: dict[str, Any] = {"__name__": "__main__"}
     for node, says in statements(program(page)):
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            exec(compile(ast.Module([node], []), str(page), "exec"), names)  # noqa: S102 - our own pages
+            exec(compile(ast.Module([node], []), str(page), "exec"), names)
         got = printed.getvalue()
         if says is not None and not doctest.OutputChecker().check_output(f"{says}\n", got, COMPARED):
-            raise Printed(f"{page}:{node.end_lineno}: the page says\n{says}\nbut this was printed:\n{got}")
+            raise PrintError(f"{page}:{node.end_lineno}: the page says\n{says}\nbut this was printed:\n{got}")
 
 
 def _in_a_process(page: Path) -> tuple[Path, float, subprocess.CompletedProcess[str]]:

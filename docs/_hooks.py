@@ -1,17 +1,23 @@
-"""What the site is given besides its pages: the source of every example."""
+"""What the site is given besides its pages: the files of the repository's root, and the source of every example."""
 
 import ast
 from pathlib import Path
 from typing import Any
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+ROOT = Path(__file__).parents[1]
+
+# Pages whose text stands in the root of the repository, where people look for it.
+OF_ROOT = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
-    """Add every file of `examples/` to the page of examples."""
-    if page.file.src_uri != "examples.md":
-        return markdown
-    return "\n".join([markdown, *(_section(path) for path in sorted(EXAMPLES.glob("*.py")))])
+    """The text of a page."""
+    name = page.file.src_uri
+    if name in OF_ROOT:
+        return (ROOT / OF_ROOT[name]).read_text(encoding="utf-8").replace("](docs/", "](")
+    if name == "examples.md":
+        return "\n".join([markdown, *map(_section, sorted((ROOT / "examples").glob("*.py")))])
+    return markdown
 
 
 def _section(path: Path) -> str:
