@@ -42,7 +42,7 @@ def site(session: nox.Session) -> None:
 
 @nox.session
 def wheel(session: nox.Session) -> None:
-    """The wheel, installed in an environment of its own; the quick suite and the README run with it, outside the tree."""
+    """The wheel in an environment of its own: the quick suite and the README, outside the tree."""
     with tempfile.TemporaryDirectory() as folder:
         session.run(
             "bash", "-c", f"source .ci/outside.sh && outside '{sys.executable}' '{folder}' -c requirements.lock"
