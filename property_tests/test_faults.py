@@ -16,5 +16,5 @@ def test_can_be_put_in(fault: Fault) -> None:
     assert with_fault(fault, text) != text
 
 
-def test_the_score_stands_in_the_readme() -> None:
-    assert f"{len(FAULTS)} of {len(FAULTS)} |" in (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_score_stands_on_the_page_for_contributors() -> None:
+    assert f"{len(FAULTS)} of {len(FAULTS)} |" in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")

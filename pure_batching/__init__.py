@@ -42,3 +42,5 @@ from ._slot_table import SlotTable as SlotTable
 from ._slots import SlotAux as SlotAux, Slots as Slots
 from ._sources.states import read_states as read_states, write_states as write_states
 from .errors import PureBatchingError as PureBatchingError, SampleCouplingError as SampleCouplingError
+
+__version__ = "0.1.0"

@@ -8,10 +8,12 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import pure_batching
+from pure_batching import testing
 
 PACKAGE = Path(pure_batching.__file__).parent
 ROOT = Path(__file__).parents[1]
@@ -224,6 +226,41 @@ def test_the_page_of_rules_shows_the_example() -> None:
     example = (ROOT / "examples/own_rule.py").read_text(encoding="utf-8")
     shown = example[example.index("class Traces") : example.index("def step(params")]
     assert shown.strip() in (ROOT / "docs/rules.md").read_text(encoding="utf-8")
+
+
+def links_of(page: Path) -> set[str]:
+    """Where a page of the repository's root links to in the repository."""
+    return set(re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_pages_of_the_root_link_to_what_is_there(name: str) -> None:
+    """The site's own build looks after the pages of the site."""
+    links = links_of(ROOT / name)
+    assert links
+    assert {link for link in links if not (ROOT / link).is_file()} == set()
+
+
+def test_the_readme_is_short() -> None:
+    assert (ROOT / "README.md").stat().st_size <= 8000
+
+
+@pytest.mark.parametrize("module", [pure_batching, pure_batching.rules, testing], ids=lambda module: module.__name__)
+def test_the_reference_has_every_public_name(module: ModuleType) -> None:
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs/api").glob("*.md"))
+    shown = re.findall(rf"^::: {module.__name__}\.(\w+)$", pages, re.MULTILINE)
+    public = {name for name, value in vars(module).items() if not (name.startswith("_") or inspect.ismodule(value))}
+    submodules = {"errors", "laws", "strategies"}
+    assert sorted({*shown} - submodules) == sorted(public - set(vars(pure_batching.errors)))
+    assert len(shown) == len(set(shown))
+
+
+def test_the_version_is_that_of_the_citation_and_of_the_changes() -> None:
+    version = pure_batching.__version__
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    newest = re.search(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert newest is not None
+    assert newest[1] == version
 
 
 def test_the_wheel_is_typed() -> None:
