@@ -16,9 +16,6 @@ from _picture import draw
 from _results import Results, SectionResult, moves, this_machine, with_numbers
 from _tables import CONSOLE, print_moves, print_section
 
-# What two gradients of the same work may differ by, relative to the largest entry.
-SAME = 1e-3
-
 
 @dataclass(frozen=True)
 class Section:
@@ -30,6 +27,7 @@ class Section:
       bars: left out where a case of theirs is not there.
       same: groups of cases that must give the same gradient.
       gradient: of a result.
+      apart: what two gradients of the same work may differ by, relative to the largest entry.
       axis, ideal: see `SectionResult`.
     """
 
@@ -38,6 +36,7 @@ class Section:
     bars: Sequence[Bar] = ()
     same: Sequence[Sequence[str]] = ()
     gradient: Callable[[Any], Any] = lambda result: result
+    apart: float = 1e-3
     axis: str = ""
     ideal: Mapping[float, float] = field(default_factory=dict)
 
@@ -113,7 +112,7 @@ def _check_same(section: Section) -> None:
         for other in (one for one in others if one in section.cases):
             apart = difference(reference, section.gradient(section.cases[other]()))
             CONSOLE.print(f"gradient of {other} against {first}: {apart:.1e} of the largest entry")
-            if not apart <= SAME:
+            if not apart <= section.apart:
                 raise SystemExit(f"{other} does other work than {first}")
 
 

@@ -52,13 +52,13 @@ class Steps(NamedTuple):
     slopes: jax.Array
 
 
-Floor = Callable[[Weights, Dataset], Any]
+Floor = Callable[[Weights, Dataset], Gradients]
 
 
 def by_hand(floor: Floor, problem: Problem) -> Run:
     """The gradient that a program gives, with the weights of a network."""
     weights = weights_of(problem.net, problem.data.inputs.shape[-1])
-    return compiled(lambda weights, data: by_path(floor(weights, data)), weights, problem.data)
+    return compiled(floor, weights, problem.data)
 
 
 def forward_by_hand(problem: Problem) -> Run:
@@ -73,13 +73,9 @@ def weights_of(net: LIFNet, features: int) -> Weights:
     return Weights(both[:features], both[features:], bias, out["weight"])
 
 
-def by_path(gradient: Weights) -> Gradients:
-    """The gradient under the names of the network."""
-    both = jnp.concatenate([gradient.inward, gradient.recurrent])
-    return {
-        "out.weight_op": {"weight": gradient.outward},
-        "syn.comm.weight_op": {"bias": gradient.bias, "weight": both},
-    }
+def named(kernel: jax.Array, bias: jax.Array, outward: jax.Array) -> Gradients:
+    """Gradients under the names of the network; the kernel is that of inputs and spikes together, `[F + H, H]`."""
+    return {"out.weight_op": {"weight": outward}, "syn.comm.weight_op": {"bias": bias, "weight": kernel}}
 
 
 def forward(weights: Weights, data: Dataset) -> jax.Array:
@@ -89,7 +85,7 @@ def forward(weights: Weights, data: Dataset) -> jax.Array:
     return (jax.nn.logsumexp(logits, -1) - chosen).sum() / len(data.labels)
 
 
-def es_d_rtrl(weights: Weights, data: Dataset) -> Weights:
+def es_d_rtrl(weights: Weights, data: Dataset) -> Gradients:
     """ES_D_RTRL of a whole sequence.
 
     The trace of an input is a decaying sum. The sum over steps of `eps_x[t] (x) dy[t]` is therefore that of
@@ -108,7 +104,7 @@ def es_d_rtrl(weights: Weights, data: Dataset) -> Weights:
     readout = _from_behind(DECAY, of_readout * _smoothed_readout(times))
     # The sum of `dy` is that of `g[t] - decay g[t+1]`.
     bias = neurons[0].sum(0) + (1 - DECAY) * neurons[1:].sum((0, 1))
-    return _contracted(data.inputs, steps, neurons, readout)._replace(bias=bias)
+    return _contracted(data.inputs, steps, neurons, readout, bias)
 
 
 def _smoothed_readout(times: jax.Array) -> jax.Array:
@@ -130,7 +126,7 @@ def _smoothed_steps(weights: Weights, inputs: jax.Array) -> Steps:
     return jax.lax.scan(one, (jnp.zeros_like(given[0]),) * 3, given)[1]
 
 
-def d_rtrl(weights: Weights, data: Dataset) -> Weights:
+def d_rtrl(weights: Weights, data: Dataset) -> Gradients:
     """Published D_RTRL of a whole sequence: one scan from behind, and no trace."""
     steps = _steps(weights, data.inputs)
     readout = _of_readout(weights, steps.spikes, data.labels)
@@ -142,15 +138,16 @@ def d_rtrl(weights: Weights, data: Dataset) -> Weights:
         return adjoint, adjoint
 
     _, adjoints = jax.lax.scan(back, jnp.zeros_like(to_neurons[0]), (to_neurons, steps.slopes), reverse=True)
-    return _contracted(data.inputs, steps, adjoints, _from_behind(LEAK, readout))
+    return _contracted(data.inputs, steps, adjoints, _from_behind(LEAK, readout), adjoints.sum((0, 1)))
 
 
-def bptt(weights: Weights, data: Dataset) -> Weights:
+def bptt(weights: Weights, data: Dataset) -> Gradients:
     """Backpropagation through time, as JAX derives it."""
-    return jax.grad(forward)(weights, data)
+    inward, recurrent, bias, outward = jax.grad(forward)(weights, data)
+    return named(jnp.concatenate([inward, recurrent]), bias, outward)
 
 
-def bptt_contracted_once(weights: Weights, data: Dataset) -> Weights:
+def bptt_contracted_once(weights: Weights, data: Dataset) -> Gradients:
     """Backpropagation through time, with one product for the gradient of each weight after the scan from behind."""
     steps = _steps(weights, data.inputs)
     readout = _from_behind(LEAK, _of_readout(weights, steps.spikes, data.labels))
@@ -162,7 +159,7 @@ def bptt_contracted_once(weights: Weights, data: Dataset) -> Weights:
         return adjoint, adjoint
 
     _, adjoints = jax.lax.scan(back, jnp.zeros_like(to_neurons[0]), (to_neurons, steps.slopes), reverse=True)
-    return _contracted(data.inputs, steps, adjoints, readout)
+    return _contracted(data.inputs, steps, adjoints, readout, adjoints.sum((0, 1)))
 
 
 @jax.custom_jvp
@@ -222,15 +219,11 @@ def _from_behind(decay: float, values: jax.Array) -> jax.Array:
     return jax.lax.scan(back, jnp.zeros_like(values[0]), values, reverse=True)[1]
 
 
-def _contracted(inputs: jax.Array, steps: Steps, neurons: jax.Array, readout: jax.Array) -> Weights:
+def _contracted(inputs: jax.Array, steps: Steps, neurons: jax.Array, readout: jax.Array, bias: jax.Array) -> Gradients:
     """The gradient from what each step gives to the sums that its neurons and its readout form."""
     before = jnp.concatenate([jnp.zeros_like(steps.spikes[:1]), steps.spikes[:-1]])
-    return Weights(
-        _products(inputs, neurons),
-        _products(before, neurons),
-        neurons.sum((0, 1)),
-        _products(steps.spikes, readout),
-    )
+    both = jnp.concatenate([inputs, before], -1)
+    return named(_products(both, neurons), bias, _products(steps.spikes, readout))
 
 
 def _products(left: jax.Array, right: jax.Array) -> jax.Array:

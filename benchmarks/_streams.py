@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from _floors import DECAY, LEAK, Weights, slope, spike
+from _floors import DECAY, LEAK, Weights, named, slope, spike
+from _problem import Gradients
 
 from pure_batching._tutorial.net import Dataset
 
@@ -69,7 +70,7 @@ def d_start(weights: Weights, samples: int) -> DCarry:
     return DCarry(still, jnp.zeros((samples, classes)), jnp.zeros((samples, features + hidden, hidden)), still, still)
 
 
-def es_step(weights: Weights, carry: ESCarry, x: jax.Array, labels: jax.Array) -> tuple[ESCarry, Weights]:
+def es_step(weights: Weights, carry: ESCarry, x: jax.Array, labels: jax.Array) -> tuple[ESCarry, Gradients]:
     """The next carry, and the gradient of the step's mean loss."""
     now = _now(weights, carry, x, x @ weights.inward + weights.bias, labels)
     correction = 1 / (1 - (1 - DECAY) ** (carry.count + 1))
@@ -77,16 +78,16 @@ def es_step(weights: Weights, carry: ESCarry, x: jax.Array, labels: jax.Array) -
     neurons = DECAY * now.kept * carry.neurons + (1 - DECAY)
     readout = DECAY * LEAK * carry.readout + (1 - DECAY)
     own = neurons * now.of_neurons * correction
-    gradient = _weights(x, inputs.T @ own, own.sum(0), spikes.T @ (now.of_readout * (readout * correction)))
+    gradient = named(inputs.T @ own, own.sum(0), spikes.T @ (now.of_readout * (readout * correction)))
     return ESCarry(now.voltage, now.rate, inputs, spikes, neurons, readout, carry.count + 1), gradient
 
 
-def d_step(weights: Weights, carry: DCarry, x: jax.Array, labels: jax.Array) -> tuple[DCarry, Weights]:
+def d_step(weights: Weights, carry: DCarry, x: jax.Array, labels: jax.Array) -> tuple[DCarry, Gradients]:
     """The next carry, and the gradient of the step's mean loss."""
     return _d_step(weights, carry, x, x @ weights.inward + weights.bias, labels, summed)
 
 
-def d_rtrl_step_by_step(weights: Weights, data: Dataset) -> Weights:
+def d_rtrl_step_by_step(weights: Weights, data: Dataset) -> Gradients:
     """Published D_RTRL with its trace: it is advanced, and contracted with the signal, at every step.
 
     Blocks of samples, one after the other, were measured to be no faster, and much slower in a loop.
@@ -94,7 +95,7 @@ def d_rtrl_step_by_step(weights: Weights, data: Dataset) -> Weights:
     return _step_by_step(weights, data, summed)
 
 
-def d_rtrl_by_einsum(weights: Weights, data: Dataset) -> Weights:
+def d_rtrl_by_einsum(weights: Weights, data: Dataset) -> Gradients:
     """The same as one writes it first: the contraction is an `einsum`."""
     return _step_by_step(weights, data, partial(jnp.einsum, "bio,bo->io"))
 
@@ -104,26 +105,27 @@ def summed(trace: jax.Array, signal: jax.Array) -> jax.Array:
     return (trace * signal[:, None, :]).sum(0)
 
 
-def _step_by_step(weights: Weights, data: Dataset, contract: Contract) -> Weights:
+def _step_by_step(weights: Weights, data: Dataset, contract: Contract) -> Gradients:
     """The input half of the product is taken for all steps at once."""
 
-    def one(state: tuple[DCarry, Weights], step: tuple[jax.Array, jax.Array]) -> tuple[tuple[DCarry, Weights], None]:
+    def one(state: tuple[DCarry, Gradients], step: tuple[jax.Array, jax.Array]) -> Any:
         carry, gradient = _d_step(weights, state[0], *step, data.labels, contract)
         return (carry, jax.tree.map(jnp.add, state[1], gradient)), None
 
     given = data.inputs @ weights.inward + weights.bias
-    start = d_start(weights, len(data.labels)), jax.tree.map(jnp.zeros_like, weights)
+    zeros = named(jnp.zeros_like(jnp.concatenate(weights[:2])), *map(jnp.zeros_like, weights[2:]))
+    start = d_start(weights, len(data.labels)), zeros
     return jax.lax.scan(one, start, (data.inputs, given))[0][1]
 
 
 def _d_step(
     weights: Weights, carry: DCarry, x: jax.Array, given: jax.Array, labels: jax.Array, contract: Contract
-) -> tuple[DCarry, Weights]:
+) -> tuple[DCarry, Gradients]:
     now = _now(weights, carry, x, given, labels)
     kernel = now.kept[:, None, :] * carry.kernel + now.both[:, :, None]
     bias, readout = now.kept * carry.bias + 1, LEAK * carry.readout + now.spikes
     of_bias = (bias * now.of_neurons).sum(0)
-    gradient = _weights(x, contract(kernel, now.of_neurons), of_bias, readout.T @ now.of_readout)
+    gradient = named(contract(kernel, now.of_neurons), of_bias, readout.T @ now.of_readout)
     return DCarry(now.voltage, now.rate, kernel, bias, readout), gradient
 
 
@@ -155,8 +157,3 @@ def _now(weights: Weights, carry: ESCarry | DCarry, x: jax.Array, given: jax.Arr
     of_neurons = (of_readout @ weights.outward.T) * slope(voltage)
     both, kept = jnp.concatenate([x, before], -1), LEAK * (1 - slope(carry.voltage))
     return Now(voltage, rate, spikes, both, kept, of_readout, of_neurons)
-
-
-def _weights(x: jax.Array, kernel: jax.Array, bias: jax.Array, outward: jax.Array) -> Weights:
-    features = x.shape[-1]
-    return Weights(kernel[:features], kernel[features:], bias, outward)

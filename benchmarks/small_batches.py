@@ -14,7 +14,7 @@ import optax
 from _bars import Bar, Overhead, ratio
 from _cases import Strategy
 from _command import Section, main
-from _floors import DECAY, Weights, by_path, weights_of
+from _floors import DECAY, Weights, weights_of
 from _measuring import Run, compiled
 from _problem import Sizes, make_problem
 
@@ -33,7 +33,7 @@ MICROSECONDS = 200
 # Steps before the one that is timed, so that spikes and traces are there.
 BEFORE = 4
 
-ByHand = Callable[[Weights, Any, jax.Array, jax.Array], tuple[Any, Weights]]
+ByHand = Callable[[Weights, Any, jax.Array, jax.Array], tuple[Any, Any]]
 HAND: dict[str, tuple[Callable[[Weights, int], Any], ByHand]] = {
     "ES_D_RTRL": (_streams.es_start, _streams.es_step),
     "D_RTRL published": (_streams.d_start, _streams.d_step),
@@ -84,7 +84,7 @@ def hand(rule: str, samples: int) -> Run:
 
     def gradient(weights: Weights, carry: Any, x: jax.Array, labels: jax.Array) -> Any:
         after, gradients = step(weights, carry, x, labels)
-        return by_path(gradients), after
+        return gradients, after
 
     return compiled(gradient, weights, carry, data.inputs[-1], data.labels)
 

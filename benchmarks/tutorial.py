@@ -192,7 +192,8 @@ def long() -> Section:
         [f"D_RTRL published, {how}" for how in ("whole", "default", "window=64", "by hand")],
         [*fixed, "ES_D_RTRL, by hand"],
     ]
-    return Section("T=256, B=128, pb.manual", cases, bars, same)
+    # In so many steps the order of a sum makes a spike or two come a step later.
+    return Section("T=256, B=128, pb.manual", cases, bars, same, apart=1e-2)
 
 
 def _against_hand(sizes: Sizes) -> Section:
@@ -207,7 +208,7 @@ def _against_hand(sizes: Sizes) -> Section:
     bars = [ratio(f"{rule}, {how}", f"{rule}, by hand", at_most=1.05) for rule in rules for how in STRATEGIES]
     same = [[f"{rule}, {how}" for how in (*STRATEGIES, "by hand")] for rule in rules]
     title = f"T={sizes.steps}, B={sizes.samples}, 100 -> {sizes.hidden} -> 10"
-    return Section(title, cases, [*bars, *_strategies_alike(*rules)], same)
+    return Section(title, cases, [*bars, *_strategies_alike(*rules)], same, apart=1e-2)
 
 
 SECTIONS = {
