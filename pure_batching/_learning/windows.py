@@ -51,7 +51,9 @@ class Windows(NamedTuple):
         if learner.algorithm.depends_on_window:
             return time
         stacked, once = _kept_bytes(learner)
-        # The trace and what replaces it are held besides.
+        if time * stacked <= self.budget:
+            return time
+        # Between windows, the trace and what replaces it are held besides.
         left = max(self.budget - 2 * once, self.budget // 4)
         return max(1, min(time, left // max(stacked, 1)))
 
