@@ -3,13 +3,15 @@
 import brainstate
 import numpy as np
 
+import pure_batching as pb
+
 from . import vowels
 from .net import CLASSES, DT, FEATURES, Dataset, make_dataset
-from .options import Options
+from .options import STRATEGIES, Options
 from .placing import make_builder, make_mesh, spread
 from .report import Findings, Tick, print_table, progress_bars, save_figure
 from .sources import Captured, Sizes, capture, spikes
-from .training import Builder, Params, sample_differences, sample_gradients, sample_potentials, train
+from .training import Builder, Params, first_potentials, sample_differences, sample_gradients, train
 
 
 def run_job(options: Options) -> None:
@@ -23,6 +25,7 @@ def run_job(options: Options) -> None:
     data, captured = _load(options)
     names = dict.fromkeys((*options.trained, *options.compared))
     builders = {name: make_builder(options, name, captured.learner, mesh) for name in names}
+    alone = {name: STRATEGIES[name](captured.learner, 1) for name in options.compared}
     params, data = spread(mesh, captured.params, data)
     comparison = " against ".join(options.compared)
     with progress_bars(dict.fromkeys(options.trained, options.epochs + 1) | {comparison: 4}) as ticks:
@@ -30,9 +33,9 @@ def run_job(options: Options) -> None:
             train(name, builders[name], params, data, epochs=options.epochs, tick=ticks[name])
             for name in options.trained
         ]
-        own = {name: trainings[0].params for name in names} | {one.strategy: one.params for one in trainings}
+        own = dict.fromkeys(names, trainings[0].params) | {one.strategy: one.params for one in trainings}
         compared = [
-            _look(builders[name], params, own[name], data, captured.potential, ticks[comparison])
+            _look(builders[name], alone[name], params, own[name], data, captured.potential, ticks[comparison])
             for name in options.compared
         ]
     (first, second), rasters = zip(*compared, strict=True)
@@ -53,12 +56,11 @@ def _load(options: Options) -> tuple[Dataset, Captured]:
 
 
 def _look(
-    build: Builder, params: Params, trained: Params, data: Dataset, potential: str, tick: Tick
+    build: Builder, alone: pb.Learner, params: Params, trained: Params, data: Dataset, potential: str, tick: Tick
 ) -> tuple[Params, np.ndarray]:
     """Each sample's gradient before the training, and the spikes of the first sample after it."""
-    batched = build()
-    gradients = sample_gradients(batched, params, data)
+    gradients = sample_gradients(build(), params, data)
     tick()
-    fired = np.asarray(spikes(sample_potentials(batched, trained, data, potential)))[:, 0]
+    raster = spikes(first_potentials(alone, trained, data, potential))
     tick()
-    return gradients, fired if data.mask is None else fired[np.asarray(data.mask)[:, 0]]
+    return gradients, np.asarray(raster)

@@ -1,10 +1,8 @@
 """The tutorial's network by each source: the same numbers, written in three ways."""
 
-import importlib.util
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import brainscale
 import brainunit as u
 import jax
 import jax.numpy as jnp

@@ -101,21 +101,23 @@ def _arguments(data: Dataset) -> tuple[jax.Array, Any]:
     return data.inputs, brainscale.SingleStepData(data.labels)
 
 
-def sample_potentials(batched: pb.Learner, params: Params, data: Dataset, path: str) -> Any:
-    """The potentials after each step, `[T, B, neurons]`, whatever the mask.
+def first_potentials(alone: pb.Learner, params: Params, data: Dataset, path: str) -> Any:
+    """The first sample's potentials after each of its steps, `[steps, neurons]`.
 
     Args:
-      batched: the learner of all samples, which run together.
+      alone: the learner of a batch of one sample.
       params: in use.
-      data: of a batch.
+      data: of all samples; they may lie on several devices.
       path: of the potentials in `carry.hidden`.
     """
+    params, inputs, mask = jax.device_get((params, data.inputs, data.mask))
 
     def one(carry: pb.Carry, x: jax.Array) -> tuple[pb.Carry, Any]:
-        carry, _ = batched.step(params, carry, x)
-        return carry, carry.hidden[path]
+        carry, _ = alone.step(params, carry, x)
+        return carry, carry.hidden[path][0]
 
-    return jax.lax.scan(one, batched.init(), data.inputs)[1]
+    steps = inputs[:, :1] if mask is None else inputs[mask[:, 0], :1]
+    return jax.lax.scan(one, alone.init(), steps)[1]
 
 
 def sample_differences(first: Params, second: Params) -> np.ndarray:
