@@ -93,10 +93,10 @@ def _plot_differences(axes: Axes, options: Options, differences: np.ndarray) -> 
 
 
 def _plot_raster(axes: Axes, strategy: str, raster: np.ndarray) -> None:
-    steps, neurons = np.nonzero(raster)
-    axes.plot(steps + 1, neurons, "|", color="black", markersize=4)
-    axes.set(ylabel="neuron", xlim=(0.5, len(raster) + 0.5), ylim=(-1, raster.shape[1]))
-    axes.set_title(f"spikes by {strategy}: {len(steps)}")
+    steps, neurons = raster.shape
+    extent = (0.5, steps + 0.5, -0.5, neurons - 0.5)
+    axes.imshow(raster.T, cmap="Greys", aspect="auto", interpolation="none", origin="lower", extent=extent)
+    axes.set(ylabel="neuron", title=f"spikes by {strategy}: {raster.sum()}")
 
 
 def _pair(options: Options) -> str:
