@@ -1,5 +1,6 @@
 """The main job: what it shows, what it writes, and what it refuses."""
 
+import functools
 import importlib.util
 import re
 from pathlib import Path
@@ -10,8 +11,10 @@ import pytest
 
 import pure_batching as pb
 from pure_batching.__main__ import USAGE_ERROR, main
+from pure_batching._tutorial import job
 from pure_batching._tutorial.net import Dataset
 from pure_batching._tutorial.options import Options, parse_options
+from pure_batching._tutorial.placing import make_builder, make_mesh
 from pure_batching._tutorial.sources import spikes
 from pure_batching._tutorial.training import first_potentials, sample_differences
 from pure_batching._tutorial.vowels import load_vowels
@@ -87,6 +90,17 @@ def test_every_source_trains_alike(tmp_path: Path, capsys: pytest.CaptureFixture
         np.testing.assert_array_equal(found[source], found["brainscale"])
 
 
+def test_the_batch_is_run_in_the_shares_asked_for() -> None:
+    options = Options(batch=4, chunk=1, devices=2)
+    learner, _ = pb.capture_function(lambda w, h, x: (h + w * x, h), 1.0, 0.0, 1.0, algorithm=pb.BPTT())
+    mesh = make_mesh(options)
+    built = make_builder(options, "manual", learner, mesh)()
+    by = functools.partial(pb.chunked, chunk=1, by=pb.manual)
+    assert built == pb.sharded(learner, 4, mesh=mesh, axis="batch", by=by)
+    assert make_mesh(Options()) is None
+    assert make_builder(Options(batch=4), "manual", learner, None)() == pb.manual(learner, 4) != built
+
+
 def test_shares_of_the_batch_change_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shared = ("--source", "function", "--strategy", "vmap")
     assert run(tmp_path / "whole.png", *shared) == 0
@@ -129,7 +143,15 @@ def test_speech_is_read(aeon: np.ndarray) -> None:
 
 
 @pytest.mark.usefixtures("aeon")
-def test_trains_on_speech(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_trains_on_speech(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """What stands behind the end of a sequence is not looked at."""
+
+    def poisoned(time: int, batch: int) -> Dataset:
+        data = load_vowels(time, batch)
+        assert not data.mask.all()
+        return data._replace(inputs=data.inputs.at[~data.mask].set(np.nan))
+
+    monkeypatch.setattr(job.vowels, "load_vowels", poisoned)
     assert run(tmp_path / "curves.png", "--data", "vowels", "--batch", "9", "--time", "10", "--strategy", "vmap") == 0
     losses = losses_shown(capsys.readouterr().out)
     assert losses[-1, 0] < losses[0, 0]

@@ -62,8 +62,8 @@ def _of_braintrace(algorithm: pb.Algorithm, sizes: Sizes, x: jax.Array) -> Captu
 
 
 def _of_function(algorithm: pb.Algorithm, sizes: Sizes, x: jax.Array) -> Captured:
-    net = LIFNet(*sizes)
-    into, out = net.syn.comm.weight_op.value, net.out.weight_op.value
+    weights = pb.read_states(LIFNet(*sizes))
+    into, out = weights["syn.comm.weight_op"], weights["out.weight_op"]
     params = {name: u.get_mantissa(into[name]) for name in ("weight", "bias")} | {"out": out["weight"]}
     state = tuple(jnp.zeros(size, x.dtype) for size in (sizes.hidden, sizes.classes))
     learner, params = pb.capture_function(plain.step, params, state, x, algorithm=algorithm)
