@@ -24,8 +24,7 @@ def step(params: Any, state: Any, x: jax.Array) -> tuple[Any, jax.Array]:
     return {"rate": rate, "tired": 0.9 * state["tired"] + 0.1 * rate}, rate @ params["out"]
 
 
-def make_model() -> testing.Function:
-    """Each call gives the same weights."""
+def make_model() -> testing.Function:  # each call gives the same weights
     rng = np.random.default_rng(0)
     sizes = {"in": (FEATURES, HIDDEN), "recurrent": (HIDDEN, HIDDEN), "out": (HIDDEN, 2)}
     params = {name: rng.normal(size=size).astype(np.float32) for name, size in sizes.items()}
@@ -33,12 +32,10 @@ def make_model() -> testing.Function:
 
 
 def loss(output: jax.Array, target: jax.Array) -> jax.Array:
-    """Of one sample at one step."""
     return ((output - target) ** 2).sum()
 
 
 def make_data(seed: int) -> testing.Data:
-    """A batch of sequences."""
     rng = np.random.default_rng(seed)
     return testing.Data((rng.normal(size=(STEPS, SAMPLES, FEATURES)),), rng.normal(size=(STEPS, SAMPLES, 2)))
 
@@ -49,7 +46,6 @@ subject = testing.Subject.of(make_model, RULE, (jnp.zeros(FEATURES),), loss)
 
 
 def test_every_law_holds() -> None:
-    """Ten laws, each strategy, one batch."""
     data = make_data(0)
     report = testing.assert_interchangeable(make_model, RULE, data.inputs[0], data.targets, loss)
     print(report)
@@ -59,7 +55,6 @@ def test_every_law_holds() -> None:
 @settings(deadline=None, max_examples=20)
 @given(weights=st.integers(0, 2**32 - 1), data=st.integers(0, 2**32 - 1))
 def test_strategies_agree_for_any_weights(weights: int, data: int) -> None:
-    """The same gradient of each sample, and no sample in another's."""
     case = testing.Case(subject, drawn.near(subject, weights), make_data(data))
     testing.laws.equality(case)
     testing.laws.locality(case)
@@ -68,7 +63,6 @@ def test_strategies_agree_for_any_weights(weights: int, data: int) -> None:
 @settings(deadline=None, max_examples=20)
 @given(order=drawn.permutations(SAMPLES), data=st.integers(0, 2**32 - 1))
 def test_the_order_of_samples_does_not_matter(order: list[int], data: int) -> None:
-    """Gradients are permuted as the samples are."""
     case = testing.Case(subject, subject.params, make_data(data))
     turned = jax.tree.map(lambda leaf: leaf[:, order], case.data)
     there = case.with_data(turned).result("vmap")
