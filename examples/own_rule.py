@@ -68,9 +68,7 @@ def loss(output: jax.Array, target: jax.Array) -> jax.Array:
 keys, sizes = jax.random.split(jax.random.key(0), 5), (("w", (3, 8)), ("u", (8, 8)), ("out", (8, 2)))
 params = {name: jax.random.normal(key, size) / 3 for key, (name, size) in zip(keys, sizes, strict=False)}
 inputs, targets = jax.random.normal(keys[3], (6, 4, 3)), jax.random.normal(keys[4], (6, 4, 2))
-learner, params = pb.capture_function(
-    step, params, jnp.zeros(8), inputs[0, 0], algorithm=(rule := ThreeFactor(0.9, 0.5))
-)
+learner, _ = pb.capture_function(step, params, jnp.zeros(8), inputs[0, 0], algorithm=(rule := ThreeFactor(0.9, 0.5)))
 print(pb.explain(learner))
 grads, losses = pb.sequence_grad(pb.vmap(learner, 4), loss), []
 for _ in range(100):
