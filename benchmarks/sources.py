@@ -7,7 +7,6 @@ from typing import Any
 
 import brainscale
 import brainunit as u
-import jax
 import jax.numpy as jnp
 import numpy as np
 from _bars import ratio
@@ -18,30 +17,10 @@ from _problem import Problem, make_problem
 
 import pure_batching as pb
 from pure_batching._tutorial.net import Dataset
+from pure_batching._tutorial.plain import step
 from pure_batching._tutorial.training import loss
 
 RULES = {"ES_D_RTRL": pb.ES_D_RTRL(0.9), "D_RTRL published": pb.D_RTRL(rule="published")}
-
-
-@jax.custom_jvp
-def spike(x: jax.Array) -> jax.Array:
-    """A step, whose derivative is that of `brainpy.state.LIF`."""
-    return (x > 0).astype(x.dtype)
-
-
-@spike.defjvp
-def _(primals: Any, tangents: Any) -> Any:
-    (x,), (dx,) = primals, tangents
-    return spike(x), 0.3 * jax.nn.relu(1 - jnp.abs(x)) * dx
-
-
-def step(params: Any, state: tuple[jax.Array, jax.Array], x: jax.Array) -> Any:
-    """The network in mV and ms: the threshold is 1, both time constants are 5, and a step is 1."""
-    (v, r), decay = state, np.float32(np.exp(-1 / 5))
-    given = jnp.concatenate([x, spike(v - 1)], -1) @ params["weight"] + params["bias"]
-    v = decay * (v - spike(v - 1)) + given
-    r = decay * r + spike(v - 1) @ params["out"]
-    return (v, r), r
 
 
 def plain(rule: pb.Algorithm, problem: Problem) -> Run:

@@ -40,7 +40,6 @@ optimizer = optax.adam(1e-2)
 
 
 def begun() -> dict[str, Any]:
-    """The whole state of a training."""
     return {"params": fresh, "memory": optimizer.init(fresh), "carry": pb.vmap(learner, BATCH).init()}
 
 
@@ -70,6 +69,7 @@ def main(folder: pathlib.Path) -> None:
     here = jax.tree.leaves(go_on(pb.manual, first, TIME // 2, TIME))
     same = all(np.array_equal(one, other) for one, other in zip(here, there, strict=True))
     print(f"{len(here)} arrays after {TIME} steps, the same in both processes, bit for bit: {same}")
+    assert same
 
 
 if __name__ == "__main__":

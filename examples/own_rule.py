@@ -57,31 +57,24 @@ class ThreeFactor(pb.Algorithm):
 
 
 def step(params: Any, hidden: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A leaky network of one sample."""
     hidden = 0.8 * hidden + jnp.tanh(x @ params["w"] + hidden @ params["u"])
     return hidden, hidden @ params["out"]
 
 
-def main() -> None:
-    """Train a step with the rule, and check every law."""
-    keys = jax.random.split(jax.random.key(0), 5)
-    shapes = {"w": (3, 8), "u": (8, 8), "out": (8, 2)}
-    params = {name: jax.random.normal(key, shapes[name]) / 3 for name, key in zip(shapes, keys, strict=False)}
-    inputs, targets = jax.random.normal(keys[3], (6, 4, 3)), jax.random.normal(keys[4], (6, 4, 2))
-
-    def loss(output: jax.Array, target: jax.Array) -> jax.Array:
-        return ((output - target) ** 2).sum()
-
-    rule = ThreeFactor(0.9, 0.5)
-    learner, params = pb.capture_function(step, params, jnp.zeros(8), inputs[0, 0], algorithm=rule)
-    print(pb.explain(learner))
-    grads = pb.sequence_grad(pb.vmap(learner, 4), loss)
-    for _ in range(100):
-        gradients, aux = grads(params, None, inputs, targets)
-        params = jax.tree.map(lambda p, g: p - 0.01 * g, params, gradients)
-    print(f"the loss of the last update: {aux.losses.mean():.3f}")
-    print(assert_interchangeable(lambda: Function(step, params, jnp.zeros(8)), rule, inputs, targets, loss))
+def loss(output: jax.Array, target: jax.Array) -> jax.Array:
+    return ((output - target) ** 2).sum()
 
 
-if __name__ == "__main__":
-    main()
+keys, sizes = jax.random.split(jax.random.key(0), 5), (("w", (3, 8)), ("u", (8, 8)), ("out", (8, 2)))
+params = {name: jax.random.normal(key, size) / 3 for key, (name, size) in zip(keys, sizes, strict=False)}
+inputs, targets = jax.random.normal(keys[3], (6, 4, 3)), jax.random.normal(keys[4], (6, 4, 2))
+learner, _ = pb.capture_function(step, params, jnp.zeros(8), inputs[0, 0], algorithm=(rule := ThreeFactor(0.9, 0.5)))
+print(pb.explain(learner))
+grads, losses = pb.sequence_grad(pb.vmap(learner, 4), loss), []
+for _ in range(100):
+    gradients, aux = grads(params, None, inputs, targets)
+    params = jax.tree.map(lambda p, g: p - 0.01 * g, params, gradients)
+    losses.append(aux.losses.mean())
+print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}")
+assert losses[-1] < losses[0] / 2
+print(assert_interchangeable(lambda: Function(step, params, jnp.zeros(8)), rule, inputs, targets, loss))

@@ -61,6 +61,9 @@ def train(params: dict[str, Any], state: optax.OptState) -> tuple[dict[str, Any]
     return optax.apply_updates(params, updates), state, aux.losses.mean()
 
 
+losses = []
 for epoch in range(EPOCHS):
     params, state, value = train(params, state)
+    losses.append(float(value))
     print(f"Epoch {epoch + 1}/{EPOCHS}, Loss: {value:.4f}")
+assert losses[-1] < 0.7 * losses[0]

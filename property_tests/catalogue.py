@@ -854,4 +854,25 @@ FAULTS = (
         "_CACHED",
         "tests/test_boundary.py::test_traces_as_large_as_weights_are_paid_for",
     ),
+    Fault(
+        "the main job trains on what stands behind the end of a sequence",
+        "_tutorial/training.py",
+        "gradients, aux = grad_fn(params, None, *_arguments(data), mask=data.mask)",
+        "gradients, aux = grad_fn(params, None, *_arguments(data))",
+        "tests/test_tutorial.py::test_trains_on_speech",
+    ),
+    Fault(
+        "the main job's function reads out the spikes before the step",
+        "_tutorial/plain.py",
+        'decay * rates + spike(potential - THRESHOLD) @ params["out"]',
+        'decay * rates + before @ params["out"]',
+        "tests/test_tutorial.py::test_every_source_trains_alike",
+    ),
+    Fault(
+        "the main job runs all samples at once where chunks are asked for",
+        "_tutorial/placing.py",
+        "by = partial(pb.chunked, chunk=options.chunk, by=by)",
+        "pass",
+        "tests/test_tutorial.py::test_the_batch_is_run_in_the_shares_asked_for",
+    ),
 )

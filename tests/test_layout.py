@@ -221,6 +221,13 @@ def test_pages_use_public_names_alone(path: Path) -> None:
     assert used <= PUBLIC | {"errors"}
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
+def test_examples_are_short_and_check_what_they_print(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 80
+    assert any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(text)))
+
+
 def test_the_page_of_rules_shows_the_example() -> None:
     """The class on the page is the one that CI runs."""
     example = (ROOT / "examples/own_rule.py").read_text(encoding="utf-8")

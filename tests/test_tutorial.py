@@ -1,5 +1,6 @@
 """The main job: what it shows, what it writes, and what it refuses."""
 
+import functools
 import importlib.util
 import re
 from pathlib import Path
@@ -8,9 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+import pure_batching as pb
 from pure_batching.__main__ import USAGE_ERROR, main
+from pure_batching._tutorial import job
+from pure_batching._tutorial.net import Dataset
 from pure_batching._tutorial.options import Options, parse_options
-from pure_batching._tutorial.training import sample_differences
+from pure_batching._tutorial.placing import make_builder, make_mesh
+from pure_batching._tutorial.sources import spikes
+from pure_batching._tutorial.training import first_potentials, sample_differences
+from pure_batching._tutorial.vowels import load_vowels
 
 SMALL = ["--epochs", "3", "--batch", "4", "--time", "3", "--hidden", "5"]
 
@@ -23,6 +30,16 @@ REFUSED = {
     "--time many": "--time: got 'many', expected an integer >= 1. Leave it out for 16.",
     "--hidden 1e3": "--hidden: got '1e3', expected an integer >= 1. Leave it out for 200.",
     "--hidden 99999999999": "--hidden: got '99999999999', expected an integer >= 1 and <= 2147483647. Leave it out",
+    "--source jax": "--source: got 'jax', expected brainscale or braintrace or function. Choose one of them.",
+    "--data speech": "--data: got 'speech', expected tutorial or vowels. Choose one of them.",
+    "--data vowels --batch 271": "--batch: got '271', expected an integer >= 1 and <= 270. Leave it out for 270.",
+    "--data vowels --time 27": "--time: got '27', expected an integer >= 1 and <= 26. Leave it out for 26.",
+    "--chunk 0": "--chunk: got '0', expected an integer >= 1. Give another number.",
+    "--chunk 129": "--chunk: got '129', expected an integer >= 1 and <= 128. Give another number.",
+    "--devices 2 --chunk 65": "--chunk: got '65', expected an integer >= 1 and <= 64. Give another number.",
+    "--devices 3": "--devices: got '3', expected a divisor of the batch, 128. Give another number.",
+    "--devices 16": "--devices: got '16', expected at most the 8 of JAX. To make a processor into as many, set "
+    "JAX_NUM_CPU_DEVICES=16 in the environment.",
     "--seed -1": "--seed: got '-1', expected an integer >= 0. Leave it out for 0.",
     "--output loss.pdf": "--output: got 'loss.pdf', expected a name that ends in .png. Change the ending.",
     "--output no/such/folder/a.png": "--output: got 'no/such/folder/a.png', expected a file in a folder that exists.",
@@ -31,8 +48,18 @@ REFUSED = {
 }
 
 
+SOURCES = ("brainscale", "braintrace", "function")
+
+
 def run(output: Path, *arguments: str) -> int:
     return main([*SMALL, "--output", str(output), *arguments])
+
+
+def losses_shown(text: str) -> np.ndarray:
+    """`[epochs, strategies]`."""
+    rows = re.findall(r"^│ (\d)\s+│(.*)│$", text, re.MULTILINE)
+    assert [epoch for epoch, _ in rows] == ["1", "2", "3"]
+    return np.array([[float(cell) for cell in row.split("│")] for _, row in rows])
 
 
 @pytest.mark.parametrize(("strategy", "algorithm"), [("both", "ES_D_RTRL"), ("loop", "D_RTRL"), ("vmap", "BPTT")])
@@ -40,9 +67,7 @@ def test_trains_and_shows(strategy: str, algorithm: str, tmp_path: Path, capsys:
     figure = tmp_path / "curves.png"
     assert run(figure, "--strategy", strategy, "--algorithm", algorithm, "--rule", "published") == 0
     shown = capsys.readouterr()
-    rows = re.findall(r"^│ (\d)\s+│(.*)│$", shown.out, re.MULTILINE)
-    losses = np.array([[float(cell) for cell in row.split("│")] for _, row in rows])
-    assert [epoch for epoch, _ in rows] == ["1", "2", "3"]
+    losses = losses_shown(shown.out)
     assert losses.shape == (3, 2 if strategy == "both" else 1)
     assert (losses[:, 0] == losses[:, -1]).all()
     assert losses[-1, 0] < losses[0, 0]
@@ -51,6 +76,105 @@ def test_trains_and_shows(strategy: str, algorithm: str, tmp_path: Path, capsys:
     (difference,) = set(re.findall(r"gradient difference.*?│\s+([\d.e+-]+)", shown.out))
     assert float(difference) < 1e-12
     assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_source_trains_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = {}
+    for source in SOURCES:
+        assert run(tmp_path / "curves.png", "--source", source, "--rule", "published", "--strategy", "vmap") == 0
+        shown = capsys.readouterr().out
+        assert (source in shown) == (source != "brainscale")
+        found[source] = losses_shown(shown)
+    assert found["brainscale"][-1, 0] < found["brainscale"][0, 0]
+    for source in SOURCES:
+        np.testing.assert_array_equal(found[source], found["brainscale"])
+
+
+def test_the_batch_is_run_in_the_shares_asked_for() -> None:
+    options = Options(batch=4, chunk=1, devices=2)
+    learner, _ = pb.capture_function(lambda w, h, x: (h + w * x, h), 1.0, 0.0, 1.0, algorithm=pb.BPTT())
+    mesh = make_mesh(options)
+    built = make_builder(options, "manual", learner, mesh)()
+    by = functools.partial(pb.chunked, chunk=1, by=pb.manual)
+    assert built == pb.sharded(learner, 4, mesh=mesh, axis="batch", by=by)
+    assert make_mesh(Options()) is None
+    assert make_builder(Options(batch=4), "manual", learner, None)() == pb.manual(learner, 4) != built
+
+
+def test_shares_of_the_batch_change_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shared = ("--source", "function", "--strategy", "vmap")
+    assert run(tmp_path / "whole.png", *shared) == 0
+    whole = losses_shown(capsys.readouterr().out)
+    assert run(tmp_path / "shares.png", *shared, "--devices", "2", "--chunk", "1") == 0
+    shown = capsys.readouterr().out
+    assert "chunks of 1, 2 devices" in " ".join(shown.split())
+    np.testing.assert_array_equal(losses_shown(shown), whole)
+
+
+@pytest.fixture
+def aeon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
+    """A package with speech in it, 30 sequences of each speaker; and their lengths."""
+    folder = tmp_path / "aeon"
+    (folder / "datasets/data/JapaneseVowels").mkdir(parents=True)
+    (folder / "__init__.py").write_text("raise ImportError('it is not to be imported')")
+    rng, lengths = np.random.default_rng(0), np.arange(270) % 20 + 7
+    rows = [
+        ":".join([*(",".join(f"{x:.6f}" for x in rng.normal(5, 3, length)) for _ in range(12)), str(place // 30 + 1)])
+        for place, length in enumerate(lengths)
+    ]
+    text = "\n".join(["# speech", "@dimensions 12", "@data", *rows, ""])
+    (folder / "datasets/data/JapaneseVowels/JapaneseVowels_TRAIN.ts").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return lengths
+
+
+def test_speech_is_read(aeon: np.ndarray) -> None:
+    whole, part = load_vowels(26, 270), load_vowels(10, 18)
+    assert whole.inputs.shape == (26, 270, 12)
+    assert sorted(whole.mask.sum(0).tolist()) == sorted(aeon.tolist())
+    np.testing.assert_array_equal(np.bincount(whole.labels), [30] * 9)
+    for moment, want in ((whole.inputs[whole.mask].mean(0), 0), (whole.inputs[whole.mask].std(0), 1)):
+        np.testing.assert_allclose(moment, want, atol=1e-5)
+    assert (whole.inputs[~whole.mask] == 0).all()
+    assert part.inputs.shape == (10, 18, 12)
+    np.testing.assert_array_equal(np.bincount(part.labels), [2] * 9)
+    np.testing.assert_array_equal(part.mask, whole.mask[:10, :18])
+    assert not part.mask.all()
+
+
+@pytest.mark.usefixtures("aeon")
+def test_trains_on_speech(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """What stands behind the end of a sequence is not looked at."""
+
+    def poisoned(time: int, batch: int) -> Dataset:
+        data = load_vowels(time, batch)
+        assert not data.mask.all()
+        return data._replace(inputs=data.inputs.at[~data.mask].set(np.nan))
+
+    monkeypatch.setattr(job.vowels, "load_vowels", poisoned)
+    assert run(tmp_path / "curves.png", "--data", "vowels", "--batch", "9", "--time", "10", "--strategy", "vmap") == 0
+    losses = losses_shown(capsys.readouterr().out)
+    assert losses[-1, 0] < losses[0, 0]
+
+
+def test_says_how_to_get_the_speech(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    known: Any = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "aeon" else known(name))
+    assert main(["--data", "vowels"]) == 2
+    assert "pip install --no-deps aeon==1.6.0" in " ".join(capsys.readouterr().err.split())
+
+
+def test_spikes_are_those_of_one_sample() -> None:
+    """Of its own steps, and after weights that differ."""
+    data = Dataset(np.ones((4, 2, 3)), np.zeros(2, int), np.array([[1, 1], [0, 1], [1, 1], [1, 1]], bool))
+
+    def step(params: Any, v: Any, x: Any) -> Any:
+        return v + params["w"] * x.sum(-1, keepdims=True), v
+
+    learner, _ = pb.capture_function(step, {"w": 1.0}, np.zeros(1), data.inputs[0, 0], algorithm=pb.BPTT())
+    found = first_potentials(pb.manual(learner, 1), {"w": 0.3}, data, "state")
+    np.testing.assert_allclose(found[:, 0], [0.9, 1.8, 2.7])
+    np.testing.assert_array_equal(spikes(found)[:, 0], [False, True, True])
 
 
 def test_a_figure_that_is_in_the_way_is_written_anew(tmp_path: Path) -> None:
@@ -63,18 +187,32 @@ def test_a_figure_that_is_in_the_way_is_written_anew(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", REFUSED)
-def test_refuses_in_one_line(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refuses_before_anything_runs(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(line.split(" ")) == USAGE_ERROR == 2
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert shown.err.startswith(REFUSED[line])
-    assert shown.err.count("\n") == 1
+    assert " ".join(shown.err.split()).startswith(REFUSED[line])
+    assert shown.err.endswith("\n")
+
+
+def test_errors_and_help_fit_into_80_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["--algorithm", "RTRL"]) == 2
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    shown = capsys.readouterr()
+    assert len(shown.err.splitlines()) > 1
+    assert max(map(len, [*shown.err.splitlines(), *shown.out.splitlines()])) <= 80
+    for name in Options._fields:
+        assert f"--{name}" in shown.out
 
 
 def test_a_figure_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "folder.png").mkdir()
     assert main(["--output", str(tmp_path / "folder.png")]) == 2
-    assert "expected a file that can be written. Name another file." in capsys.readouterr().err
+    assert "expected a file that can be written. Name another file." in " ".join(capsys.readouterr().err.split())
 
 
 def test_names_packages_that_are_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,40 +1,66 @@
 """The main job: the tutorial's training once by each strategy, from the same weights."""
 
-from functools import partial
-
 import brainstate
 import numpy as np
 
 import pure_batching as pb
 
-from .net import DT, Dataset, make_dataset, make_net
+from . import vowels
+from .net import CLASSES, DT, FEATURES, Dataset, make_dataset
 from .options import STRATEGIES, Options
-from .report import Tick, print_table, progress_bars, save_figure
-from .training import Builder, Params, sample_differences, sample_gradients, train
+from .placing import make_builder, make_mesh, spread
+from .report import Findings, Tick, print_table, progress_bars, save_figure
+from .sources import Captured, Sizes, capture, spikes
+from .training import Builder, Params, first_potentials, sample_differences, sample_gradients, train
 
 
 def run_job(options: Options) -> None:
-    """Train, compare, print the table and write the figure."""
+    """Train, compare, print the table and write the figure.
+
+    Raises:
+      OptionError: the data, or as many devices as are asked for, cannot be had.
+    """
+    mesh = make_mesh(options)
     brainstate.random.seed(options.seed)
-    data = make_dataset(options.time, options.batch)
-    with brainstate.environ.context(dt=DT):
-        net = make_net(options.hidden)
-        learner, params = pb.capture(net, data.inputs[0, 0], algorithm=options.build_algorithm())
-    builders = {name: partial(build, learner, options.batch) for name, build in STRATEGIES.items()}
+    data, captured = _load(options)
+    names = dict.fromkeys((*options.trained, *options.compared))
+    builders = {name: make_builder(options, name, captured.learner, mesh) for name in names}
+    alone = {name: STRATEGIES[name](captured.learner, 1) for name in options.compared}
+    params, data = spread(mesh, captured.params, data)
     comparison = " against ".join(options.compared)
-    with progress_bars(dict.fromkeys(options.trained, options.epochs + 1) | {comparison: 2}) as ticks:
+    with progress_bars(dict.fromkeys(options.trained, options.epochs + 1) | {comparison: 4}) as ticks:
         trainings = [
             train(name, builders[name], params, data, epochs=options.epochs, tick=ticks[name])
             for name in options.trained
         ]
-        differences = _compare([builders[name] for name in options.compared], params, data, ticks[comparison])
-    save_figure(options, trainings, differences)
-    print_table(options, trainings, differences)
+        own = dict.fromkeys(names, trainings[0].params) | {one.strategy: one.params for one in trainings}
+        compared = [
+            _look(builders[name], alone[name], params, own[name], data, captured.potential, ticks[comparison])
+            for name in options.compared
+        ]
+    (first, second), rasters = zip(*compared, strict=True)
+    findings = Findings(trainings, sample_differences(first, second), rasters)
+    save_figure(options, findings)
+    print_table(options, findings)
 
 
-def _compare(builders: list[Builder], params: Params, data: Dataset, tick: Tick) -> np.ndarray:
-    gradients = []
-    for build in builders:
-        gradients.append(sample_gradients(build(), params, data))
-        tick()
-    return sample_differences(*gradients)
+def _load(options: Options) -> tuple[Dataset, Captured]:
+    """The data, and the network for it."""
+    if options.data == "vowels":
+        data = vowels.load_vowels(options.time, options.batch)
+        sizes = Sizes(vowels.FEATURES, options.hidden, vowels.CLASSES)
+    else:
+        data, sizes = make_dataset(options.time, options.batch), Sizes(FEATURES, options.hidden, CLASSES)
+    with brainstate.environ.context(dt=DT):
+        return data, capture(options, sizes, data.inputs[0, 0])
+
+
+def _look(
+    build: Builder, alone: pb.Learner, params: Params, trained: Params, data: Dataset, potential: str, tick: Tick
+) -> tuple[Params, np.ndarray]:
+    """Each sample's gradient before the training, and the spikes of the first sample after it."""
+    gradients = sample_gradients(build(), params, data)
+    tick()
+    raster = spikes(first_potentials(alone, trained, data, potential))
+    tick()
+    return gradients, np.asarray(raster)

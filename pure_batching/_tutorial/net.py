@@ -1,6 +1,6 @@
 """The tutorial's data and network."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import brainpy.state
 import brainscale
@@ -16,42 +16,45 @@ DT = 1.0 * u.ms
 
 
 class Dataset(NamedTuple):
-    """Random sequences to classify.
+    """Sequences to classify.
 
     Attributes:
-      inputs: `[T, B, FEATURES]`, uniform in [0, 1).
+      inputs: `[T, B, features]`.
       labels: `[B]`, one class for a whole sequence.
+      mask: `[T, B]`, whether a sequence has the step; None where all have `T` steps.
     """
 
     inputs: jax.Array
     labels: jax.Array
+    mask: jax.Array | None = None
 
 
 class LIFNet(brainstate.nn.Module):
-    """Leaky integrate-and-fire neurons that get their own spikes back, read out by leaky rates; mV and ms."""
+    """Leaky integrate-and-fire neurons that get their own spikes back, read out by leaky rates; mV and ms.
 
-    def __init__(self, features: int, hidden: int, classes: int) -> None:
+    `layers` is where its layers are from, `brainscale.nn` or `braintrace.nn`, which give the same numbers.
+    """
+
+    def __init__(self, features: int, hidden: int, classes: int, layers: Any = brainscale.nn) -> None:
         super().__init__()
         weights = braintools.init.KaimingNormal(unit=u.mV)
         # One matrix for both inputs: the features above, the recurrent spikes below.
         both = u.math.concatenate([weights([features, hidden]), weights([hidden, hidden])], axis=0)
         self.neu = brainpy.state.LIF(hidden)
         self.syn = brainpy.state.DeltaProj(
-            comm=brainscale.nn.Linear(
-                features + hidden, hidden, w_init=both, b_init=braintools.init.ZeroInit(unit=u.mV)
-            ),
+            comm=layers.Linear(features + hidden, hidden, w_init=both, b_init=braintools.init.ZeroInit(unit=u.mV)),
             post=self.neu,
         )
-        self.out = brainscale.nn.LeakyRateReadout(hidden, classes)
+        self.out = layers.LeakyRateReadout(hidden, classes)
 
     def update(self, x: jax.Array) -> jax.Array:
-        """One step: features `[FEATURES]` in, logits `[CLASSES]` out."""
+        """One step: features `[features]` in, logits `[classes]` out."""
         self.syn(u.math.concatenate([x, self.neu.get_spike()], axis=-1))
         return self.out(self.neu())
 
 
 def make_dataset(time: int, batch: int) -> Dataset:
-    """A dataset drawn from BrainState's generator."""
+    """The tutorial's: inputs uniform in [0, 1), and labels, both drawn from BrainState's generator."""
     return Dataset(brainstate.random.rand(time, batch, FEATURES), brainstate.random.randint(0, CLASSES, batch))
 
 

@@ -11,6 +11,8 @@ import pure_batching as pb
 from .._algorithms.base import RULES
 from ..errors import OptionError
 
+_LARGEST = 2**31 - 1
+
 EXTRAS = ("brainpy", "matplotlib", "optax", "rich")
 
 ALGORITHMS: dict[str, Callable[[str], pb.Algorithm]] = {
@@ -26,6 +28,20 @@ STRATEGIES: dict[str, Callable[[pb.Learner, int], pb.Learner]] = {
     "loop": pb.loop,
 }
 
+SOURCES = ("brainscale", "braintrace", "function")
+
+
+class DataSet(NamedTuple):
+    """A data set's own sizes, by default, and how much of it there is."""
+
+    batch: int
+    time: int
+    most_batch: int
+    most_time: int
+
+
+DATA = {"tutorial": DataSet(128, 16, _LARGEST, _LARGEST), "vowels": DataSet(270, 26, 270, 26)}
+
 _BOTH = "both"
 _TRAINED = {name: (name,) for name in STRATEGIES} | {_BOTH: ("manual", "vmap")}
 # One strategy alone is compared with the loop, which is the meaning of the others.
@@ -35,11 +51,13 @@ _COMPARED = {
     "vmap": ("vmap", "loop"),
     "loop": ("loop", "vmap"),
 }
-_LARGEST = 2**31 - 1
 
 
 class Options(NamedTuple):
-    """What the main job was asked to do."""
+    """What the main job was asked to do.
+
+    `chunk` is how many samples run at a time, None for all of them.
+    """
 
     algorithm: str = "ES_D_RTRL"
     rule: str = "brainscale"
@@ -50,12 +68,27 @@ class Options(NamedTuple):
     hidden: int = 200
     seed: int = 0
     output: Path = Path("tutorial.png")
+    source: str = "brainscale"
+    data: str = "tutorial"
+    chunk: int | None = None
+    devices: int = 1
 
     @property
     def title(self) -> str:
         """What is run, in one line."""
         rule = f", rule {self.rule}" if hasattr(self.build_algorithm(), "rule") else ""
-        return f"{self.algorithm}{rule}: T={self.time}, B={self.batch}, {self.hidden} neurons"
+        return f"{self.algorithm}{rule}: T={self.time}, B={self.batch}, {self.hidden} neurons{self._rest}"
+
+    @property
+    def _rest(self) -> str:
+        """What else is not as in the tutorial."""
+        parts = {
+            f"source {self.source}": self.source != Options._field_defaults["source"],
+            f"data {self.data}": self.data != Options._field_defaults["data"],
+            f"chunks of {self.chunk}": self.chunk is not None,
+            f"{self.devices} devices": self.devices > 1,
+        }
+        return "".join(f", {part}" for part, is_said in parts.items() if is_said)
 
     @property
     def trained(self) -> tuple[str, ...]:
@@ -72,15 +105,21 @@ class Options(NamedTuple):
         return ALGORITHMS[self.algorithm](self.rule)
 
 
-def check_extras() -> None:
+def check_extras(options: Options) -> None:
     """Raise OptionError where a package is missing that only the main job and the examples need."""
-    missing = [name for name in EXTRAS if importlib.util.find_spec(name) is None]
+    _check_packages("python -m pure_batching", EXTRAS, "examples")
+    if options.source == "braintrace":
+        _check_packages("--source braintrace", ("braintrace",), "braintrace")
+
+
+def _check_packages(where: str, names: tuple[str, ...], extra: str) -> None:
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         raise OptionError(
-            "python -m pure_batching",
+            where,
             got=f"no package {', '.join(missing)}",
-            expected=", ".join(EXTRAS),
-            repair="Install them with: pip install 'pure-batching[examples]'",
+            expected=", ".join(names),
+            repair=f"Install what is missing with: pip install 'pure-batching[{extra}]'",
         )
 
 
@@ -99,43 +138,72 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         raise _usage_error(f"a wrong number of values for {reason.argument_name}") from reason
     if unknown:
         raise _usage_error(unknown[0])
-    return Options(
+    data = _one_of("--data", given.data, DATA)
+    of_data = DATA[data]
+    batch = _integer("--batch", given.batch, least=1, most=of_data.most_batch, default=of_data.batch)
+    options = Options(
         algorithm=_one_of("--algorithm", given.algorithm, ALGORITHMS),
         rule=_one_of("--rule", given.rule, RULES),
         strategy=_one_of("--strategy", given.strategy, _TRAINED),
         epochs=_integer("--epochs", given.epochs, least=1),
-        batch=_integer("--batch", given.batch, least=1),
-        time=_integer("--time", given.time, least=1),
+        batch=batch,
+        time=_integer("--time", given.time, least=1, most=of_data.most_time, default=of_data.time),
         hidden=_integer("--hidden", given.hidden, least=1),
         seed=_integer("--seed", given.seed, least=0),
         output=_png("--output", given.output),
+        source=_one_of("--source", given.source, SOURCES),
+        data=data,
+        devices=_divisor("--devices", given.devices, batch),
     )
+    most = batch // options.devices
+    return options._replace(chunk=given.chunk and _integer("--chunk", given.chunk, least=1, most=most))
+
+
+def _choices(names: Iterable[str]) -> str:
+    return " or ".join(names)
+
+
+_HELP = {
+    "algorithm": _choices(ALGORITHMS),
+    "rule": _choices(RULES),
+    "strategy": _choices(_TRAINED),
+    "source": f"what the network is written in: {_choices(SOURCES)}",
+    "data": f"{_choices(DATA)}, which is speech, of the package aeon",
+    "epochs": "updates, each on the whole batch",
+    "batch": "samples",
+    "time": "steps of a sequence",
+    "hidden": "neurons",
+    "chunk": "samples that run at a time (default: all)",
+    "devices": "devices to share the batch out among",
+    "seed": "of data and weights",
+    "output": "the figure to write, a PNG",
+}
+
+
+def _by_data(name: str) -> str:
+    """The default of a size that depends on the data."""
+    first, *others = ((getattr(sizes, name), data) for data, sizes in DATA.items())
+    return ", ".join([str(first[0]), *(f"{number} for {data}" for number, data in others)])
 
 
 def _parser() -> argparse.ArgumentParser:
     """A parser of texts: values are checked afterwards, so that every error has the package's own form."""
     parser = argparse.ArgumentParser(
         prog="python -m pure_batching",
-        description="Train the batching tutorial's network with BrainScale's two strategies, side by side.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        usage="%(prog)s [--OPTION VALUE ...]",
+        description="Train the batching tutorial's network with BrainScale's two strategies, side by side. Print the "
+        "losses, and write a figure of them and of the spikes of one sample.",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=24),
         allow_abbrev=False,
         exit_on_error=False,
     )
-    default = Options()
-    parser.add_argument("--algorithm", default=default.algorithm, help=_choices(ALGORITHMS))
-    parser.add_argument("--rule", default=default.rule, help=_choices(RULES))
-    parser.add_argument("--strategy", default=default.strategy, help=_choices(_TRAINED))
-    parser.add_argument("--epochs", default=str(default.epochs), help="updates, each on the whole batch")
-    parser.add_argument("--batch", default=str(default.batch), help="samples")
-    parser.add_argument("--time", default=str(default.time), help="steps of a sequence")
-    parser.add_argument("--hidden", default=str(default.hidden), help="neurons")
-    parser.add_argument("--seed", default=str(default.seed), help="of data and weights")
-    parser.add_argument("--output", default=str(default.output), help="the figure to write, a PNG")
+    for name, about in _HELP.items():
+        default = Options._field_defaults[name]
+        shown = _by_data(name) if name in DataSet._fields else default
+        of_default = "" if shown is None else f" (default: {shown})"
+        given = None if default is None or name in DataSet._fields else str(default)
+        parser.add_argument(f"--{name}", default=given, metavar=name.upper(), help=about + of_default)
     return parser
-
-
-def _choices(names: Iterable[str]) -> str:
-    return " or ".join(names)
 
 
 def _usage_error(got: str) -> OptionError:
@@ -150,18 +218,32 @@ def _one_of(option: str, text: str, names: Iterable[str]) -> str:
     return text
 
 
-def _integer(option: str, text: str, *, least: int) -> int:
+_OTHER_NUMBER = "Give another number."
+
+
+def _integer(option: str, text: str | None, *, least: int, most: int = _LARGEST, default: int | None = None) -> int:
+    """The number of an option; a text of None stands for the default."""
+    if text is None and default is not None:
+        return default
     try:
-        number = int(text)
+        number = int(text or "")
     except ValueError:
         number = None
-    if number is None or not least <= number <= _LARGEST:
+    if number is None or not least <= number <= most:
+        usual = Options._field_defaults[option[2:]] if default is None else default
         raise OptionError(
             option,
             got=repr(text),
-            expected=f"an integer >= {least}" + (f" and <= {_LARGEST}" if number and number > least else ""),
-            repair=f"Leave it out for {getattr(Options(), option[2:])}.",
+            expected=f"an integer >= {least}" + (f" and <= {most}" if number and number > least else ""),
+            repair=_OTHER_NUMBER if usual is None else f"Leave it out for {usual}.",
         )
+    return number
+
+
+def _divisor(option: str, text: str, batch: int) -> int:
+    number = _integer(option, text, least=1)
+    if batch % number:
+        raise OptionError(option, got=repr(text), expected=f"a divisor of the batch, {batch}", repair=_OTHER_NUMBER)
     return number
 
 

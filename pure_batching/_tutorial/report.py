@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,6 +15,20 @@ from .options import Options
 from .training import Training
 
 Tick = Callable[[], None]
+
+
+class Findings(NamedTuple):
+    """What there is to show.
+
+    Attributes:
+      trainings: one for each strategy that was trained with.
+      differences: `[B]`, how far the gradients of two strategies lie apart.
+      rasters: `[steps, neurons]` of each of the two, whether a neuron fired: the first sample, after the training.
+    """
+
+    trainings: Sequence[Training]
+    differences: np.ndarray
+    rasters: Sequence[np.ndarray]
 
 
 @contextlib.contextmanager
@@ -29,8 +44,9 @@ def progress_bars(totals: dict[str, int]) -> Iterator[dict[str, Tick]]:
         yield {name: ticker(name) for name in tasks}
 
 
-def print_table(options: Options, trainings: Sequence[Training], differences: np.ndarray) -> None:
+def print_table(options: Options, findings: Findings) -> None:
     """The loss of each epoch, speed and compile time, one column for each strategy."""
+    trainings, differences = findings.trainings, findings.differences
     table = Table(title=options.title, caption=f"difference: {_pair(options)} / largest entry")
     table.add_column("epoch")
     for training in trainings:
@@ -45,12 +61,16 @@ def print_table(options: Options, trainings: Sequence[Training], differences: np
     console.print(f"figure: {options.output}", markup=False)
 
 
-def save_figure(options: Options, trainings: Sequence[Training], differences: np.ndarray) -> None:
-    """Loss curves beside the difference of each sample's gradients."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    _plot_losses(left, trainings)
-    _plot_differences(right, options, differences)
+def save_figure(options: Options, findings: Findings) -> None:
+    """Loss curves and the difference of each sample's gradients, beside the spikes of one sample by two strategies."""
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    panels = figure.subplot_mosaic([["losses", "first"], ["differences", "second"]])
+    _plot_losses(panels["losses"], findings.trainings)
+    _plot_differences(panels["differences"], options, findings.differences)
+    for name, place, raster in zip(options.compared, ("first", "second"), findings.rasters, strict=True):
+        _plot_raster(panels[place], name, raster)
+    apart = int((findings.rasters[0] != findings.rasters[1]).sum())
+    panels["second"].set_xlabel(f"step of sample 0, after the training; {apart} spikes differ between the two")
     figure.suptitle(options.title)
     figure.savefig(options.output, dpi=150)
 
@@ -70,6 +90,13 @@ def _plot_differences(axes: Axes, options: Options, differences: np.ndarray) -> 
     axes.set(xlabel="sample", ylabel="largest difference / largest entry", ylim=(-top / 20, top))
     axes.set_title(f"each sample's gradient, {_pair(options)}")
     axes.legend()
+
+
+def _plot_raster(axes: Axes, strategy: str, raster: np.ndarray) -> None:
+    steps, neurons = raster.shape
+    extent = (0.5, steps + 0.5, -0.5, neurons - 0.5)
+    axes.imshow(raster.T, cmap="Greys", aspect="auto", interpolation="none", origin="lower", extent=extent)
+    axes.set(ylabel="neuron", title=f"spikes by {strategy}: {raster.sum()}")
 
 
 def _pair(options: Options) -> str:

@@ -1,4 +1,4 @@
-"""The tutorial's training as pure functions, for any strategy, and the comparison of two strategies' gradients."""
+"""The tutorial's training as pure functions, for any strategy, and what two strategies are compared by."""
 
 import time
 from collections.abc import Callable
@@ -15,7 +15,7 @@ import pure_batching as pb
 from .net import Dataset
 
 Builder = Callable[[], pb.Learner]
-Params = dict[str, Any]
+Params = Any
 Step = Callable[[Params, Any, Dataset], tuple[Params, Any, jax.Array]]
 
 
@@ -24,12 +24,14 @@ class Training(NamedTuple):
 
     Attributes:
       strategy: its name.
-      losses: the mean over time and samples, before each update.
+      params: after the last update.
+      losses: the mean over the steps of all samples, before each update.
       compile_seconds: from the learner of one sample to the compiled training step.
       samples_per_second: sequences per second of a compiled training step, the median epoch.
     """
 
     strategy: str
+    params: Params
     losses: list[float]
     compile_seconds: float
     samples_per_second: float
@@ -50,10 +52,10 @@ def make_step(batched: pb.Learner, optimizer: optax.GradientTransformation) -> S
     grad_fn = pb.sequence_grad(batched, loss)
 
     def step(params: Params, state: Any, data: Dataset) -> tuple[Params, Any, jax.Array]:
-        gradients, aux = grad_fn(params, None, data.inputs, brainscale.SingleStepData(data.labels))
+        gradients, aux = grad_fn(params, None, *_arguments(data), mask=data.mask)
         updates, state = optimizer.update(gradients, state)
         trained: Any = optax.apply_updates(params, updates)
-        return trained, state, aux.losses.mean()
+        return trained, state, aux.losses.sum() / (aux.losses.size if data.mask is None else data.mask.sum())
 
     return step
 
@@ -84,14 +86,38 @@ def train(
         losses.append(float(value))  # waits for the epoch to end
         seconds.append(time.perf_counter() - start)
         tick()
-    return Training(name, losses, compile_seconds, len(data.labels) / float(np.median(seconds)))
+    return Training(name, params, losses, compile_seconds, len(data.labels) / float(np.median(seconds)))
 
 
 def sample_gradients(batched: pb.Learner, params: Params, data: Dataset) -> Params:
     """Each sample's own gradient, `[B, *param.shape]` by path."""
     grad_fn = pb.sequence_grad(batched, loss, reduction="none")
-    gradients, _ = grad_fn(params, None, data.inputs, brainscale.SingleStepData(data.labels))
+    gradients, _ = grad_fn(params, None, *_arguments(data), mask=data.mask)
     return gradients
+
+
+def _arguments(data: Dataset) -> tuple[jax.Array, Any]:
+    """Inputs, and targets that are the same at every step."""
+    return data.inputs, brainscale.SingleStepData(data.labels)
+
+
+def first_potentials(alone: pb.Learner, params: Params, data: Dataset, path: str) -> Any:
+    """The first sample's potentials after each of its steps, `[steps, neurons]`.
+
+    Args:
+      alone: the learner of a batch of one sample.
+      params: in use.
+      data: of all samples; they may lie on several devices.
+      path: of the potentials in `carry.hidden`.
+    """
+    params, inputs, mask = jax.device_get((params, data.inputs, data.mask))
+
+    def one(carry: pb.Carry, x: jax.Array) -> tuple[pb.Carry, Any]:
+        carry, _ = alone.step(params, carry, x)
+        return carry, carry.hidden[path][0]
+
+    steps = inputs[:, :1] if mask is None else inputs[mask[:, 0], :1]
+    return jax.lax.scan(one, alone.init(), steps)[1]
 
 
 def sample_differences(first: Params, second: Params) -> np.ndarray:
