@@ -9,8 +9,12 @@ import jax.numpy as jnp
 
 from .._program import Params, Program, Signal
 from .._relation import Group, Link, Relation
-from ._parameter_trace import Leaves, ParameterTrace, outer, propagated
+from ._parameter_trace import Leaves, ParameterTrace, outer, propagated, zeros
 from .base import Factors, apply_matrix, apply_transposed
+
+
+# A pass over the trace for each step costs less than one contraction, and holds no second trace, up to so many steps.
+_IN_TURN = 16
 
 
 class DiagonalRecord(NamedTuple):
@@ -115,7 +119,35 @@ def _adjoints(
 def linear_trace(
     program: Program, params: Params, trace_before: ParameterTrace | None, records: DiagonalRecord
 ) -> ParameterTrace:
-    """`eps[K] = P[0] eps[0] + sum_t x[t] (x) P[t] df[t]` with `P[t] = D[K] ... D[t+1]`, in one contraction."""
+    """The trace after a window: of a few steps one after the other, of many in one contraction."""
+    steps = {diagonals.shape[0] for diagonals in records.diagonals.values()}
+    if max(steps, default=0) <= _IN_TURN:
+        return _in_turn(program, params, trace_before, records)
+    return _at_once(program, params, trace_before, records)
+
+
+def _in_turn(
+    program: Program, params: Params, trace_before: ParameterTrace | None, records: DiagonalRecord
+) -> ParameterTrace:
+    """`eps[t] = D[t] eps[t-1] + x[t] (x) df[t]` for each `t`: each step is one pass over the trace, in place."""
+
+    def one(weights: Leaves, record: DiagonalRecord) -> tuple[Leaves, None]:
+        after: Leaves = {}
+        for relation, link in uses(program):
+            matrix = link.seen(record.diagonals[link.group.name], tail=2)
+            x = None if relation.x is None else record.xs[relation.x.name][None]
+            new, old = outer(relation, params, x, record.dfs[link.df][None]), weights[link.name]
+            after[link.name] = {k.name: propagated(relation, k, matrix, old[k.name]) + new[k.name] for k in relation.leaves}
+        return after, None
+
+    start = zeros(program) if trace_before is None else trace_before.weights
+    return ParameterTrace(jax.lax.scan(one, start, records)[0], {})
+
+
+def _at_once(
+    program: Program, params: Params, trace_before: ParameterTrace | None, records: DiagonalRecord
+) -> ParameterTrace:
+    """`eps[K] = P[0] eps[0] + sum_t x[t] (x) P[t] df[t]` with `P[t] = D[K] ... D[t+1]`."""
     products = {name: _products(diagonals) for name, diagonals in records.diagonals.items()}
     weights: Leaves = {}
     for relation, link in uses(program):
