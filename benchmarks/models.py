@@ -1,6 +1,8 @@
 """Models of the field: the online rules against backpropagation through time, and both strategies.
 
-python benchmarks/models.py
+    python benchmarks/models.py
+
+Results go to `build/benchmarks/`; `--help` lists the options.
 """
 
 from collections.abc import Callable, Mapping

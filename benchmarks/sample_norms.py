@@ -1,6 +1,8 @@
 """Tools for each sample on the tutorial's network, against the summed gradient and against `jax.vmap` of `jax.grad`.
 
-python benchmarks/sample_norms.py
+    python benchmarks/sample_norms.py
+
+Results go to `build/benchmarks/`; `--help` lists the options.
 """
 
 from functools import partial

@@ -1,6 +1,8 @@
 """Streams of one and of eight samples: a step with its gradient, and what a bare call costs outside `jax.jit`.
 
-python benchmarks/small_batches.py
+    python benchmarks/small_batches.py
+
+Results go to `build/benchmarks/`; `--help` lists the options.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,8 @@
 """The tutorial's network as a BrainScale module and as a plain JAX function: the second costs what the first costs.
 
-python benchmarks/sources.py
+    python benchmarks/sources.py
+
+Results go to `build/benchmarks/`; `--help` lists the options.
 """
 
 from typing import Any

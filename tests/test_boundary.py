@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import pure_batching as pb
+from pure_batching._learning import windows
 from pure_batching._learning.order import after
 from pure_batching._learning.tiles import SUMMED_AT_ONCE, sum_of_samples
-from pure_batching._learning.windows import Windows
 from pure_batching._tree import nbytes
 
 from .alive import assert_gradients_alive
@@ -83,10 +83,31 @@ def test_traces_as_large_as_weights_are_paid_for() -> None:
     """By windows that keep more than a cache holds, and are equally long for any number of samples."""
 
     def chosen(rule: str, samples: int) -> int:
-        return Windows(None, 2**40).chosen(pb.vmap(learner_of(RULES[rule]), samples), 2**17)
+        return windows.Windows(None, 2**40).chosen(pb.vmap(learner_of(RULES[rule]), samples), 2**17)
 
     assert chosen("ES_D_RTRL", 2048) < chosen("ES_D_RTRL", 1024) < chosen("D_RTRL published", 1024) / 4
     assert chosen("D_RTRL published", 2048) == chosen("D_RTRL published", 1024)
+
+
+@pytest.mark.parametrize("rule", WITH_TRACE_PRODUCT)
+def test_the_first_window_of_large_traces_reads_none(rule: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is run by itself, and gives what it gives among the others; masks, resets and a rest of a window included."""
+    batched = pb.vmap(learner_of(RULES[rule], 3), 4)
+    weight = jax.random.normal(jax.random.key(seed), (3, 3), jnp.float32)
+    inputs = jax.random.normal(jax.random.key(seed + 1), (STEPS + 1, 4, 3), jnp.float32)
+    mask, reset = jnp.ones((STEPS + 1, 4), bool).at[1, 0].set(False), jnp.zeros((STEPS + 1, 4), bool).at[1, 1].set(True)
+
+    def result() -> Any:
+        def loss(output: jax.Array, target: jax.Array) -> jax.Array:  # a new one, so that all is traced again
+            return squared(output, target)
+
+        return pb.sequence_grad(batched, loss, window=2)(weight, None, inputs, inputs, mask=mask, reset=reset)
+
+    want = result()
+    monkeypatch.setattr(windows, "_CACHED", 0)
+    assert windows.has_large_traces(batched)
+    assert_close(result(), want)
+    assert_gradients_alive(want[0])
 
 
 @pytest.mark.parametrize("number", [0.0, jnp.nan, jnp.inf, -jnp.inf])

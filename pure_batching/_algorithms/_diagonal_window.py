@@ -12,7 +12,6 @@ from .._relation import Group, Link, Relation
 from ._parameter_trace import Leaves, ParameterTrace, outer, propagated, zeros
 from .base import Factors, apply_matrix, apply_transposed
 
-
 # A pass over the trace for each step costs less than one contraction, and holds no second trace, up to so many steps.
 _IN_TURN = 16
 
@@ -137,7 +136,10 @@ def _in_turn(
             matrix = link.seen(record.diagonals[link.group.name], tail=2)
             x = None if relation.x is None else record.xs[relation.x.name][None]
             new, old = outer(relation, params, x, record.dfs[link.df][None]), weights[link.name]
-            after[link.name] = {k.name: propagated(relation, k, matrix, old[k.name]) + new[k.name] for k in relation.leaves}
+            after[link.name] = {
+                leaf.name: propagated(relation, leaf, matrix, old[leaf.name]) + new[leaf.name]
+                for leaf in relation.leaves
+            }
         return after, None
 
     start = zeros(program) if trace_before is None else trace_before.weights

@@ -26,7 +26,7 @@ from .steps import Steps
 from .sums import summed
 from .task import Task
 from .window import run_window
-from .windows import BUDGET, Windows
+from .windows import BUDGET, Windows, has_large_traces
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -186,30 +186,47 @@ def run_windows(
     if length == steps.length:
         window = run_window(task, params, carry, steps, trace, fresh)
         return window.gradients, Aux(window.carry, window.losses, window.outputs)
-    return _windows(task, params, carry, steps, length, fresh)
+    return _windows(task, params, carry, steps, length, trace, fresh)
 
 
-def _windows(task: Task, params: Params, carry: Carry, steps: Steps, length: int, fresh: Carry) -> tuple[Params, Aux]:
-    """Windows of one length in a scan, and what is left of the sequence in a shorter one."""
+class _Done(NamedTuple):
+    """What the windows before some step gave: the carry, the sum of their gradients, and the number of their steps."""
 
-    def one(state: tuple[Carry, Params, jax.Array], _: None) -> tuple[tuple[Carry, Params, jax.Array], Any]:
-        start = state[2]
-        window = run_window(task, params, state[0], steps.window(start, length), state[0].trace, fresh)
-        after = (window.carry, add_gradients(state[1], window.gradients), start + length)
-        return after, (window.losses, window.outputs)
+    carry: Carry
+    gradients: Params
+    steps: jax.Array
+
+
+def _windows(
+    task: Task, params: Params, carry: Carry, steps: Steps, length: int, trace: Trace, fresh: Carry
+) -> tuple[Params, Aux]:
+    """Windows of one length in a scan, and what is left of the sequence in a shorter one.
+
+    From a fresh start with traces that no cache holds, the first window is run by itself: it has none to read.
+    """
+
+    def after(done: _Done, length: int, trace: Trace) -> tuple[_Done, Any]:
+        window = run_window(task, params, done.carry, steps.window(done.steps, length), trace, fresh)
+        gradients = add_gradients(done.gradients, window.gradients)
+        return _Done(window.carry, gradients, done.steps + length), (window.losses, window.outputs)
 
     whole, left = divmod(steps.length, length)
     # The position is counted in the carry: as scanned-over numbers it would need memory that grows with the sequence.
-    begun = (carry, summed(params, lead=_lead(task)), jnp.zeros((), jnp.int32))
-    (carry, gradients, _), emitted = jax.lax.scan(one, begun, None, length=whole)
-    emitted = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), emitted)
+    done, emitted = _Done(carry, summed(params, lead=_lead(task)), jnp.zeros((), jnp.int32)), []
+    if trace is None and has_large_traces(task.learner):
+        whole -= 1
+        done, first = after(done, length, None)
+        emitted.append(first)
+    if whole:
+        done, stacked = jax.lax.scan(lambda done, _: after(done, length, done.carry.trace), done, None, length=whole)
+        emitted.append(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), stacked))
     if left:
-        window = run_window(task, params, carry, steps.window(whole * length, left), carry.trace, fresh)
-        carry, gradients = window.carry, add_gradients(gradients, window.gradients)
-        emitted = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), emitted, (window.losses, window.outputs))
-    if jax.tree.leaves(carry.trace):  # between windows, a trace is held constant
+        done, last = after(done, left, done.carry.trace)
+        emitted.append(last)
+    gradients = done.gradients
+    if jax.tree.leaves(done.carry.trace):  # between windows, a trace is held constant
         gradients = first_derivative(gradients)
-    return gradients, Aux(carry, *emitted)
+    return gradients, Aux(done.carry, *jax.tree.map(lambda *x: jnp.concatenate(x), *emitted))
 
 
 def _lead(task: Task) -> tuple[int, ...]:

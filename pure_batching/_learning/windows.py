@@ -72,6 +72,11 @@ class Windows(NamedTuple):
         return equal_length(time, max(1, min(largest, wanted)))
 
 
+def has_large_traces(learner: Learner) -> bool:
+    """Whether the traces of all samples are larger than a cache."""
+    return _kept_bytes(learner)[1] > _CACHED
+
+
 def _check_count(name: str, value: Any, expected: str, repair: str) -> None:
     if not is_count(value):
         raise OptionError(name, got=repr(value), expected=expected, repair=repair)

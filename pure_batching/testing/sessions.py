@@ -1,15 +1,17 @@
 """SessionMachine: a Hypothesis state machine of streaming sessions, to be made one for a model by a subclass.
 
-class Sessions(SessionMachine):
-subject = Subject.of(make_net, pb.D_RTRL(), (jnp.zeros(5),), loss)
+    class Sessions(SessionMachine):
+        subject = Subject.of(make_net, pb.D_RTRL(), (jnp.zeros(5),), loss)
 
-def data(self, seed, steps, samples):
-rng = np.random.default_rng(seed)
-return Data((rng.normal(size=(steps, samples, 5)),), rng.normal(size=(steps, samples, 2)))
+        def data(self, seed, steps, samples):
+            rng = np.random.default_rng(seed)
+            return Data((rng.normal(size=(steps, samples, 5)),), rng.normal(size=(steps, samples, 2)))
 
 
-TestSessions = Sessions.TestCase
-TestSessions.settings = hypothesis.settings(max_examples=50, stateful_step_count=20, deadline=None)
+    TestSessions = Sessions.TestCase
+    TestSessions.settings = hypothesis.settings(max_examples=50, stateful_step_count=20, deadline=None)
+
+pytest then runs `TestSessions`.
 """
 
 from collections.abc import Callable
