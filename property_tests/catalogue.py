@@ -234,8 +234,8 @@ FAULTS = (
     Fault(
         "windows overlap by one step",
         "_learning/sequence.py",
-        "add_gradients(state[1], window.gradients), start + length)",
-        "add_gradients(state[1], window.gradients), start + length - 1)",
+        "gradients, done.steps + length)",
+        "gradients, done.steps + length - 1)",
         "tests/test_strategies.py::TestRepresentatives::test_every_window",
     ),
     Fault(
