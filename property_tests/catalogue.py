@@ -227,8 +227,8 @@ FAULTS = (
     Fault(
         "a window begins one step early",
         "_learning/sequence.py",
-        "steps.window(whole * length, left)",
-        "steps.window(whole * length - 1, left)",
+        "steps.window(done.steps, length), trace",
+        "steps.window(jnp.maximum(done.steps - 1, 0), length), trace",
         "tests/test_d_rtrl.py::TestWindows::test_every_window_gives_the_same",
     ),
     Fault(
@@ -874,5 +874,19 @@ FAULTS = (
         "by = partial(pb.chunked, chunk=options.chunk, by=by)",
         "pass",
         "tests/test_tutorial.py::test_the_batch_is_run_in_the_shares_asked_for",
+    ),
+    Fault(
+        "what is the same in every step is stacked",
+        "_learning/unchanging.py",
+        "if isinstance(var, Var) and var not in changing]",
+        "if var is None]",
+        "tests/test_unchanging.py::test_what_changes_is_stacked_and_nothing_else",
+    ),
+    Fault(
+        "what comes from outside is taken once",
+        "_learning/unchanging.py",
+        "[*jaxpr.invars, *with_effects]",
+        "[*jaxpr.invars]",
+        "tests/test_unchanging.py::test_what_comes_from_outside_may_change",
     ),
 )

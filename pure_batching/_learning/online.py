@@ -14,6 +14,7 @@ from .steps import StepData, Steps
 from .sums import accumulating_part, summed
 from .task import Task, Window, blanked, frozen, loss_of, losses_of, neutral, restarted, runnable
 from .traces import step_trace, window_gradient, window_trace
+from .unchanging import scan
 
 
 class Collected(NamedTuple):
@@ -68,7 +69,7 @@ def collect(task: Task, params: Params, carry: Carry, steps: Steps, fresh: Carry
         return (after, gradients), (record, losses, outputs)
 
     start = (carry, _zero_direct(task, params))
-    (carry, direct), (records, losses, outputs) = jax.lax.scan(one, start, steps.changing())
+    (carry, direct), (records, losses, outputs) = scan(one, start, steps.changing())
     return Collected(carry, direct, records, losses, outputs)
 
 
