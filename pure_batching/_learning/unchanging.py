@@ -30,7 +30,8 @@ def scan(step: Callable[[State, Any], tuple[State, Tree]], start: State, xs: Tre
         return jax.tree.unflatten(jax.tree.structure(state), found[:count]), [found[count + i] for i in stacked]
 
     after, ys = jax.lax.scan(lean, start, xs)
-    piece = cut_piece(jaxpr.eqns, (), [jaxpr.outvars[count + i] for i in constant], order_of(jaxpr))
+    outputs: list[Any] = [jaxpr.outvars[count + i] for i in constant]
+    piece = cut_piece(jaxpr.eqns, (), outputs, order_of(jaxpr))
     values = dict(zip(jaxpr.constvars, consts, strict=True))
     once = evaluate(ClosedJaxpr(piece.jaxpr, ()), *(values[var] for var in piece.free))
     length = jax.tree.leaves(xs)[0].shape[0]
