@@ -6,25 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from _cases import Strategy
-from _floors import LEAK
+from _floors import LEAK, spike
 from _measuring import Run, compiled
 from _problem import Sizes
 
 import pure_batching as pb
 from pure_batching._tutorial.net import CLASSES, FEATURES
 from pure_batching._tutorial.training import loss
-
-
-@jax.custom_jvp
-def spike(voltage: jax.Array) -> jax.Array:
-    """1 above the threshold of 1, with the derivative of `brainpy.state.LIF`."""
-    return (voltage > 1).astype(voltage.dtype)
-
-
-@spike.defjvp
-def _(primals: Any, tangents: Any) -> Any:
-    (voltage,), (moved,) = primals, tangents
-    return spike(voltage), 0.3 * jax.nn.relu(1 - jnp.abs(voltage - 1)) * moved
 
 
 def step(params: Any, state: Any, x: jax.Array) -> Any:

@@ -7,26 +7,16 @@ The ideal line goes through the first point of a series, by the multiplications 
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from _bars import Bar, Memory, Ratio
-from _cases import Strategy, ours
+from _cases import ours
 from _command import Section, main
-from _floors import DECAY
 from _measuring import Run
 from _problem import Sizes, make_problem
+from _rules import RULES, STRATEGIES
 from _stacks import Stack
-
-import pure_batching as pb
-
-RULES: Mapping[str, pb.Algorithm] = {
-    "ES_D_RTRL": pb.ES_D_RTRL(DECAY),
-    "D_RTRL published": pb.D_RTRL(rule="published"),
-    "D_RTRL default": pb.D_RTRL(),
-    "BPTT": pb.BPTT(),
-}
-STRATEGIES: Mapping[str, Strategy] = {"manual": pb.manual, "vmap": pb.vmap}
 
 # What `window=None` promises.
 BUDGET = 256 * 2**20

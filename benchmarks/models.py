@@ -5,7 +5,7 @@
 Results go to `build/benchmarks/`; `--help` lists the options.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,8 +21,8 @@ import numpy as np
 from _bars import alike, ratio
 from _cases import Strategy
 from _command import Section, main
-from _floors import DECAY
 from _measuring import Run, compiled
+from _rules import RULES, STRATEGIES
 
 import pure_batching as pb
 from pure_batching._tutorial.net import DT
@@ -30,13 +30,6 @@ from pure_batching._tutorial.training import loss as cross_entropy
 from pure_batching.testing.modules import Cell, Net, Readout, Spiking, squared
 
 STEPS, SAMPLES = 32, 64
-RULES: Mapping[str, pb.Algorithm] = {
-    "ES_D_RTRL": pb.ES_D_RTRL(DECAY),
-    "D_RTRL published": pb.D_RTRL(rule="published"),
-    "D_RTRL default": pb.D_RTRL(),
-    "BPTT": pb.BPTT(),
-}
-STRATEGIES: Mapping[str, Strategy] = {"manual": pb.manual, "vmap": pb.vmap}
 
 # Of the copying task.
 SYMBOLS, COPIED = 8, 12

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import pure_batching as pb
+from pure_batching._algorithms._diagonal_window import IN_TURN
 from pure_batching._learning import windows
 from pure_batching._learning.order import after
 from pure_batching._learning.tiles import SUMMED_AT_ONCE, sum_of_samples
@@ -87,6 +88,24 @@ def test_traces_as_large_as_weights_are_paid_for() -> None:
 
     assert chosen("ES_D_RTRL", 2048) < chosen("ES_D_RTRL", 1024) < chosen("D_RTRL published", 1024) / 4
     assert chosen("D_RTRL published", 2048) == chosen("D_RTRL published", 1024)
+
+
+@pytest.mark.parametrize("rule", ["D_RTRL published", "EProp"])
+def test_a_trace_is_the_same_in_turn_and_at_once(rule: str, seed: int) -> None:
+    """Of a window that makes its steps in turn, and of one that is too long for it; from a trace that is not zero."""
+    name = next(name for name in RULES if name.startswith(rule))
+    batched, time = pb.vmap(learner_of(RULES[name], 3), 4), IN_TURN + 4
+    weight = jax.random.normal(jax.random.key(seed), (3, 3), jnp.float32)
+    inputs = jax.random.normal(jax.random.key(seed + 1), (time, 4, 3), jnp.float32)
+
+    def run(carry: Any, window: int) -> Any:
+        gradients, aux = pb.sequence_grad(batched, squared, window=window)(weight, carry, inputs, inputs)
+        return gradients, aux.carry
+
+    begun = run(None, 1)[1]
+    assert min(abs(leaf).max() for leaf in jax.tree.leaves(begun.trace)) > 0.1
+    assert_close(run(begun, time), run(begun, 2))
+    assert_gradients_alive(run(begun, time)[0])
 
 
 @pytest.mark.parametrize("rule", WITH_TRACE_PRODUCT)

@@ -13,7 +13,7 @@ from ._parameter_trace import Leaves, ParameterTrace, outer, propagated, zeros
 from .base import Factors, apply_matrix, apply_transposed
 
 # A pass over the trace for each step costs less than one contraction, and holds no second trace, up to so many steps.
-_IN_TURN = 16
+IN_TURN = 16
 
 
 class DiagonalRecord(NamedTuple):
@@ -120,7 +120,7 @@ def linear_trace(
 ) -> ParameterTrace:
     """The trace after a window: of a few steps one after the other, of many in one contraction."""
     steps = {diagonals.shape[0] for diagonals in records.diagonals.values()}
-    if max(steps, default=0) <= _IN_TURN:
+    if max(steps, default=0) <= IN_TURN:
         return _in_turn(program, params, trace_before, records)
     return _at_once(program, params, trace_before, records)
 
