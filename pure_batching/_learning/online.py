@@ -10,11 +10,11 @@ from .._tree import Tree
 from .carry import Carry
 from .lives import continued, credited
 from .order import after
+from .scan import scan
 from .steps import StepData, Steps
 from .sums import accumulating_part, summed
 from .task import Task, Window, blanked, frozen, loss_of, losses_of, neutral, restarted, runnable
 from .traces import step_trace, window_gradient, window_trace
-from .unchanging import scan
 
 
 class Collected(NamedTuple):
