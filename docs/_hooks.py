@@ -1,6 +1,7 @@
 """What the site is given besides its pages: the files of the repository's root, and the source of every example."""
 
 import ast
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,12 @@ ROOT = Path(__file__).parents[1]
 
 # Pages whose text stands in the root of the repository, where people look for it.
 OF_ROOT = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
+
+ERRORS = {
+    node.name
+    for node in ast.parse((ROOT / "pure_batching/errors.py").read_text(encoding="utf-8")).body
+    if isinstance(node, ast.ClassDef)
+}
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
@@ -18,6 +25,23 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     if name == "examples.md":
         return "\n".join([markdown, *map(_section, sorted((ROOT / "examples").glob("*.py")))])
     return markdown
+
+
+def on_page_content(html: str, *, page: Any, **_: Any) -> str:
+    """The content of a page: in the reference, the errors that a function raises lead to what is said of each."""
+    return _RAISED.sub(_linked, html) if page.file.src_uri.startswith("api/") else html
+
+
+# The type of an error, or of several, as the reference names it where it has no link yet.
+_RAISED = re.compile(r"(?<=<code>)\(?\w+Error(?:, \w+Error)*\)?(?=</code>)")
+
+
+def _linked(raised: re.Match[str]) -> str:
+    return re.sub(r"\w+", lambda name: _link(name[0]), raised[0].strip("()"))
+
+
+def _link(name: str) -> str:
+    return f'<a href="errors.html#pure_batching.errors.{name}">{name}</a>' if name in ERRORS else name
 
 
 def _section(path: Path) -> str:
