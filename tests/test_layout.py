@@ -235,6 +235,23 @@ def test_the_page_of_rules_shows_the_example() -> None:
     assert shown.strip() in (ROOT / "docs/rules.md").read_text(encoding="utf-8")
 
 
+ARCHITECTURE = ROOT / "docs/architecture.md"
+
+
+def test_the_page_of_architecture_shows_the_floors() -> None:
+    """From the top down, as they lie on each other."""
+    house = ARCHITECTURE.read_text(encoding="utf-8").split("## The house")[1].split("```")[1]
+    shown = [re.findall(r"\w+(?=\.py|/)", line.split("  ")[0]) for line in house.splitlines()]
+    assert [name for names in shown for name in names] == [*reversed(ORDER)]
+
+
+def test_the_page_of_architecture_names_files_that_exist() -> None:
+    named = re.findall(r"`([\w/]+\.py)`", ARCHITECTURE.read_text(encoding="utf-8"))
+    assert len(named) > 20
+    known = [path.relative_to(ROOT).as_posix() for folder in (PACKAGE, ROOT) for path in folder.rglob("*.py")]
+    assert [name for name in named if not any(f"/{path}".endswith(f"/{name}") for path in known)] == []
+
+
 def links_of(page: Path) -> set[str]:
     """Where a page of the repository's root links to in the repository."""
     return set(re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")))

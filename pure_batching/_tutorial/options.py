@@ -84,7 +84,7 @@ class Options(NamedTuple):
         """What else is not as in the tutorial."""
         parts = {
             f"source {self.source}": self.source != Options._field_defaults["source"],
-            f"data {self.data}": self.data != Options._field_defaults["data"],
+            self.data: self.data != Options._field_defaults["data"],
             f"chunks of {self.chunk}": self.chunk is not None,
             f"{self.devices} devices": self.devices > 1,
         }

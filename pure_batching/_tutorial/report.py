@@ -47,7 +47,7 @@ def progress_bars(totals: dict[str, int]) -> Iterator[dict[str, Tick]]:
 
 
 def print_table(options: Options, findings: Findings) -> None:
-    """The loss of each epoch, the accuracy where there are tests, speed and compile time, one column for each strategy."""
+    """The loss of each epoch, accuracy, speed and compile time, one column for each strategy."""
     trainings, differences = findings.trainings, findings.differences
     table = Table(title=options.title, caption=f"difference: {_pair(options)} / largest entry")
     table.add_column("epoch")

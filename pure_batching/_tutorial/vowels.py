@@ -1,8 +1,8 @@
 """JapaneseVowels: real speech, which the package aeon carries; 270 sequences for training and 370 for tests.
 
 Kudo, Toyama and Shimbo, "Multidimensional curve classification using passing-through regions" (1999). Nine speakers say
-two vowels; a step is 12 coefficients of a linear prediction, and the class is the speaker. A sequence for training has 7
-to 26 steps, one for tests 7 to 29.
+two vowels; a step is 12 coefficients of a linear prediction, and the class is the speaker. A training sequence has 7 to
+26 steps, a test sequence 7 to 29.
 """
 
 import importlib.util
@@ -47,7 +47,7 @@ def find_vowels() -> tuple[Path, ...]:
 def load_vowels(time: int, batch: int) -> tuple[Dataset, Dataset]:
     """The first steps of some training sequences and of all test sequences.
 
-    Every feature of the training sequences has mean 0 and deviation 1, and those of the tests are moved and scaled alike.
+    Every feature of the training sequences has mean 0 and deviation 1; those of the tests are moved and scaled alike.
 
     Args:
       time: `T`, at most 26; longer sequences are cut.
