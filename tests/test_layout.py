@@ -269,6 +269,18 @@ def test_the_readme_is_short() -> None:
     assert (ROOT / "README.md").stat().st_size <= 8000
 
 
+def test_the_readme_has_no_link_where_there_are_no_files_beside_it() -> None:
+    """The wheel's description names the files that the README links to."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    described = project["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]
+    assert described["fragments"] == [{"path": "README.md"}]
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for change in described["substitutions"]:
+        text = re.sub(change["pattern"], change["replacement"], text)
+    assert "](" not in text
+    assert {name for name in links_of(ROOT / "README.md") if f"`{name}`" not in text} == set()
+
+
 @pytest.mark.parametrize("module", [pure_batching, pure_batching.rules, testing], ids=lambda module: module.__name__)
 def test_the_reference_has_every_public_name(module: ModuleType) -> None:
     pages = "\n".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs/api").glob("*.md"))
