@@ -23,7 +23,8 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     if name in OF_ROOT:
         return (ROOT / OF_ROOT[name]).read_text(encoding="utf-8").replace("](docs/", "](")
     if name == "examples.md":
-        return "\n".join([markdown, *map(_section, sorted((ROOT / "examples").glob("*.py")))])
+        examples = sorted((ROOT / "examples").glob("*.py"))
+        return "\n".join([markdown, *map(_line, examples), *map(_section, examples)])
     return markdown
 
 
@@ -44,10 +45,19 @@ def _link(name: str) -> str:
     return f'<a href="errors.html#pure_batching.errors.{name}">{name}</a>' if name in ERRORS else name
 
 
+def _about(path: Path) -> str:
+    """What an example says of itself."""
+    return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+
+
+def _line(path: Path) -> str:
+    """A line of the list of examples."""
+    return f"- [{path.stem}](#{path.stem}): {_about(path).splitlines()[0]}"
+
+
 def _section(path: Path) -> str:
     """A heading, what the example says of itself, and its code."""
     code = path.read_text(encoding="utf-8")
-    tree = ast.parse(code)
-    after = tree.body[0].end_lineno or 0
+    after = ast.parse(code).body[0].end_lineno or 0
     rest = "\n".join(code.splitlines()[after:]).strip()
-    return f"\n## {path.stem}\n\n{ast.get_docstring(tree)}\n\n```python\n{rest}\n```\n"
+    return f"\n## {path.stem}\n\n{_about(path)}\n\n```python\n{rest}\n```\n"
