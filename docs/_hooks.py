@@ -55,9 +55,16 @@ def _line(path: Path) -> str:
     return f"- [{path.stem}](#{path.stem}): {_about(path).splitlines()[0]}"
 
 
+def _picture(path: Path) -> str:
+    name = f"pictures/{path.stem}.png"
+    if not (ROOT / "docs" / name).is_file():
+        return ""
+    return f"\n![What the example draws]({name})\n\n`python examples/{path.name}` draws it.\n"
+
+
 def _section(path: Path) -> str:
-    """A heading, what the example says of itself, and its code."""
+    """A heading, what the example says of itself, its picture where there is one, and its code."""
     code = path.read_text(encoding="utf-8")
     after = ast.parse(code).body[0].end_lineno or 0
     rest = "\n".join(code.splitlines()[after:]).strip()
-    return f"\n## {path.stem}\n\n{_about(path)}\n\n```python\n{rest}\n```\n"
+    return f"\n## {path.stem}\n\n{_about(path)}\n{_picture(path)}\n```python\n{rest}\n```\n"

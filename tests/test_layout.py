@@ -232,7 +232,12 @@ def test_the_page_of_rules_shows_the_example() -> None:
     """The class on the page is the one that CI runs."""
     example = (ROOT / "examples/own_rule.py").read_text(encoding="utf-8")
     shown = example[example.index("class Traces") : example.index("def step(params")]
-    assert shown.strip() in (ROOT / "docs/rules.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/rules.md").read_text(encoding="utf-8")
+    assert shown.strip() in page
+    lines = dict(re.findall(r"^params\.(\w+) .* own_rule\.py:(\d+) ", page, re.MULTILINE))
+    assert sorted(lines) == ["out", "u", "w"]
+    for name, line in lines.items():
+        assert f'params["{name}"]' in example.splitlines()[int(line) - 1]
 
 
 ARCHITECTURE = ROOT / "docs/architecture.md"
