@@ -98,11 +98,11 @@ def sample_gradients(batched: pb.Learner, params: Params, data: Dataset) -> Para
 
 
 def accuracy(batched: pb.Learner, params: Params, data: Dataset) -> float:
-    """The share of sequences whose class has the largest logit, summed over the steps of the sequence."""
+    """The share of sequences, with a mask, whose class has the largest logit, summed over the sequence's own steps."""
 
     @jax.jit
     def said(params: Params, data: Dataset) -> jax.Array:
-        def one(carry: pb.Carry, now: tuple[jax.Array, jax.Array]) -> tuple[pb.Carry, jax.Array]:
+        def one(carry: pb.Carry, now: Any) -> tuple[pb.Carry, jax.Array]:
             x, has_step = now
             carry, logits = batched.step(params, carry, x)
             return carry, jnp.where(has_step[:, None], logits, 0)

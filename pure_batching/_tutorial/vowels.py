@@ -8,6 +8,7 @@ two vowels; a step is 12 coefficients of a linear prediction, and the class is t
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -55,28 +56,35 @@ def load_vowels(time: int, batch: int) -> tuple[Dataset, Dataset]:
     """
     training, tests = (_rows(file) for file in find_vowels())
     chosen = np.argsort(np.arange(SEQUENCES) % (SEQUENCES // CLASSES), kind="stable")[:batch]
-    known, of_tests = _padded([training[place] for place in chosen]), _padded(tests)
+    known, unknown = _padded([training[place] for place in chosen]), _padded(tests)
     features = known.inputs[known.mask]
-    mean, deviation = features.mean(0), features.std(0)
-    return _scaled(known, mean, deviation, time), _scaled(of_tests, mean, deviation, time)
+    moments = features.mean(0), features.std(0)
+    return _scaled(known, *moments, time), _scaled(unknown, *moments, time)
+
+
+class _Padded(NamedTuple):
+    """Sequences side by side, zero behind their ends: `[LONGEST, B, FEATURES]`, which steps exist, and speakers."""
+
+    inputs: np.ndarray
+    mask: np.ndarray
+    labels: np.ndarray
 
 
 def _rows(file: Path) -> list[str]:
     return [line for line in file.read_text().splitlines() if line and line[0] not in "#@"]
 
 
-def _padded(texts: Sequence[str]) -> Dataset:
-    """Sequences side by side, zero behind their ends: `[LONGEST, B, FEATURES]`."""
+def _padded(texts: Sequence[str]) -> _Padded:
     pairs = [_sequence(text) for text in texts]
     inputs, mask = np.zeros((LONGEST, len(pairs), FEATURES), np.float32), np.zeros((LONGEST, len(pairs)), bool)
     for place, (values, _) in enumerate(pairs):
         inputs[: len(values), place], mask[: len(values), place] = values, True
-    return Dataset(inputs, np.array([label for _, label in pairs]), mask)
+    return _Padded(inputs, mask, np.array([label for _, label in pairs]))
 
 
-def _scaled(data: Dataset, mean: np.ndarray, deviation: np.ndarray, time: int) -> Dataset:
-    inputs = (data.inputs - mean) / deviation * data.mask[..., None]
-    return Dataset(jnp.asarray(inputs[:time]), jnp.asarray(data.labels), jnp.asarray(data.mask[:time]))
+def _scaled(padded: _Padded, mean: np.ndarray, deviation: np.ndarray, time: int) -> Dataset:
+    inputs = (padded.inputs - mean) / deviation * padded.mask[..., None]
+    return Dataset(jnp.asarray(inputs[:time]), jnp.asarray(padded.labels), jnp.asarray(padded.mask[:time]))
 
 
 def _sequence(text: str) -> tuple[np.ndarray, int]:
