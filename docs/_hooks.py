@@ -1,6 +1,7 @@
 """What the site is given besides its pages: the files of the repository's root, and the source of every example."""
 
 import ast
+import importlib.util
 import re
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,15 @@ ROOT = Path(__file__).parents[1]
 # Pages whose text stands in the root of the repository, where people look for it.
 OF_ROOT = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 
-ERRORS = {
-    node.name
-    for node in ast.parse((ROOT / "pure_batching/errors.py").read_text(encoding="utf-8")).body
-    if isinstance(node, ast.ClassDef)
-}
+
+def _errors() -> set[str]:
+    """The names of the package's errors, wherever it is installed; it is not imported."""
+    (folder,) = importlib.util.find_spec("pure_batching").submodule_search_locations
+    tree = ast.parse((Path(folder) / "errors.py").read_text(encoding="utf-8"))
+    return {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+ERRORS = _errors()
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:

@@ -253,8 +253,8 @@ def test_the_page_of_architecture_shows_the_floors() -> None:
 def test_the_page_of_architecture_names_files_that_exist() -> None:
     named = re.findall(r"`([\w/]+\.py)`", ARCHITECTURE.read_text(encoding="utf-8"))
     assert len(named) > 20
-    known = [path.relative_to(ROOT).as_posix() for folder in (PACKAGE, ROOT) for path in folder.rglob("*.py")]
-    assert [name for name in named if not any(f"/{path}".endswith(f"/{name}") for path in known)] == []
+    known = [path.as_posix() for path in (*FILES, *ROOT.glob("*_tests/*.py"), *ROOT.glob("tests/*.py"))]
+    assert [name for name in named if not any(path.endswith(f"/{name}") for path in known)] == []
 
 
 def links_of(page: Path) -> set[str]:
