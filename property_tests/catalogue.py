@@ -862,6 +862,13 @@ FAULTS = (
         "tests/test_tutorial.py::test_trains_on_speech",
     ),
     Fault(
+        "the accuracy counts what is said behind the end of a sequence",
+        "_tutorial/training.py",
+        "jnp.where(has_step[:, None], logits, 0)",
+        "logits",
+        "tests/test_tutorial.py::test_accuracy_is_the_share_of_sequences_said_rightly",
+    ),
+    Fault(
         "the main job's function reads out the spikes before the step",
         "_tutorial/plain.py",
         'decay * rates + spike(potential - THRESHOLD) @ params["out"]',

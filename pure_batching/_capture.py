@@ -42,7 +42,7 @@ def capture(
         `pb.manual`; a learner of one sample is a batch of one. The gradient of a sample is its share of the batch's.
 
     Returns:
-      the learner, and `{path: value}` of every trainable value.
+      the learner, and a dictionary of every trainable value by its path.
 
     Raises:
       CaptureError: the module cannot be traced or compiled; the text quotes the reason.

@@ -121,11 +121,13 @@ class Program:
     It holds no State, no module and no closure over either.
 
     Attributes:
-      inputs, output: specifications of the step's arguments and result.
+      inputs: specifications of the step's arguments.
+      output: that of its result.
       params: specifications of the trainable values.
       states: specifications of the carried states.
       direct: the weights trained by the ordinary gradient of the step, because some use of them has no trace.
-      groups, relations: what eligibility traces are made of.
+      groups: the hidden groups, by which eligibility traces are made.
+      relations: the uses of weights that have a trace.
       derivatives: specifications of the step's derivatives.
       uses: how each weight learns, in the order of paths and, for one weight, of the step's equations.
       past: what the output reads past all new hidden states: specifications of old states, by path, and of products,

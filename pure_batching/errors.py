@@ -73,7 +73,8 @@ class NonFiniteError(PureBatchingError):
     """A number is NaN or infinite.
 
     Attributes:
-      step, sample: where the first of them stands; None where the array has no such axis.
+      step: where the first of them stands; None where the array has no axis of steps.
+      sample: likewise, of the samples.
       session: the session in a table of slots; None elsewhere. Its slot is `sample`.
     """
 

@@ -20,7 +20,7 @@ INTRODUCTION = """\
 # What runs, and what it equals
 
 This page is made by `python -m tests.conformance --write docs/conformance.md` from what the tests run over.
-[braintrace.md](braintrace.md) is the same for modules of BrainTrace.
+[BrainTrace](braintrace.md) is the same for its modules.
 Equal numbers differ by at most 1e-10 of the largest entry in double precision, exact ones by 1e-9, and those of two
 strategies by 1e-12.
 

@@ -406,7 +406,8 @@ REFUSED = {
     "structure": (lambda p, s, x: ((s["h"] + x @ p["w"],), x), "state: got .*after one step, expected"),
     "shape": (lambda p, s, x: ({"h": jnp.append(s["h"], 1.0)}, x), r"state\.h: got shape \(5,\) after one step"),
     "dtype": (lambda p, s, x: ({"h": s["h"].astype("float32")}, x), r"state\.h: got float32 after one step"),
-    "no pair": (lambda p, s, x: s["h"], r"got a result of type .*, expected the pair \(state, output\)"),
+    "no pair": (lambda p, s, x: s["h"], r"got one array, expected the pair \(state, output\)"),
+    "a state alone": (lambda p, s, x: s, r"got a result of type dict, expected the pair \(state, output\)"),
     "its own error": (lambda p, s, x: ({"h": s["h"] + x @ p["v"]}, x), "KeyError"),
 }
 

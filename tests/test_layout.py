@@ -232,7 +232,29 @@ def test_the_page_of_rules_shows_the_example() -> None:
     """The class on the page is the one that CI runs."""
     example = (ROOT / "examples/own_rule.py").read_text(encoding="utf-8")
     shown = example[example.index("class Traces") : example.index("def step(params")]
-    assert shown.strip() in (ROOT / "docs/rules.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/rules.md").read_text(encoding="utf-8")
+    assert shown.strip() in page
+    lines = dict(re.findall(r"^params\.(\w+) .* own_rule\.py:(\d+) ", page, re.MULTILINE))
+    assert sorted(lines) == ["out", "u", "w"]
+    for name, line in lines.items():
+        assert f'params["{name}"]' in example.splitlines()[int(line) - 1]
+
+
+ARCHITECTURE = ROOT / "docs/architecture.md"
+
+
+def test_the_page_of_architecture_shows_the_floors() -> None:
+    """From the top down, as they lie on each other."""
+    house = ARCHITECTURE.read_text(encoding="utf-8").split("## The house")[1].split("```")[1]
+    shown = [re.findall(r"\w+(?=\.py|/)", line.split("  ")[0]) for line in house.splitlines()]
+    assert [name for names in shown for name in names] == [*reversed(ORDER)]
+
+
+def test_the_page_of_architecture_names_files_that_exist() -> None:
+    named = re.findall(r"`([\w/]+\.py)`", ARCHITECTURE.read_text(encoding="utf-8"))
+    assert len(named) > 20
+    known = [path.as_posix() for path in (*FILES, *ROOT.glob("*_tests/*.py"), *ROOT.glob("tests/*.py"))]
+    assert [name for name in named if not any(path.endswith(f"/{name}") for path in known)] == []
 
 
 def links_of(page: Path) -> set[str]:
@@ -250,6 +272,18 @@ def test_pages_of_the_root_link_to_what_is_there(name: str) -> None:
 
 def test_the_readme_is_short() -> None:
     assert (ROOT / "README.md").stat().st_size <= 8000
+
+
+def test_the_readme_has_no_link_where_there_are_no_files_beside_it() -> None:
+    """The wheel's description names the files that the README links to."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    described = project["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]
+    assert described["fragments"] == [{"path": "README.md"}]
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for change in described["substitutions"]:
+        text = re.sub(change["pattern"], change["replacement"], text)
+    assert "](" not in text
+    assert {name for name in links_of(ROOT / "README.md") if f"`{name}`" not in text} == set()
 
 
 @pytest.mark.parametrize("module", [pure_batching, pure_batching.rules, testing], ids=lambda module: module.__name__)

@@ -2,15 +2,15 @@
 
 import importlib.util
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 
 
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("_blocks", ROOT / "docs/_blocks.py")
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"docs/{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -18,7 +18,7 @@ def load() -> ModuleType:
     return module
 
 
-blocks = load()
+blocks, hooks = load("_blocks"), load("_hooks")
 
 
 def page(folder: Path, *programs: str) -> Path:
@@ -74,3 +74,33 @@ def test_other_code_does_not_run(tmp_path: Path) -> None:
 
 def test_every_page_is_looked_at() -> None:
     assert {path.name for path in blocks.PAGES} > {"README.md", "CONTRIBUTING.md", "start.md", "masks.md", "index.md"}
+
+
+def of_site(name: str) -> SimpleNamespace:
+    return SimpleNamespace(file=SimpleNamespace(src_uri=name))
+
+
+def test_the_reference_links_the_errors_of_this_package() -> None:
+    """Those that have no link yet, one by one; others' errors stay as they are."""
+    html = "<code>(ShapeError, UnitError)</code> <code>KeyError</code> <code>pb.ShapeError</code>"
+    link = '<a href="errors.html#pure_batching.errors.{0}">{0}</a>'.format
+    linked = html.replace("(ShapeError, UnitError)", f"{link('ShapeError')}, {link('UnitError')}")
+    assert hooks.on_page_content(html, page=of_site("api/capture.md")) == linked
+    assert hooks.on_page_content(html, page=of_site("start.md")) == html
+
+
+def test_the_page_of_examples_lists_and_shows_each() -> None:
+    page = hooks.on_page_markdown("# Examples", page=of_site("examples.md"))
+    for example in (ROOT / "examples").glob("*.py"):
+        assert page.count(f"- [{example.stem}](#{example.stem}): ") == page.count(f"\n## {example.stem}\n") == 1
+        assert example.read_text(encoding="utf-8").splitlines()[-1] in page
+    for picture in ("vowels", "sessions", "decay_sweep"):
+        assert f"](pictures/{picture}.png)" in page
+
+
+def test_pages_of_the_root_lead_to_pages_of_the_site() -> None:
+    for name, source in hooks.OF_ROOT.items():
+        page = hooks.on_page_markdown("", page=of_site(name))
+        assert "](docs/" in (ROOT / source).read_text(encoding="utf-8") or name == "changelog.md"
+        assert "](docs/" not in page
+        assert page.startswith("# ")

@@ -204,8 +204,8 @@ def twice_the_traces() -> int:
     return 2 * nbytes(bench("tutorial", 0).batched("vmap").carry_spec().trace)
 
 
-# The input and the pulled-back output of both weights of the tutorial's net, and the latter three times more, besides the
-# product of a weight with the inputs, in double precision.
+# The input and the pulled-back output of both weights of the tutorial's net, and the latter three times more. Besides
+# there is the product of a weight with the inputs. All are in double precision.
 BYTES_OF_A_STEP = 8 * SAMPLES * ((N_IN + N_REC) + N_REC + 4 * (N_REC + N_OUT) + N_REC)
 
 

@@ -16,8 +16,8 @@ from pure_batching._tutorial.net import Dataset
 from pure_batching._tutorial.options import Options, parse_options
 from pure_batching._tutorial.placing import make_builder, make_mesh
 from pure_batching._tutorial.sources import spikes
-from pure_batching._tutorial.training import first_potentials, sample_differences
-from pure_batching._tutorial.vowels import load_vowels
+from pure_batching._tutorial.training import accuracy, first_potentials, sample_differences
+from pure_batching._tutorial.vowels import find_vowels, load_vowels
 
 SMALL = ["--epochs", "3", "--batch", "4", "--time", "3", "--hidden", "5"]
 
@@ -111,25 +111,31 @@ def test_shares_of_the_batch_change_nothing(tmp_path: Path, capsys: pytest.Captu
     np.testing.assert_array_equal(losses_shown(shown), whole)
 
 
+def speech(lengths: np.ndarray) -> str:
+    """Sequences of these lengths as the package writes them, an equal number of each speaker, told by the loudness."""
+    rng, rows = np.random.default_rng(0), []
+    for place, length in enumerate(lengths):
+        speaker = 9 * place // len(lengths) + 1
+        features = rng.normal(5, 3, (12, length)) + 9 * (np.arange(12) == speaker)[:, None]
+        rows.append(":".join([*(",".join(f"{x:.6f}" for x in feature) for feature in features), str(speaker)]))
+    return "\n".join(["# speech", "@dimensions 12", "@data", *rows, ""])
+
+
 @pytest.fixture
 def aeon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
-    """A package with speech in it, 30 sequences of each speaker; and their lengths."""
+    """A package with speech in it, 30 sequences of each speaker and 37 tests; and the lengths of the sequences."""
     folder = tmp_path / "aeon"
     (folder / "datasets/data/JapaneseVowels").mkdir(parents=True)
     (folder / "__init__.py").write_text("raise ImportError('it is not to be imported')")
-    rng, lengths = np.random.default_rng(0), np.arange(270) % 20 + 7
-    rows = [
-        ":".join([*(",".join(f"{x:.6f}" for x in rng.normal(5, 3, length)) for _ in range(12)), str(place // 30 + 1)])
-        for place, length in enumerate(lengths)
-    ]
-    text = "\n".join(["# speech", "@dimensions 12", "@data", *rows, ""])
-    (folder / "datasets/data/JapaneseVowels/JapaneseVowels_TRAIN.ts").write_text(text)
+    lengths = np.arange(270) % 20 + 7
+    for part, each in {"TRAIN": lengths, "TEST": np.arange(37) % 23 + 7}.items():
+        (folder / f"datasets/data/JapaneseVowels/JapaneseVowels_{part}.ts").write_text(speech(each))
     monkeypatch.syspath_prepend(str(tmp_path))
     return lengths
 
 
 def test_speech_is_read(aeon: np.ndarray) -> None:
-    whole, part = load_vowels(26, 270), load_vowels(10, 18)
+    (whole, tests), (part, of_part) = load_vowels(26, 270), load_vowels(10, 18)
     assert whole.inputs.shape == (26, 270, 12)
     assert sorted(whole.mask.sum(0).tolist()) == sorted(aeon.tolist())
     np.testing.assert_array_equal(np.bincount(whole.labels), [30] * 9)
@@ -140,21 +146,55 @@ def test_speech_is_read(aeon: np.ndarray) -> None:
     np.testing.assert_array_equal(np.bincount(part.labels), [2] * 9)
     np.testing.assert_array_equal(part.mask, whole.mask[:10, :18])
     assert not part.mask.all()
+    assert tests.inputs.shape == (26, 37, 12)
+    np.testing.assert_array_equal(tests.mask.sum(0), np.minimum(np.arange(37) % 23 + 7, 26))
+    assert of_part.inputs.shape == (10, 37, 12)
+
+
+def test_the_tests_of_speech_are_scaled_as_the_training_is(aeon: np.ndarray) -> None:
+    """Not by their own moments."""
+    known, tests = load_vowels(26, 270)
+    (raw,) = [path.read_text() for path in find_vowels() if "TEST" in path.name]
+    first = np.array(raw.split("@data\n")[1].split(":")[0].split(","), float)
+    (of_training,) = [path.read_text() for path in find_vowels() if "TRAIN" in path.name]
+    rows = of_training.split("@data\n")[1].split()
+    values = np.concatenate([np.array(row.split(":")[0].split(","), float) for row in rows])
+    assert len(values) == known.mask.sum() == aeon.sum()
+    np.testing.assert_allclose(tests.inputs[: len(first), 0, 0], (first - values.mean()) / values.std(), atol=1e-5)
 
 
 @pytest.mark.usefixtures("aeon")
 def test_trains_on_speech(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """What stands behind the end of a sequence is not looked at."""
 
-    def poisoned(time: int, batch: int) -> Dataset:
-        data = load_vowels(time, batch)
+    def poisoned(time: int, batch: int) -> tuple[Dataset, Dataset]:
+        data, tests = load_vowels(time, batch)
         assert not data.mask.all()
-        return data._replace(inputs=data.inputs.at[~data.mask].set(np.nan))
+        assert not tests.mask.all()
+        poison = [each._replace(inputs=each.inputs.at[~each.mask].set(np.nan)) for each in (data, tests)]
+        return poison[0], poison[1]
 
     monkeypatch.setattr(job.vowels, "load_vowels", poisoned)
-    assert run(tmp_path / "curves.png", "--data", "vowels", "--batch", "9", "--time", "10", "--strategy", "vmap") == 0
-    losses = losses_shown(capsys.readouterr().out)
-    assert losses[-1, 0] < losses[0, 0]
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run(tmp_path / "curves.png", "--data", "vowels", "--batch", "9", "--time", "10", "--epochs", "30") == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    (row,) = re.findall(r"test accuracy.*", shown)
+    (by_manual, by_vmap) = [float(number) for number in re.findall(r"\d\.\d{4}", row)]
+    assert 0 < by_manual == by_vmap
+
+
+def test_accuracy_is_the_share_of_sequences_said_rightly() -> None:
+    """By the sum of the logits over a sequence's own steps, which is not what its last step says."""
+    logits = np.array([[[0, 3], [5, 0], [0, 1]], [[1, 0], [0, 1], [2, 0]], [[1, 0], [np.nan, 9], [0, np.nan]]])
+    mask = np.array([[1, 1, 1], [1, 1, 1], [1, 0, 0]], bool)
+
+    def step(w: Any, h: Any, x: Any) -> Any:
+        return h + x, w * x
+
+    learner, params = pb.capture_function(step, 1.0, np.zeros(2), logits[0, 0], algorithm=pb.BPTT())
+    for labels, share in {(1, 0, 0): 1, (0, 0, 0): 2 / 3, (0, 1, 1): 0}.items():
+        assert accuracy(pb.vmap(learner, 3), params, Dataset(logits, np.array(labels), mask)) == pytest.approx(share)
 
 
 def test_says_how_to_get_the_speech(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,7 +40,9 @@ class Hybrid(Algorithm):
 
     Attributes:
       decay_or_rank: as in ES_D_RTRL.
-      rule, vjp, trace_dtype: as in both algorithms.
+      rule: as in both algorithms.
+      vjp: as in both algorithms.
+      trace_dtype: as in both algorithms.
 
     Raises:
       AlgorithmError: a decay or rank out of range; an unknown rule or vjp; a `trace_dtype` that is no float type; at a

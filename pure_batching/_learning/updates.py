@@ -94,7 +94,8 @@ def online(learner: Learner, loss: Loss, optimizer: Optimizer, *, every: int = 1
     It is the meaning of this program, in one compiled scan whose memory does not grow with `T`, but for the losses:
 
         for k in range(0, T, every):
-            gradients, aux = sequence_grad(learner, loss)(params, carry, inputs[k : k + every], targets[k : k + every])
+            now = slice(k, k + every)
+            gradients, aux = sequence_grad(learner, loss)(params, carry, inputs[now], targets[now])
             updates, opt_state = optimizer.update(gradients, opt_state, params)
             params, carry = optax.apply_updates(params, updates), aux.carry
 

@@ -152,7 +152,7 @@ class FunctionSource(Source):
         if not isinstance(result, tuple) or len(result) != 2:  # noqa: PLR2004
             raise CaptureError(
                 self.name,
-                got=f"a result of type {type(result).__name__}",
+                got="one array" if isinstance(result, jax.Array) else f"a result of type {type(result).__name__}",
                 expected="the pair (state, output)",
                 repair="Return the new state and the output of the step.",
             )

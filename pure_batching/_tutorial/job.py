@@ -11,7 +11,7 @@ from .options import STRATEGIES, Options
 from .placing import make_builder, make_mesh, spread
 from .report import Findings, Tick, print_table, progress_bars, save_figure
 from .sources import Captured, Sizes, capture, spikes
-from .training import Builder, Params, first_potentials, sample_differences, sample_gradients, train
+from .training import Builder, Params, Training, accuracy, first_potentials, sample_differences, sample_gradients, train
 
 
 def run_job(options: Options) -> None:
@@ -22,7 +22,7 @@ def run_job(options: Options) -> None:
     """
     mesh = make_mesh(options)
     brainstate.random.seed(options.seed)
-    data, captured = _load(options)
+    data, tests, captured = _load(options)
     names = dict.fromkeys((*options.trained, *options.compared))
     builders = {name: make_builder(options, name, captured.learner, mesh) for name in names}
     alone = {name: STRATEGIES[name](captured.learner, 1) for name in options.compared}
@@ -39,20 +39,28 @@ def run_job(options: Options) -> None:
             for name in options.compared
         ]
     (first, second), rasters = zip(*compared, strict=True)
-    findings = Findings(trainings, sample_differences(first, second), rasters)
+    accuracies = tests and [_test(options, one, captured.learner, tests) for one in trainings]
+    findings = Findings(trainings, sample_differences(first, second), rasters, accuracies)
     save_figure(options, findings)
     print_table(options, findings)
 
 
-def _load(options: Options) -> tuple[Dataset, Captured]:
-    """The data, and the network for it."""
+def _load(options: Options) -> tuple[Dataset, Dataset | None, Captured]:
+    """The data, tests where there are any, and the network for it."""
+    tests = None
     if options.data == "vowels":
-        data = vowels.load_vowels(options.time, options.batch)
+        data, tests = vowels.load_vowels(options.time, options.batch)
         sizes = Sizes(vowels.FEATURES, options.hidden, vowels.CLASSES)
     else:
         data, sizes = make_dataset(options.time, options.batch), Sizes(FEATURES, options.hidden, CLASSES)
     with brainstate.environ.context(dt=DT):
-        return data, capture(options, sizes, data.inputs[0, 0])
+        return data, tests, capture(options, sizes, data.inputs[0, 0])
+
+
+def _test(options: Options, training: Training, learner: pb.Learner, tests: Dataset) -> float:
+    """The accuracy after a training, by its own strategy; the tests run on one device, however many there are."""
+    build = make_builder(options._replace(batch=len(tests.labels)), training.strategy, learner, None)
+    return accuracy(build(), training.params, tests)
 
 
 def _look(

@@ -84,7 +84,7 @@ class Options(NamedTuple):
         """What else is not as in the tutorial."""
         parts = {
             f"source {self.source}": self.source != Options._field_defaults["source"],
-            f"data {self.data}": self.data != Options._field_defaults["data"],
+            self.data: self.data != Options._field_defaults["data"],
             f"chunks of {self.chunk}": self.chunk is not None,
             f"{self.devices} devices": self.devices > 1,
         }
@@ -168,7 +168,7 @@ _HELP = {
     "rule": _choices(RULES),
     "strategy": _choices(_TRAINED),
     "source": f"what the network is written in: {_choices(SOURCES)}",
-    "data": f"{_choices(DATA)}, which is speech, of the package aeon",
+    "data": f"{_choices(DATA)}, which is speech with tests, of the package aeon",
     "epochs": "updates, each on the whole batch",
     "batch": "samples",
     "time": "steps of a sequence",
@@ -192,7 +192,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m pure_batching",
         usage="%(prog)s [--OPTION VALUE ...]",
         description="Train the batching tutorial's network with BrainScale's two strategies, side by side. Print the "
-        "losses, and write a figure of them and of the spikes of one sample.",
+        "losses, and the accuracy where the data have tests. Write a figure of the losses and of one sample's spikes.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=24),
         allow_abbrev=False,
         exit_on_error=False,

@@ -24,11 +24,13 @@ class Findings(NamedTuple):
       trainings: one for each strategy that was trained with.
       differences: `[B]`, how far the gradients of two strategies lie apart.
       rasters: `[steps, neurons]` of each of the two, whether a neuron fired: the first sample, after the training.
+      accuracies: after each training, the share of the test sequences that are classified rightly; None without tests.
     """
 
     trainings: Sequence[Training]
     differences: np.ndarray
     rasters: Sequence[np.ndarray]
+    accuracies: Sequence[float] | None = None
 
 
 @contextlib.contextmanager
@@ -45,7 +47,7 @@ def progress_bars(totals: dict[str, int]) -> Iterator[dict[str, Tick]]:
 
 
 def print_table(options: Options, findings: Findings) -> None:
-    """The loss of each epoch, speed and compile time, one column for each strategy."""
+    """The loss of each epoch, accuracy, speed and compile time, one column for each strategy."""
     trainings, differences = findings.trainings, findings.differences
     table = Table(title=options.title, caption=f"difference: {_pair(options)} / largest entry")
     table.add_column("epoch")
@@ -53,6 +55,8 @@ def print_table(options: Options, findings: Findings) -> None:
         table.add_column(training.strategy, justify="right")
     for epoch, losses in enumerate(zip(*(training.losses for training in trainings), strict=True), start=1):
         table.add_row(f"{epoch}", *(f"{loss:.4f}" for loss in losses), end_section=epoch == options.epochs)
+    if findings.accuracies is not None:
+        table.add_row("test accuracy after the last epoch", *(f"{share:.4f}" for share in findings.accuracies))
     table.add_row("largest per-sample gradient difference", *(f"{differences.max():.1e}" for _ in trainings))
     table.add_row("samples per second", *(f"{training.samples_per_second:,.0f}" for training in trainings))
     table.add_row("compile time, s", *(f"{training.compile_seconds:.2f}" for training in trainings))

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import brainscale
 import braintools
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -94,6 +95,21 @@ def sample_gradients(batched: pb.Learner, params: Params, data: Dataset) -> Para
     grad_fn = pb.sequence_grad(batched, loss, reduction="none")
     gradients, _ = grad_fn(params, None, *_arguments(data), mask=data.mask)
     return gradients
+
+
+def accuracy(batched: pb.Learner, params: Params, data: Dataset) -> float:
+    """The share of sequences, with a mask, whose class has the largest logit, summed over the sequence's own steps."""
+
+    @jax.jit
+    def said(params: Params, data: Dataset) -> jax.Array:
+        def one(carry: pb.Carry, now: Any) -> tuple[pb.Carry, jax.Array]:
+            x, has_step = now
+            carry, logits = batched.step(params, carry, x)
+            return carry, jnp.where(has_step[:, None], logits, 0)
+
+        return jax.lax.scan(one, batched.init(), (data.inputs, data.mask))[1].sum(0).argmax(-1)
+
+    return float((said(jax.device_get(params), data) == data.labels).mean())
 
 
 def _arguments(data: Dataset) -> tuple[jax.Array, Any]:

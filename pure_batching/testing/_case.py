@@ -25,7 +25,13 @@ NetFactory = Callable[[], Any]
 
 
 class Function(NamedTuple):
-    """A plain JAX function with its params and its state, as `pb.capture_function` takes them."""
+    """A plain JAX function with its params and its state, as `pb.capture_function` takes them.
+
+    Attributes:
+      step: `(params, state, *inputs) -> (state, output)` of one sample.
+      params: the trainable values.
+      state: of one sample, before the first step.
+    """
 
     step: Callable[..., tuple[Tree, Tree]]
     params: Tree
@@ -33,7 +39,12 @@ class Function(NamedTuple):
 
 
 class Data(NamedTuple):
-    """Inputs and targets of a batch, `[T, B, ...]`; inputs are the tuple of the module's arguments."""
+    """Inputs and targets of a batch.
+
+    Attributes:
+      inputs: the module's arguments, each `[T, B, ...]`.
+      targets: `[T, B, ...]`.
+    """
 
     inputs: tuple[Tree, ...]
     targets: Tree
@@ -62,7 +73,8 @@ class Result(NamedTuple):
     """The results of a run.
 
     Attributes:
-      outputs, losses: `[T, B, ...]`.
+      outputs: `[T, B, ...]`.
+      losses: `[T, B]`.
       gradients: by path, `[B, *param.shape]` of each sample, or reduced over samples.
       carry: after the last step.
     """
@@ -74,7 +86,12 @@ class Result(NamedTuple):
 
 
 class Request(NamedTuple):
-    """How a gradient is asked for: reduction over samples, and window."""
+    """How a gradient is asked for.
+
+    Attributes:
+      reduction: over samples, as in `pb.sequence_grad`.
+      window: as in `pb.sequence_grad`.
+    """
 
     reduction: str = "none"
     window: int | None = None

@@ -86,8 +86,7 @@ def assert_interchangeable(
       spikes: whether the outputs are silent until a neuron fires.
 
     Returns:
-      what was found: the laws that hold, those that do not apply, the strategies that were left out, and what the data
-      cannot show.
+      the laws that hold, those that do not apply, the strategies that were left out, and what the data cannot show.
 
     Raises:
       LawViolation: a law does not hold.
