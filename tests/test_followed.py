@@ -68,6 +68,11 @@ def substeps(y: Any) -> Any:
     return jax.lax.fori_loop(0, 3, lambda _, r: r + 0.2 * (jnp.tanh(y) - r), jnp.zeros(NEURONS))
 
 
+def turned(y: Any) -> Any:
+    """Each round adds the neighbour, so that the first round alone is element by element."""
+    return jax.lax.fori_loop(0, 3, lambda _, r: jnp.roll(r, 1) + y, jnp.zeros(NEURONS))
+
+
 def chosen(y: Any) -> Any:
     return jax.lax.cond(y.shape[-1] > jnp.asarray(2), jnp.tanh, jnp.sin, y)
 
@@ -147,6 +152,15 @@ def test_what_is_mixed_gets_the_gradient_of_the_step(name: str) -> None:
     assert_gradients_alive(got)
     assert_close(got, {"w": total})
     assert float(jnp.abs(got["w"] - gradients(case, EXACT)[1]["w"]).max()) > 1e-3
+
+
+def test_a_loop_that_turns_neurons_round_is_mixed() -> None:
+    """The second round brings each element to another neuron."""
+    learner, got = gradients(Case(leaky(turned), W), D, steps=1)
+    (row,) = pb.explain(learner).rows
+    assert row.way == "gradient of the step"
+    assert row.reason.startswith("its output is mixed or copied at test_followed.py:")
+    assert_close(got, gradients(Case(leaky(turned), W), EXACT, steps=1)[1])
 
 
 def test_a_norm_before_the_gates_of_an_lstm() -> None:
