@@ -945,4 +945,11 @@ FAULTS = (
         "whole = np.min(np.stack([one for one in places if one is not None]), 0)",
         "tests/test_function.py::test_equals_backpropagation[gates-vmap-2]",
     ),
+    Fault(
+        "a way from one hidden group to another within a step counts twice",
+        _one("base"),
+        "whole = whole - apply_transposed(jacobians.between[one, other], own[other])",
+        "pass",
+        "tests/test_complete.py::test_a_way_from_group_to_group_within_a_step_counts_once[2]",
+    ),
 )

@@ -129,7 +129,7 @@ class Passing(brainstate.nn.Module):
     def init_state(self, *_: Any, **__: Any) -> None:
         self.z, self.u, self.v = (HiddenState(jnp.zeros(4)) for _ in range(3))
 
-    def update(self, x: jax.Array) -> jax.Array:
+    def update(self, x: jax.Array) -> Any:
         self.z.value = jnp.tanh(self.inp(x))
         self.u.value = self.z.value**2 + jnp.sin(self.z.value)
         self.v.value = 0.8 * self.v.value + self.u.value * self.z.value
