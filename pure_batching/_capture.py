@@ -75,8 +75,9 @@ def capture_function(
     """Read a plain JAX function as a learner of one sample.
 
     A weight has a trace wherever it meets inputs or states, by an operation whose result can be followed to hidden
-    states, element by element; `pb.explain` says where, and why not elsewhere. Every float leaf of the state is a
-    hidden state. Integers, booleans and random keys are carried along.
+    states, element by element; `pb.explain` says where, and why not elsewhere. A lookup by an index from the data is
+    such an operation. Every float leaf of the state is a hidden state. Integers, booleans and random keys are carried
+    along.
 
     Args:
       step: `(params, state, *inputs) -> (state, output)` of one sample, a function without side effects. `pb.manual`

@@ -1,4 +1,4 @@
-"""The memory that the gradient of a sequence takes, from shapes alone."""
+"""The memory that the gradient of a sequence takes, as XLA counts it, from shapes alone."""
 
 import dataclasses
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ._footprint import temporary_bytes
 from ._learning.learner import Learner, check_learner
 from ._learning.sequence import sequence_grad
 from ._learning.steps import Steps, Timed
@@ -64,17 +63,19 @@ class Cost:
 def cost(learner: Learner, time_steps: int, window: int | None = None) -> Cost:
     """Say how many bytes one call of `sequence_grad(learner, loss, window=window)` holds at its fullest moment.
 
-    Shapes decide; nothing is run and nothing is compiled. The parts are
+    Shapes decide, and nothing is run. The gradient is compiled for the default backend, with the sum of squares of the
+    output as the loss, which takes about as long as the first call of the gradient does. What XLA says of the compiled
+    function is the total: `argument_size_in_bytes + output_size_in_bytes + temp_size_in_bytes` of its
+    `memory_analysis()`, less `alias_size_in_bytes`. The parts are
 
     - `params` and `inputs`, the arguments (the targets are not known here, and are left out), from a fresh start;
     - `gradient`, `losses` and `carry` with the `trace` of each weight, the results. A trace that several weights share
       stands with the first of them;
-    - `window`, the records that the steps of one window leave for its end;
-    - `temporaries`, all else: copies, products, what backpropagation keeps of each step, traces that are replaced.
+    - `window`, the records that the steps of one window leave for its end, by their shapes, and at most what XLA holds
+      besides the parts above;
+    - `temporaries`, the rest: copies, products, what backpropagation keeps of each step, traces that are replaced.
 
-    The last two are found by a model of XLA (see `_footprint.py`) from the equations of the gradient, with the sum of
-    squares of the output as the loss. The total is meant to be within a quarter of what XLA says of the
-    compiled function: `argument_size_in_bytes + output_size_in_bytes + temp_size_in_bytes`.
+    Another loss changes the temporaries a little.
 
     Args:
       learner: of one sample, or batched by a strategy; the bytes are those of the whole batch, by `pb.sharded` those of
@@ -98,21 +99,28 @@ def cost(learner: Learner, time_steps: int, window: int | None = None) -> Cost:
     time, steps, at_once = int(time_steps), _steps(learner, int(time_steps)), learner.at_once()
     length = gradient.windows.chosen(at_once, time)
     with learner.source.numerics.in_force():
-        trace = jax.make_jaxpr(lambda params, steps: gradient.run(params, None, steps, None), return_shape=True)
-        equations, (gradients, aux) = trace(learner.program.params, steps)
-    temporaries = temporary_bytes(equations)
-    records = min(length * (at_once.batch_size or 1) * nbytes(record_spec(learner)), temporaries)
-    parts = (
+        lowered = jax.jit(lambda params, steps: gradient.run(params, None, steps, None), keep_unused=True).lower(
+            learner.program.params, steps
+        )
+    gradients, aux = lowered.out_info
+    known = (
         Part("params", "", nbytes(learner.program.params)),
         Part("inputs", "", nbytes(steps)),
         Part("gradient", "", nbytes(gradients)),
         Part("losses", "", nbytes(aux.losses)),
         Part("carry", "", nbytes(aux.carry._replace(trace=()))),
         *_traces(learner, aux.carry.trace),
-        Part("window", "", records),
-        Part("temporaries", "", temporaries - records),
     )
-    return Cost(name, time, length, parts)
+    besides = _held(lowered.compile()) - sum(part.nbytes for part in known)
+    records = min(length * (at_once.batch_size or 1) * nbytes(record_spec(learner)), besides)
+    return Cost(name, time, length, (*known, Part("window", "", records), Part("temporaries", "", besides - records)))
+
+
+def _held(program: jax.stages.Compiled) -> int:
+    """The bytes of the arguments, the results and all else that a compiled program holds."""
+    memory: Any = program.memory_analysis()
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return memory.argument_size_in_bytes + results + memory.temp_size_in_bytes
 
 
 def _squares(output: Tree, _: None) -> jax.Array:

@@ -45,7 +45,9 @@ REASONS: Mapping[int, str] = {
     4: "BrainTrace's ES_D_RTRL takes no product with an axis in front of those of the hidden states, which a "
     "convolution and an `einsum` of one sample have.",
     5: "Of a weight with several arrays, those that are read outside of the operation have no gradient in BrainTrace. "
-    "Here they have that of the step.",
+    "Here they have that of the step. Neither package has a trace of them: BrainTrace's documentation of "
+    "`ScaledWSLinear` says that its trace follows the standardized weight alone, and that `gain` and `bias` are not "
+    "temporal.",
     6: "BrainTrace's D_RTRL raises for a batch where one array of a weight is read outside of the operation: its "
     "derivative of a bias has another shape.",
 }

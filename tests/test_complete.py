@@ -11,6 +11,7 @@ from brainscale.nn import Linear
 from brainstate import HiddenState
 
 import pure_batching as pb
+from pure_batching.testing._alive import assert_gradients_alive
 
 from .bench import RULES, SAMPLES, STEPS, STRATEGIES, Request, bench
 from .trees import assert_close
@@ -115,6 +116,41 @@ def test_norms() -> None:
     want = jnp.sqrt(sum((leaf**2).reshape(SAMPLES, -1).sum(1) for leaf in jax.tree.leaves(each)))
     got, _ = pb.sample_norms(made.batched("vmap"), made.model.loss)(made.params, None, *made.data(STEPS, SAMPLES))
     assert_close(got, want)
+
+
+class Passing(brainstate.nn.Module):
+    """Two states without a memory lead to one that has one, within the step; each is a group of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with brainstate.random.seed_context(0):
+            self.inp = Linear(3, 4)
+
+    def init_state(self, *_: Any, **__: Any) -> None:
+        self.z, self.u, self.v = (HiddenState(jnp.zeros(4)) for _ in range(3))
+
+    def update(self, x: jax.Array) -> Any:
+        self.z.value = jnp.tanh(self.inp(x))
+        self.u.value = self.z.value**2 + jnp.sin(self.z.value)
+        self.v.value = 0.8 * self.v.value + self.u.value * self.z.value
+        return self.v.value * (1 + self.u.value) + self.z.value
+
+
+@pytest.mark.parametrize("window", [1, 2, None])
+def test_a_way_from_group_to_group_within_a_step_counts_once(window: int | None) -> None:
+    inputs = np.random.default_rng(0).standard_normal((5, 3))
+    learner, _ = pb.capture(Passing(), inputs[0], algorithm=D)
+    assert {row.groups for row in pb.explain(learner).rows} == {("u", "v", "z")}
+    got, want = gradient(Passing(), "D_RTRL published", inputs, window=window), gradient(Passing(), "BPTT", inputs)
+    assert_gradients_alive(got)
+    assert_close(got, want)
+
+
+@pytest.mark.parametrize("rule", ["ES_D_RTRL published", "Hybrid published", "EProp"])
+def test_so_it_does_with_other_rules(rule: str) -> None:
+    """In one step, after which they are exact."""
+    inputs = np.random.default_rng(0).standard_normal((1, 3))
+    assert_close(gradient(Passing(), rule, inputs), gradient(Passing(), "BPTT", inputs))
 
 
 def test_explain_says_what_the_default_rule_leaves_out() -> None:

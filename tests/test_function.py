@@ -347,6 +347,26 @@ def test_the_step_is_a_function_of_the_given_structure() -> None:
     assert_close(jax.grad(total)(params), want)
 
 
+def test_params_in_the_form_of_haiku() -> None:
+    """Two levels of dictionaries, whose names hold slashes."""
+
+    def step(p: Any, h: Any, x: Any) -> Any:
+        layer = p["cell/~/linear"]
+        new = 0.8 * h + jnp.tanh(x @ layer["w"] + layer["b"])
+        return new, new
+
+    weights = {"cell/~/linear": {"w": normal(3, 4), "b": normal(4)}}
+    (learner, params), (exact, _) = (Written(step, weights, STATE).learner(rule) for rule in (D, EXACT))
+    assert [row.weight for row in pb.explain(learner).rows] == [
+        "params['cell/~/linear'].b",
+        "params['cell/~/linear'].w",
+    ]
+    data = normal(STEPS, 3), np.zeros(STEPS)
+    got, want = (pb.sequence_grad(one, squared)(params, None, *data)[0] for one in (learner, exact))
+    assert jax.tree.structure(got) == jax.tree.structure(weights)
+    assert_close(got, want)
+
+
 def test_audit_and_tools() -> None:
     learner, params = WRITTEN["gates"].learner(D)
     assert pb.audit(learner).is_independent

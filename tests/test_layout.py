@@ -40,7 +40,6 @@ ORDER = (
         "_learning",
         "_capture",
         "_explain",
-        "_footprint",
         "_cost",
         "_independence",
         "_batching",

@@ -108,13 +108,16 @@ def found_groups(step: FlatStep) -> tuple[FoundGroup, ...]:
     """The hidden groups, sorted by name.
 
     Two states are of one group where one of them leads to the other from one step to the next, by equations that a
-    trace follows, and both have one shape. A state that none leads to is alone.
+    trace follows, and both have one shape. A state that none leads to is alone. Where traces are strict, two states are
+    of one group too where the new value of one leads to that of the other, so that this way counts once.
     """
+    is_strict = step.traced.marks.is_strict
     paths = step.traced.of_kind("hidden")
     shape = {path: _varshape(step.hidden(path)[1], step.traced.widths[path]) for path in paths}
     members = {path: {path} for path in paths}
     for path in paths:
-        reached = tainted_by(step.eqns, [step.hidden(path)[0]], step.is_blocked)
+        before, after = step.hidden(path)
+        reached = tainted_by(step.eqns, [before, after] if is_strict else [before], step.is_blocked)
         for other in paths:
             if step.hidden(other)[1] in reached and shape[other] == shape[path]:
                 _unite(members, path, other)

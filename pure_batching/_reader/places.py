@@ -40,13 +40,13 @@ def places_of(
       `[*y.shape]`, or None where an element reaches several, or by a way that is not followed.
     """
     size = math.prod(spec_of_var(y).shape)
-    known = _followed_through((eqn for eqn in eqns if not is_blocked(eqn)), {y: np.arange(size)})
+    known = followed_through((eqn for eqn in eqns if not is_blocked(eqn)), {y: np.arange(size)})
     found = known.get(state)
     return None if found is None else found.reshape(spec_of_var(y).shape)
 
 
-def _followed_through(eqns: Iterable[JaxprEqn], start: dict[Any, np.ndarray | None]) -> dict[Any, np.ndarray | None]:
-    """The places in every variable that depends on those of `start`."""
+def followed_through(eqns: Iterable[JaxprEqn], start: dict[Any, np.ndarray | None]) -> dict[Any, np.ndarray | None]:
+    """The places in every variable that depends on those of `start`; None where one is not known."""
     known, size = dict(start), len(next(one for one in start.values() if one is not None))
     for eqn in eqns:
         if reads(eqn, set(known)):
@@ -113,7 +113,7 @@ def _inside(body: ClosedJaxpr, given: Sequence[np.ndarray | None]) -> list[np.nd
     jaxpr, _ = inner(body)
     pairs = zip(jaxpr.invars, given, strict=True)
     start = {var: places for var, places in pairs if places is not None and (places >= 0).any()}
-    known = _followed_through(jaxpr.eqns, dict(start))
+    known = followed_through(jaxpr.eqns, dict(start))
     size = len(next(iter(start.values())))
     return [_absent(size) if isinstance(atom, Literal) else known.get(atom, _absent(size)) for atom in jaxpr.outvars]
 
@@ -123,16 +123,16 @@ def _moved(eqn: JaxprEqn, given: Sequence[np.ndarray | None]) -> list[np.ndarray
     results: list[list[np.ndarray | None]] = []
     for k, places in enumerate(given):
         if places is not None and (places >= 0).any():
-            numbers = _bound(eqn, k)
+            numbers = moved_numbers(eqn, k, np.arange(math.prod(spec_of_var(eqn.invars[k]).shape)))
             results.append([_followed(places, number.reshape(-1)) for number in numbers])
     return [united(column) for column in zip(*results, strict=True)]
 
 
-def _bound(eqn: JaxprEqn, k: int) -> list[np.ndarray]:
-    """The equation's results where operand `k` holds the numbers of its elements, and the others hold -1."""
+def moved_numbers(eqn: JaxprEqn, k: int, numbers: np.ndarray) -> list[np.ndarray]:
+    """The results of an equation of `MOVING` where operand `k` holds these numbers, and the others hold -1."""
     specs = [spec_of_var(atom) for atom in eqn.invars]
     operands = [np.full(spec.shape, _NOWHERE, np.int32) for spec in specs]
-    operands[k] = np.arange(math.prod(specs[k].shape), dtype=np.int32).reshape(specs[k].shape)
+    operands[k] = numbers.astype(np.int32).reshape(specs[k].shape)
     with jax.ensure_compile_time_eval():
         results = eqn.primitive.bind(*operands, **eqn.params)
     return [np.asarray(one) for one in (results if eqn.primitive.multiple_results else [results])]

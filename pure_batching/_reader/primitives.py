@@ -28,26 +28,6 @@ ELEMENT_WISE = frozenset(
 # Result `k` is operand `k`.
 POSITION_WISE = frozenset(["device_put", "optimization_barrier"])
 
-# XLA gives the result an array of its own. Any other operation is done where its result is read.
-MAKING = frozenset(
-    [
-        *("argmax", "argmin", "concatenate", "cond", "conv_general_dilated", "cummax", "cumprod", "cumsum"),
-        *("dot_general", "dynamic_update_slice", "gather", "random_bits", "reduce_max", "reduce_min", "reduce_prod"),
-        *("reduce_sum", "scan", "scatter", "scatter-add", "sort", "while"),
-    ]
-)
-
-# Of these, the ones whose operands XLA has to have as arrays.
-READING = frozenset(
-    [
-        *("cond", "conv_general_dilated", "cumsum", "dot_general", "gather", "scan", "scatter", "scatter-add", "sort"),
-        "while",
-    ]
-)
-
-# The result is the operand's array, seen in another shape.
-RESHAPING = frozenset(["expand_dims", "reshape", "squeeze"])
-
 # A call holds one jaxpr, which takes the call's operands and gives the call's results.
 CALLS = frozenset(
     [

@@ -11,6 +11,7 @@ from .hidden import FoundGroup
 from .jaxprs import JaxprEqn, Var
 from .lines import place
 from .loops import bodies, uses_inside
+from .origins import is_stretched, lost_at
 from .pieces import reads, spec_of_var, tainted_by
 from .places import places_of, united
 from .primitives import LOOPS
@@ -156,15 +157,80 @@ def _related(step: FlatStep, groups: Sequence[FoundGroup], path: str, eqn: Jaxpr
     x, (y,) = next(iter(_inputs_of(step, path, eqn)), None), eqn.outvars
     reached = tainted_by(step.eqns, [y], step.is_blocked)
     near = [group for group in groups if reached.intersection(group.after)]
-    ends = step.traced.marks.is_shared(path) and _arranged(step, y, near, reached)
-    ends = ends or [End(g, None) for g in near if any(_fits(y, var, g) for var in reached.intersection(g.after))]
+    if step.traced.marks.is_strict:
+        ends, reason = _followed(step, y, near, reached)
+    else:
+        ends, reason = step.traced.marks.is_shared(path) and _arranged(step, y, near, reached), ""
+        ends = ends or [End(g, None) for g in near if any(_fits(y, var, g) for var in reached.intersection(g.after))]
     if ends and step.traced.marks.is_shared(path) and x is not None and not _is_float(x):
         return FoundUse(path, eqn, None, f"its input is {spec_of_var(x).dtype}, no float", is_operation=True)
     if ends:
         needed = None if step.traced.marks.is_additive(eqn) else x
         return FoundUse(path, eqn, FoundRelation(needed, y, tuple(ends)), "", is_operation=True)
-    reason = _misfit(y, near[0]) if near else _unreached(step, groups, y)
+    reason = reason or (_misfit(y, near[0]) if near else _unreached(step, groups, y))
     return FoundUse(path, eqn, None, reason, is_operation=True)
+
+
+def _followed(step: FlatStep, y: Var, near: Sequence[FoundGroup], reached: set[Any]) -> tuple[list[End], str]:
+    """The groups whose elements are each made of one element of `y`, or why there is none.
+
+    What is reached through a new state of such a group alone is left to that state's learning signal: a trace of it
+    would count the way twice.
+    """
+    found = {group.name: _end(step, y, group, reached) for group in near}
+    followed = [group for group in near if found[group.name] is not None]
+    ends = []
+    for group in near:
+        others = [other for other in followed if other is not group]
+        if not _reaches(step, [y], group, others):
+            continue
+        end = found[group.name]
+        if end is None:
+            return [], _lost(step, y, group)
+        twice = next((one for one in others if _reaches(step, one.after, group, ())), None)
+        if twice is not None:
+            return [], f"its output reaches {group.paths[0]} by itself and through {twice.paths[0]}"
+        ends.append(end)
+    return ([], "") if _is_mixed(y, ends) else (ends, "")
+
+
+def _reaches(step: FlatStep, sources: Sequence[Var], group: FoundGroup, others: Sequence[FoundGroup]) -> bool:
+    """Whether variables reach a group within the step, by a way that passes no new state of others."""
+    passed = {var for other in others for var in other.after}
+
+    def is_blocked(eqn: JaxprEqn) -> bool:
+        return step.is_blocked(eqn) or not passed.isdisjoint(eqn.outvars)
+
+    return not tainted_by(step.eqns, sources, is_blocked).isdisjoint(group.after)
+
+
+def _end(step: FlatStep, y: Var, group: FoundGroup, reached: set[Any]) -> End | None:
+    """A group with the place of each element of `y`, without it if `y` is broadcast to its states; None for others."""
+    states = reached.intersection(group.after)
+    whole = united([places_of(step.eqns, y, var, step.is_blocked) for var in states])
+    if whole is not None:
+        return End(group, _unless_same(whole, group))
+    is_whole = all(is_stretched(step.eqns, y, var, step.is_blocked) for var in states)
+    return End(group, None) if is_whole else None
+
+
+def _unless_same(places: np.ndarray, group: FoundGroup) -> np.ndarray | None:
+    is_same = places.shape == group.varshape and np.array_equal(places.reshape(-1), np.arange(places.size))
+    return None if is_same else np.maximum(places, 0)
+
+
+def _is_mixed(y: Var, ends: Sequence[End]) -> bool:
+    """Whether some ends are arranged in another way, and `y` is broadcast to others."""
+    is_arranged = any(end.places is not None for end in ends)
+    return is_arranged and any(end.places is None and end.group.varshape != spec_of_var(y).shape for end in ends)
+
+
+def _lost(step: FlatStep, y: Var, group: FoundGroup) -> str:
+    """Why the elements of a use are not followed to a group."""
+    mixing = lost_at(step.eqns, y, group.after, step.is_blocked)
+    line = "" if mixing is None else place(mixing)
+    way = f"is mixed or copied at {line} before it reaches" if line else "does not reach"
+    return f"its output {way} {group.paths[0]}" + ("" if line else " element by element")
 
 
 def _arranged(step: FlatStep, y: Var, near: Sequence[FoundGroup], reached: set[Any]) -> list[End]:
@@ -175,12 +241,8 @@ def _arranged(step: FlatStep, y: Var, near: Sequence[FoundGroup], reached: set[A
         whole = united(found)
         if whole is None or any(group.widths):
             return []
-        is_same = whole.shape == group.varshape and np.array_equal(whole.reshape(-1), np.arange(whole.size))
-        ends.append(End(group, None if is_same else np.maximum(whole, 0)))
-    is_mixed = any(end.places is not None for end in ends) and any(
-        end.places is None and end.group.varshape != spec_of_var(y).shape for end in ends
-    )
-    return [] if is_mixed else ends
+        ends.append(End(group, _unless_same(whole, group)))
+    return [] if _is_mixed(y, ends) else ends
 
 
 def _fits(y: Var, state: Var, group: FoundGroup) -> bool:

@@ -8,20 +8,17 @@ from collections.abc import Collection
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from .._reader.flat import equations_of, flat
-from .._reader.jaxprs import ClosedJaxpr, JaxprEqn, Var, inner, program
+from .._reader.flat import flat
+from .._reader.jaxprs import ClosedJaxpr, JaxprEqn, inner, program
+from .._reader.lookups import with_products
 from .._reader.loops import rewritten_inside, uses_inside
 from .._reader.marking import ELEMENT_WISE_USE, MIXING, NAMES, with_marks
 from .._reader.marks import Marks
-from .._reader.pieces import reads, spec_of_var, tainted_by
+from .._reader.pieces import reads
 from .._reader.primitives import name_of
 from .._reader.step import TracedStep
 from .._reader.written_out import call_of
-
-# The primitives of `braintrace.embedding`, for several indices and for one.
-_LOOKUPS = ("etp_emb", "etp_emb_v")
 
 
 def with_braintrace(step: TracedStep) -> TracedStep:
@@ -37,23 +34,15 @@ def with_braintrace(step: TracedStep) -> TracedStep:
         return step
     opened = flat(step.jaxpr, step.marks.is_use)
     equations, consts = inner(opened)
-    before, after = step.variables(equations)
-    hidden = {var for path in step.of_kind("hidden") for var in after[path] if isinstance(var, Var)}
-
-    def marked_call(eqn: JaxprEqn) -> list[JaxprEqn]:
-        if not _is_lookup(eqn):
-            return _plain(eqn)
-        reached = tainted_by(equations.eqns, eqn.outvars, lambda other: _is_mixing(step, other))
-        return _as_product(eqn) if reached & hidden else _plain(eqn)
-
-    eqns = [part for eqn in equations.eqns for part in marked_call(eqn)]
+    before, _ = step.variables(equations)
+    eqns = [part for eqn in equations.eqns for part in _plain(eqn)]
     plain = program(equations.constvars, equations.invars, equations.outvars, eqns, equations)
     weights = [var for path in step.of_kind("param") for var in before[path]]
     data = [var for var in equations.invars if var not in set(weights)]
     marked = with_marks(ClosedJaxpr(plain, consts), weights, data, _is_use)
     uses = [eqn for eqn in inner(marked)[0].eqns if _holds_use(eqn)]
     used = [path for path in step.of_kind("param") if any(reads(eqn, set(before[path])) for eqn in uses)]
-    return step._replace(jaxpr=marked, marks=BrainTraceMarks(step.marks, used))
+    return with_products(step._replace(jaxpr=marked, marks=BrainTraceMarks(step.marks, used)))
 
 
 class BrainTraceMarks(Marks):
@@ -83,6 +72,11 @@ class BrainTraceMarks(Marks):
         """No."""
         return self._others.is_additive(eqn)
 
+    @property
+    def is_strict(self) -> bool:
+        """No: a trace is there where BrainTrace has one."""
+        return False
+
     def why_untraced(self, path: str) -> str:
         """That no operation reads the weight."""
         reason = "" if path in self._weights else self._others.why_untraced(path)
@@ -103,40 +97,6 @@ def _plain(eqn: JaxprEqn) -> list[JaxprEqn]:
         operation: Any = eqn.primitive
         return [call_of(lambda *arrays: operation.impl(*arrays, **eqn.params), eqn, _name(eqn))]
     return [rewritten_inside(eqn, _plain) if _holds_operation(eqn) else eqn]
-
-
-def _as_product(eqn: JaxprEqn) -> list[JaxprEqn]:
-    """A lookup in a table as the product of a row of zeros and a one with the table, which a trace can follow.
-
-    In full precision the product is the row itself, on every device.
-    """
-    index, table = eqn.invars
-    rows = spec_of_var(table).shape[0]
-    made, chosen = equations_of(lambda index: _one_hot(index, rows, spec_of_var(table).dtype), index)
-    function = eqn.params["weight_fn"]
-
-    def product(chosen: jax.Array, table: jax.Array) -> jax.Array:
-        return jnp.matmul(chosen, table if function is None else function(table), precision=jax.lax.Precision.HIGHEST)
-
-    return [*made, call_of(product, eqn.replace(invars=[chosen, table]), MIXING)]
-
-
-def _one_hot(index: jax.Array, rows: int, dtype: Any) -> jax.Array:
-    """`[*index.shape, rows]`; an index below 0 counts from the end, and one out of range is NaN, as in a lookup."""
-    place = jnp.where(index < 0, index + rows, index)[..., None]
-    chosen = (place == jnp.arange(rows)).astype(dtype)
-    return jnp.where((place >= 0) & (place < rows), chosen, jnp.nan)
-
-
-def _is_lookup(eqn: JaxprEqn) -> bool:
-    """Whether an equation is `braintrace.embedding`, whose input is the number of a row."""
-    return _is_operation(eqn) and eqn.primitive.name in _LOOKUPS
-
-
-def _is_mixing(step: TracedStep, eqn: JaxprEqn) -> bool:
-    """Whether a trace ends at an equation, an operation of either package."""
-    is_theirs = step.marks.is_use(eqn) and not step.marks.is_followed(eqn)
-    return is_theirs or (_is_operation(eqn) and _name(eqn) == MIXING)
 
 
 def _name(eqn: JaxprEqn) -> str:

@@ -13,6 +13,7 @@ from .._program import Params, Program, States
 from .._reader.checks import check_batched, check_step
 from .._reader.flat import flat
 from .._reader.jaxprs import inner
+from .._reader.lookups import with_products
 from .._reader.marking import with_marks
 from .._reader.noise import with_noise_of_each
 from .._reader.reading import read
@@ -136,11 +137,12 @@ class FunctionSource(Source):
         return TracedStep(flat(jaxpr), inputs, spec_of(output), specs, self._kinds, widths, self._marks, None)
 
     def _marked(self, step: TracedStep) -> TracedStep:
-        """The same step with each use of a weight in a call of its own."""
+        """The same step with each use of a weight in a call of its own, lookups as products."""
         invars = inner(step.jaxpr)[0].invars
         first = len(jax.tree.leaves(step.inputs))
         last = first + len(jax.tree.leaves(list(self._specs.values())))
-        return step._replace(jaxpr=with_marks(step.jaxpr, invars[first:last], [*invars[:first], *invars[last:]]))
+        marked = with_marks(step.jaxpr, invars[first:last], [*invars[:first], *invars[last:]])
+        return with_products(step._replace(jaxpr=marked))
 
     def _run(self, inputs: tuple[Tree, ...], weights: list[Tree], states: list[Tree]) -> tuple[Tree, Tree, Tree]:
         """The output, the weights and the new states, as the reader takes them."""

@@ -1,0 +1,125 @@
+"""From which element of a weight's product each element of a hidden state is made, and where that is lost.
+
+`places` follows each element of a product to the one hidden element that it reaches. An element that is copied reaches
+several, as one number does that a whole layer reads: then each hidden element is followed back to the one element that
+it is made of.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .jaxprs import ClosedJaxpr, JaxprEqn, Literal, Var, inner, scan_parts
+from .pieces import reads, spec_of_var, tainted_by
+from .places import MOVING, followed_through, is_element_wise, moved_numbers
+from .primitives import called
+
+_NOWHERE = -1
+
+# For each element of a variable the index of the product's element that it is made of, -1 for none; None for a variable
+# with an element that is made of several, or in a way that is not followed.
+Origins = np.ndarray | None
+
+
+def is_stretched(eqns: Iterable[JaxprEqn], y: Var, state: Var, is_blocked: Callable[[JaxprEqn], bool]) -> bool:
+    """Whether each element of a state is made of that element of `y` which broadcasting puts there, or of none."""
+    size, shape = math.prod(spec_of_var(y).shape), spec_of_var(state).shape
+    found = _origins((eqn for eqn in eqns if not is_blocked(eqn)), {y: _numbers(y)}).get(state)
+    if found is None:
+        return False
+    try:
+        wanted = np.broadcast_to(np.arange(size).reshape(spec_of_var(y).shape), shape)
+    except ValueError:
+        return False
+    return bool(((found == wanted) | (found == _NOWHERE)).all())
+
+
+def lost_at(
+    eqns: Sequence[JaxprEqn], y: Var, states: Iterable[Var], is_blocked: Callable[[JaxprEqn], bool]
+) -> JaxprEqn | None:
+    """The first equation on the way to a state behind which `y` cannot be followed; None if there is none."""
+    open_eqns = [eqn for eqn in eqns if not is_blocked(eqn)]
+    forward = followed_through(open_eqns, {y: np.arange(math.prod(spec_of_var(y).shape))})
+    back = _origins(open_eqns, {y: _numbers(y)})
+    wanted = set(states)
+    for eqn in open_eqns:
+        lost = [var for var in eqn.outvars if var in back and back[var] is None and forward[var] is None]
+        if lost and tainted_by(open_eqns, lost) & wanted:
+            return eqn
+    return None
+
+
+def _numbers(var: Var) -> np.ndarray:
+    shape = spec_of_var(var).shape
+    return np.arange(math.prod(shape)).reshape(shape)
+
+
+def _origins(eqns: Iterable[JaxprEqn], start: dict[Any, Origins]) -> dict[Any, Origins]:
+    """The origins of every variable that depends on those of `start`."""
+    known = dict(start)
+    for eqn in eqns:
+        if reads(eqn, known):
+            given = [
+                _absent(atom) if isinstance(atom, Literal) else known.get(atom, _absent(atom)) for atom in eqn.invars
+            ]
+            results = [None] * len(eqn.outvars) if any(one is None for one in given) else _through(eqn, given)
+            known.update(zip(eqn.outvars, results, strict=True))
+    return known
+
+
+def _absent(atom: Any) -> np.ndarray:
+    return np.full(spec_of_var(atom).shape, _NOWHERE)
+
+
+def _through(eqn: JaxprEqn, given: Sequence[Any]) -> Sequence[Origins]:
+    body = called(eqn)
+    if eqn.primitive.name in MOVING:
+        columns = [moved_numbers(eqn, k, one) for k, one in enumerate(given) if (one >= 0).any()]
+        return [_united(column) for column in zip(*columns, strict=True)] or [_absent(var) for var in eqn.outvars]
+    if body is not None:
+        return _inside(body, given)
+    if eqn.primitive.name == "scan":
+        return _rounds(eqn, given)
+    if eqn.primitive.name == "cond":
+        branches = [_inside(branch, given[1:]) for branch in eqn.params["branches"]]
+        return [_united(column) for column in zip(*branches, strict=True)]
+    if not is_element_wise(eqn):
+        return [None] * len(eqn.outvars)
+    return [_united([np.broadcast_to(one, spec_of_var(var).shape) for one in given]) for var in eqn.outvars]
+
+
+def _inside(body: ClosedJaxpr, given: Sequence[Any]) -> list[Origins]:
+    jaxpr, _ = inner(body)
+    start = {var: one for var, one in zip(jaxpr.invars, given, strict=True) if (one >= 0).any()}
+    known = _origins(jaxpr.eqns, start)
+    return [_absent(atom) if isinstance(atom, Literal) else known.get(atom, _absent(atom)) for atom in jaxpr.outvars]
+
+
+def _rounds(eqn: JaxprEqn, given: Sequence[Any]) -> list[Origins]:
+    """The origins behind a loop: those of its carry are made until another round adds none."""
+    consts, count = scan_parts(eqn)
+    first, carry, rows = given[:consts], list(given[consts : consts + count]), given[consts + count :]
+    if any((one >= 0).any() for one in rows):  # each round reads another row
+        return [None] * len(eqn.outvars)
+    body, one_row = eqn.params["jaxpr"], [one[0] if len(one) else one.reshape(one.shape[1:]) for one in rows]
+    while True:
+        made = _inside(body, [*first, *carry, *one_row])
+        new = [one for pair in zip(carry, made[:count], strict=True) if (one := _united(pair)) is not None]
+        if len(new) < count:
+            return [None] * len(eqn.outvars)
+        if all(np.array_equal(*pair) for pair in zip(new, carry, strict=True)):
+            break
+        carry = new
+    stacked = zip(made[count:], eqn.outvars[count:], strict=True)
+    return [*new, *(None if one is None else np.broadcast_to(one, spec_of_var(var).shape) for one, var in stacked)]
+
+
+def _united(found: Sequence[Origins]) -> Origins:
+    """The origins of what is made of several operands; None where they differ."""
+    known = [one for one in found if one is not None]
+    if len(known) < len(found):
+        return None
+    whole = np.max(np.stack(known), 0)
+    return whole if all(((one == whole) | (one == _NOWHERE)).all() for one in known) else None
