@@ -137,6 +137,20 @@ FAULTS = (
         "tests/test_precision.py::TestSums::test_norms_in_float32",
     ),
     Fault(
+        "a setting of BrainState that came after the capture is read",
+        "_sources/blueprint.py",
+        "state.settings, state.contexts = dict(settings), defaultdict(list)",
+        "state.contexts = defaultdict(list, state.contexts | {name: [value] for name, value in settings.items()})",
+        "tests/test_globals.py::TestSettingsOfBrainState::test_a_setting_that_came_later",
+    ),
+    Fault(
+        "a precision of BrainState changes JAX's flag for other threads",
+        "_sources/blueprint.py",
+        "    return state if isinstance(state, threading.local) else None",
+        "    return None",
+        "tests/test_globals.py::TestSettingsOfBrainState::test_a_precision_of_a_context",
+    ),
+    Fault(
         "what is compiled keeps its learner",
         "_learning/step.py",
         "learner.detached().parted()",
