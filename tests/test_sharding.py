@@ -64,10 +64,12 @@ def test_chunks_of_samples_on_several_devices(kind: AxisType) -> None:
     assert_close(jax.device_get(on_several), jax.device_get(grad_fn(made.params, want[1].carry, *given)))
 
 
-COUNTED = """
+BEGUN = """
 import os
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+from contextlib import nullcontext
+
 import brainscale, jax, jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
@@ -80,16 +82,23 @@ def loss(output, target):
     return ((output - target) ** 2).sum()
 
 
-def count(fun, kind):
+def count(fun, kind, carry=None, is_set=False):
     mesh = jax.make_mesh((4,), ("b",), axis_types=(kind,))
     data = [jax.device_put(x, NamedSharding(mesh, P(None, "b"))) for x in (inputs, targets)]
     held = jax.device_put(params, NamedSharding(mesh, P()))
-    text = jax.jit(lambda p, x, y: fun(p, None, x, y)).lower(held, *data).compile().as_text()
+    start = jax.device_put(carry, NamedSharding(mesh, P("b")))
+    with jax.set_mesh(mesh) if is_set else nullcontext():
+        text = jax.jit(lambda p, c, x, y: fun(p, c, x, y)).lower(held, start, *data).compile().as_text()
     moves = ("all-gather", "all-to-all", "collective-permute")
-    print(text.count(" all-reduce("), sum(text.count(f" {move}(") for move in moves))
+    entry = text[text.index("ENTRY ") :]
+    sums = text.count(" all-reduce("), entry.count(" all-reduce(")
+    print(*(sums if carry is not None else sums[:1]), sum(text.count(f" {move}(") for move in moves))
 
 
 kinds = (AxisType.Auto, AxisType.Explicit)
+"""
+
+COUNTED = """
 for algorithm in (pb.ES_D_RTRL(0.9), pb.D_RTRL(), pb.D_RTRL("published", "multi-step"), pb.BPTT()):
     learner, params = pb.capture(brainscale.nn.MinimalRNNCell(3, 6), inputs[0, 0], algorithm=algorithm)
     for i, strategy in enumerate((pb.vmap, pb.manual, pb.loop)):
@@ -98,14 +107,32 @@ for algorithm in (pb.ES_D_RTRL(0.9), pb.D_RTRL(), pb.D_RTRL("published", "multi-
     count(pb.sample_norms(pb.vmap(learner, 8), loss, window=2), kinds[0])
 """
 
+KNOWN = """
+rules = (pb.ES_D_RTRL(0.9, vjp="multi-step"), pb.D_RTRL("published", "multi-step"), pb.BPTT())
+for algorithm, strategy in zip(rules, (pb.manual, pb.loop, pb.vmap)):
+    learner, params = pb.capture(brainscale.nn.MinimalRNNCell(3, 6), inputs[0, 0], algorithm=algorithm)
+    batched = strategy(learner, 8)
+    count(pb.sequence_grad(batched, loss), kinds[1], batched.init())
+    count(pb.sequence_grad(batched, loss, window=2), kinds[0], batched.init(), is_set=True)
+"""
 
-def test_one_sum_over_the_devices() -> None:
-    """In a process of its own, whose XLA runs the passes that are off in these tests."""
+
+def printed(script: str) -> list[str]:
+    """What a script prints in a process of its own, whose XLA runs the passes that are off in these tests."""
     names = ("JAX_DISABLE_MOST_OPTIMIZATIONS", "XLA_FLAGS")
     clean = {name: value for name, value in os.environ.items() if name not in names}
-    command = [sys.executable, "-c", COUNTED]
+    command = [sys.executable, "-c", BEGUN + script]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=clean, cwd=Path(__file__).parents[1])
-    assert done.stdout.splitlines() == [*["1 0"] * 3, *["0 0"] * 2] * 4
+    return done.stdout.splitlines()
+
+
+def test_one_sum_over_the_devices() -> None:
+    assert printed(COUNTED) == [*["1 0"] * 3, *["0 0"] * 2] * 4
+
+
+def test_one_sum_outside_of_every_loop() -> None:
+    """Where a mesh is in force, or the types name one: also from a carry, and for several windows."""
+    assert printed(KNOWN) == ["1 1 0"] * 6
 
 
 @every_kind

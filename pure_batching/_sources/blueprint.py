@@ -13,7 +13,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 
-from .._numerics import Numerics
+from .._numerics import Numerics, without_mesh
 from .._program import Params
 from .._reader.jaxprs import Literal, evaluate, inner
 from .._reader.pieces import tainted_by
@@ -82,7 +82,7 @@ class Blueprint:
     @contextmanager
     def environment(self) -> Iterator[None]:
         """The settings of the capture, in this thread alone; what belongs to the process comes out as it went in."""
-        with _TRACING, _generator_kept(), _in_force(self._environ), self.numerics.in_force():
+        with _TRACING, _generator_kept(), _in_force(self._environ), self.numerics.in_force(), without_mesh():
             yield
 
     def seeded(self) -> Any:
