@@ -165,6 +165,13 @@ FAULTS = (
         "tests/test_sharding.py::test_one_sum_outside_of_every_loop",
     ),
     Fault(
+        "what is captured keeps the mesh that was in force",
+        "_numerics.py",
+        "with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):",
+        "if True:",
+        "tests/test_sharding.py::test_a_capture_reads_no_mesh[explicit]",
+    ),
+    Fault(
         "samples on several devices are gathered",
         "_learning/traces.py",
         "array.swapaxes(0, 1) if jax.device_count() > 1 else array",

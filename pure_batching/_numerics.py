@@ -18,7 +18,7 @@ _NARROW: dict[Any, str] = {
 
 @contextmanager
 def without_mesh() -> Iterator[None]:
-    """Let no mesh of devices be in force inside the block, in this thread alone: what is traced keeps the one in force."""
+    """Let no mesh of devices be in force inside the block, in this thread alone: what is traced keeps its mesh."""
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
         yield
 

@@ -14,7 +14,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import pure_batching as pb
 
 from .bench import PLAIN, RULES, Bench, bench
-from .trees import assert_close
+from .models import MODELS
+from .trees import assert_close, assert_identical
 
 NAME = "MinimalRNNCell"
 DEVICES, STEPS, SAMPLES = 4, 5, 8
@@ -193,3 +194,17 @@ def test_shard_map(strategy: str) -> None:
     gradients, aux = whole(made.params, None, *made.data(STEPS, SAMPLES))
     got = jax.jit(split)(*data(made, AxisType.Auto))
     assert_close(jax.device_get(got), jax.device_get((gradients, aux.losses)))
+
+
+@every_kind
+def test_a_capture_reads_no_mesh(kind: AxisType) -> None:
+    """A mesh that was in force while a module was captured and batched is no part of the learner."""
+    model, samples = MODELS[NAME], bench(NAME, 0).data(STEPS, SAMPLES)
+    net = model.build(0)
+    with jax.set_mesh(mesh_of(kind)):
+        learner, _ = pb.capture(net, *jax.device_get(model.inputs(0)), algorithm=RULES["ES_D_RTRL multi-step"])
+        within = pb.manual(learner, SAMPLES)
+    other, params = pb.capture(net, *model.inputs(0), algorithm=RULES["ES_D_RTRL multi-step"])
+    without = pb.manual(other, SAMPLES)
+    got, want = (pb.sequence_grad(one, model.loss)(params, None, *samples) for one in (within, without))
+    assert_identical(jax.device_get(got), jax.device_get(want))
