@@ -51,8 +51,9 @@ class Beside(Sharing):
 
 def beside(strategy: Strategy) -> Strategy:
     """The strategy itself, or shares of its samples where a mesh is in force whose devices can share them out."""
-    shares = math.gcd(strategy.batch_size or 1, _devices_in_force())
-    return strategy if shares == 1 else Beside(strategy.batch_size, strategy.resized(strategy.batch_size // shares))
+    size = strategy.batch_size or 1
+    shares = math.gcd(size, _devices_in_force())
+    return strategy if shares == 1 else Beside(size, strategy.resized(size // shares))
 
 
 def _devices_in_force() -> int:
