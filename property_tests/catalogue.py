@@ -689,8 +689,8 @@ FAULTS = (
     Fault(
         "a step is read without its calls where its user disables jit",
         "_sources/base.py",
-        "with jax.core.eval_context(), jax.disable_jit(disable=False):",
-        "with jax.core.eval_context():",
+        "with jax.core.eval_context(), without_mesh(), jax.disable_jit(disable=False):",
+        "with jax.core.eval_context(), without_mesh():",
         "tests/test_jax_around.py::TestWithoutJit::test_from_the_capture_on",
     ),
     Fault(
