@@ -137,11 +137,39 @@ FAULTS = (
         "tests/test_precision.py::TestSums::test_norms_in_float32",
     ),
     Fault(
+        "a setting of BrainState that came after the capture is read",
+        "_sources/blueprint.py",
+        "state.settings, state.contexts = dict(settings), defaultdict(list)",
+        "state.contexts = defaultdict(list, state.contexts | {name: [value] for name, value in settings.items()})",
+        "tests/test_globals.py::TestSettingsOfBrainState::test_a_setting_that_came_later",
+    ),
+    Fault(
+        "a precision of BrainState changes JAX's flag for other threads",
+        "_sources/blueprint.py",
+        "    return state if isinstance(state, threading.local) else None",
+        "    return None",
+        "tests/test_globals.py::TestSettingsOfBrainState::test_a_precision_of_a_context",
+    ),
+    Fault(
         "what is compiled keeps its learner",
         "_learning/step.py",
         "learner.detached().parted()",
         "learner.parted()",
         "tests/test_lifetime.py::TestMemory::test_nothing_outlives_the_last_reference",
+    ),
+    Fault(
+        "what a loop sums crosses devices in each round, though a mesh is in force",
+        "_learning/compiled.py",
+        "is not None else beside(strategy)",
+        "is not None else strategy",
+        "tests/test_sharding.py::test_one_sum_outside_of_every_loop",
+    ),
+    Fault(
+        "what is captured keeps the mesh that was in force",
+        "_numerics.py",
+        "with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):",
+        "if True:",
+        "tests/test_sharding.py::test_a_capture_reads_no_mesh[explicit]",
     ),
     Fault(
         "samples on several devices are gathered",
@@ -647,8 +675,8 @@ FAULTS = (
     Fault(
         "a step is read without its calls where its user disables jit",
         "_sources/base.py",
-        "with jax.core.eval_context(), jax.disable_jit(disable=False):",
-        "with jax.core.eval_context():",
+        "with jax.core.eval_context(), without_mesh(), jax.disable_jit(disable=False):",
+        "with jax.core.eval_context(), without_mesh():",
         "tests/test_jax_around.py::TestWithoutJit::test_from_the_capture_on",
     ),
     Fault(

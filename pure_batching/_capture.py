@@ -9,6 +9,7 @@ from ._algorithms.base import Algorithm
 from ._algorithms.checking import check_rule, is_own
 from ._conform import check_numbers
 from ._learning.learner import Learner
+from ._numerics import without_mesh
 from ._program import Params
 from ._sources.capture import ModuleSource
 from ._sources.function import FunctionSource
@@ -59,8 +60,9 @@ def capture(
             "axis_name", got=repr(axis_name), expected="a name", repair="Pass the one that the module's code uses."
         )
     check_numbers(example_inputs, "example_inputs")
-    source = ModuleSource(net, example_inputs, environ, axis_name)
-    return _checked(Learner.of(source, algorithm, Alone())), source.params()
+    with without_mesh():
+        source = ModuleSource(net, example_inputs, environ, axis_name)
+        return _checked(Learner.of(source, algorithm, Alone())), source.params()
 
 
 def capture_function(
@@ -107,8 +109,9 @@ def capture_function(
     numbers = [leaf for leaf in jax.tree.leaves(state) if not is_key(getattr(leaf, "dtype", None))]
     for name, tree in (("params", params), ("state", numbers), ("example_inputs", example_inputs)):
         check_numbers(tree, name)
-    source = FunctionSource(step, params, state, example_inputs, trace or _always, hidden or _always)
-    return _checked(Learner.of(source, algorithm, Alone())), source.params()
+    with without_mesh():
+        source = FunctionSource(step, params, state, example_inputs, trace or _always, hidden or _always)
+        return _checked(Learner.of(source, algorithm, Alone())), source.params()
 
 
 def _checked(learner: Learner) -> Learner:

@@ -59,7 +59,7 @@ def _check_names(got: Mapping[str, Any], expected: Mapping[str, Any], axes_of: M
     missing = [name for name in expected if name not in got]
     if not extra and not missing:
         return
-    _check_containers(extra, missing)
+    _check_containers(got, extra, missing)
     name = (extra or missing)[0]
     more, less = (extra[1:], missing) if extra else ([], missing[1:])
     what = "Pass a tree of the captured structure." if got else "Pass arrays; None and empty containers hold none."
@@ -87,17 +87,28 @@ def _legend(axes: Axes, shape: tuple[int, ...]) -> str:
     return ", ".join([label if size is None else f"{label}={size}" for label, size in axes] + [str(n) for n in shape])
 
 
-def _check_containers(extra: Sequence[str], missing: Sequence[str]) -> None:
-    """Raise StructureError where several leaves stand in the place of one array, as with nested lists."""
+def _check_containers(got: Mapping[str, Any], extra: Sequence[str], missing: Sequence[str]) -> None:
+    """Raise StructureError where leaves stand in the place of one array, as with nested lists, or one in theirs."""
     for name in missing:
-        inside = [other for other in extra if other.startswith((f"{name}[", f"{name}."))]
-        if inside:
+        if inside := _inside(name, extra):
             raise StructureError(
                 name,
                 got=count(len(inside), "leaf", "leaves"),
                 expected="one array",
                 repair="Pass an array; jnp.asarray makes one of nested lists.",
             )
+    for name in extra:
+        if inside := _inside(name, missing):
+            raise StructureError(
+                name,
+                got=described(got[name]),
+                expected=f"a container of {listed(inside)}",
+                repair="Pass a tree of the captured structure.",
+            )
+
+
+def _inside(name: str, others: Sequence[str]) -> list[str]:
+    return [other for other in others if other.startswith((f"{name}[", f"{name}."))]
 
 
 def check_numbers(tree: Tree, root: str) -> None:
@@ -149,7 +160,8 @@ def _check_shape(name: str, got: tuple[int, ...], spec: tuple[int, ...], axes: A
     if got == (*(size for _, size in axes), *spec):
         return
     error, repair = _shape_fault(got, axes, len(axes) + len(spec))
-    raise error(name, got=f"shape {got}", expected=f"({_legend(axes, spec)})", repair=repair)
+    expected = f"({_legend(axes, spec)})" if axes else tuple(spec)
+    raise error(name, got=f"shape {got}", expected=expected, repair=repair)
 
 
 _REPAIRS: Mapping[str, tuple[type[ShapeError], str]] = {

@@ -16,6 +16,13 @@ _NARROW: dict[Any, str] = {
 }
 
 
+@contextmanager
+def without_mesh() -> Iterator[None]:
+    """Let no mesh of devices be in force inside the block, in this thread alone: what is traced keeps its mesh."""
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+        yield
+
+
 class Numerics(NamedTuple):
     """The settings of one moment.
 

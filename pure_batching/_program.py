@@ -6,7 +6,7 @@ them, `...` either nothing or `B`.
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal as OneOf, NamedTuple
+from typing import Any, Literal as OneOf, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -179,6 +179,15 @@ class Program:
         read = [group for group in self.groups if any(path in gradients.old for path in group.paths)]
         old = _joined(read, {**zeros, **gradients.old})
         return Signal(_joined(self.groups, gradients.hidden), old, products)
+
+
+class HasProgram(Protocol):
+    """What has the program of one sample, such as a learner."""
+
+    @property
+    def program(self) -> Program:
+        """The program."""
+        ...
 
 
 def _joined(groups: Iterable[Group], states: Mapping[str, jax.Array]) -> dict[str, jax.Array]:

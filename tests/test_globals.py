@@ -1,20 +1,25 @@
 """Nothing that belongs to the process is changed, and nothing of it is read after the capture."""
 
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import brainscale
 import brainstate
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from brainstate import HiddenState
+from brainstate.nn import Module
 
 import pure_batching as pb
+from pure_batching.errors import CaptureError
 
-from .bench import RULES, SAMPLES, STEPS
+from .bench import PLAIN, RULES, SAMPLES, STEPS
 from .models import MODELS, N_IN, Model
 from .modules import OwnGenerators
 from .trees import assert_close, assert_identical
@@ -170,6 +175,129 @@ class TestAfterTheCapture:
                 fun(params, None, inputs, targets, **flags)
                 fun(params, None, inputs, targets)
             jax.grad(lambda p: learner.step(p, learner.init(), *model.inputs(0))[1].sum())(params)
+
+
+class Settled(Module):
+    """A leaky cell whose gain is a setting that need not be there, and whose state has the precision in force."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = brainscale.nn.Linear(N_IN, N_IN)
+
+    def init_state(self, batch_size: int | None = None) -> None:
+        self.h = HiddenState(jnp.zeros(N_IN, brainstate.environ.dftype()))
+
+    def update(self, x: jax.Array) -> jax.Array:
+        self.h.value = 0.5 * self.h.value + brainstate.environ.get("gain", default=1.0) * self.layer(x)
+        return self.h.value
+
+
+class Shaken(Settled):
+    """The same with noise of a random generator of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noise = brainstate.random.RandomState(0)
+
+    def update(self, x: jax.Array) -> jax.Array:
+        return super().update(x + self.noise.rand(N_IN))
+
+
+def of_all_strategies(learner: pb.Learner, params: Any) -> Any:
+    """A step of every plain strategy, `pb.manual` traced now."""
+    return [stepped(strategy(learner, SAMPLES), params) for strategy in PLAIN.values()]
+
+
+def by_manual(learner: pb.Learner, params: Any) -> Any:
+    return stepped(pb.manual(learner, SAMPLES), params)
+
+
+def stepped(batched: pb.Learner, params: Any) -> Any:
+    inputs = np.ones((SAMPLES, N_IN), jax.tree.leaves(params)[0].dtype)
+    return jax.tree.map(plain_keys, batched.step(params, batched.init(), inputs))
+
+
+class TestSettingsOfBrainState:
+    """Those of the capture hold for what is traced after it, in its thread alone."""
+
+    @pytest.mark.parametrize("precision", [32, 64])
+    def test_a_precision_of_a_context(self, precision: int) -> None:
+        """Neither JAX's flag nor BrainState's precision of the moment is read, or changed for other threads."""
+        other = {32: 64, 64: 32}[precision]
+        with brainstate.environ.context(precision=precision):
+            learner, params = pb.capture(Settled(), np.ones(N_IN), algorithm=pb.D_RTRL())
+            again, _ = pb.capture(Settled(), np.ones(N_IN), algorithm=pb.D_RTRL())
+            want = by_manual(again, params)
+        flag, changed = jax.config.values["jax_enable_x64"], list[str]()
+        with brainstate.environ.context(precision=other), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(jax.config), "update", lambda _, name, value: changed.append(name))
+            got = by_manual(learner, params)
+        assert jax.config.values["jax_enable_x64"] == flag
+        assert changed == []
+        assert {np.dtype(f"float{precision}")} == {leaf.dtype for leaf in jax.tree.leaves(got[1])}
+        assert_identical(got, want)
+
+    def test_a_setting_that_came_later(self) -> None:
+        """It changes neither the batched step nor the step of one sample."""
+        learner, params = pb.capture(Settled(), np.ones(N_IN), algorithm=pb.D_RTRL())
+        with brainstate.environ.context(gain=3.0):
+            loop, *others = of_all_strategies(learner, params)
+            tripled, _ = pb.capture(Settled(), np.ones(N_IN), algorithm=pb.D_RTRL())
+        for one in others:
+            assert_close(one, loop)
+        assert not np.allclose(pb.vmap(tripled, SAMPLES).step(params, *started(tripled))[1], loop[1])
+
+    def test_are_those_of_the_caller_again(self) -> None:
+        """Also where a capture fails."""
+        with brainstate.environ.context(gain=2.0):
+            before = dict(brainstate.environ.all())
+            with pytest.raises(CaptureError):
+                pb.capture(Settled(), np.ones(N_IN + 1), algorithm=pb.D_RTRL(), environ={"gain": 5.0})
+            assert dict(brainstate.environ.all()) == before
+
+
+def started(learner: pb.Learner) -> tuple[pb.Carry, np.ndarray]:
+    return pb.vmap(learner, SAMPLES).init(), np.ones((SAMPLES, N_IN))
+
+
+class TestTheGeneratorOfBrainState:
+    """What is traced holds a tracer in it, if it draws from it: such captures take turns, and no other is disturbed."""
+
+    @pytest.mark.parametrize("make", [Settled, Shaken], ids=["no draw", "an own generator"])
+    def test_another_thread_may_draw_from_it(self, make: Callable[[], Module]) -> None:
+        """While a module is captured and batched that does not."""
+        net, is_drawing, is_done = make(), threading.Event(), threading.Event()
+
+        def draw() -> list[np.ndarray]:
+            drawn = [np.asarray(brainstate.random.rand(2))]
+            is_drawing.set()
+            while not is_done.is_set():
+                drawn.append(np.asarray(brainstate.random.rand(2)))
+            return drawn
+
+        with brainstate.random.seed_context(5), ThreadPoolExecutor(1) as pool:
+            drawing = pool.submit(draw)
+            is_drawing.wait()
+            try:
+                pb.manual(pb.capture(net, np.ones(N_IN), algorithm=pb.D_RTRL())[0], SAMPLES)
+            finally:
+                is_done.set()
+            got = drawing.result()
+        with brainstate.random.seed_context(5):
+            want = in_a_thread(lambda: [np.asarray(brainstate.random.rand(2)) for _ in got])
+        assert len(got) > 2
+        assert_identical(np.stack(got), np.stack(want))
+
+    def test_a_capture_leaves_it_as_it_was(self) -> None:
+        """Also of a module that draws from it, and whatever it holds by the time of the batch."""
+        net = MODELS["noisy"].build(0)
+        early, later = (pb.capture(net, np.ones(N_IN), algorithm=pb.D_RTRL(), environ={"fit": True}) for _ in range(2))
+        assert early[0].program.states.keys
+        with brainstate.random.seed_context(11):
+            before = of_the_process()
+            got = by_manual(*later)
+            assert of_the_process() == before
+        assert_identical(got, by_manual(*early))
 
 
 class TestGeneratorsOfAModule:

@@ -1,9 +1,12 @@
 """Jaxprs have one form in every version of JAX."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+import pure_batching as pb
 from pure_batching._reader.jaxprs import ClosedJaxpr, Jaxpr, closed, evaluate, inner, scan_parts
 
 
@@ -88,3 +91,18 @@ class TestScanParts:
                 assert outer.aval.shape == within.aval.shape
             for outer, within in zip(eqn.invars[consts + carried :], body.invars[consts + carried :], strict=True):
                 assert outer.aval.shape[1:] == within.aval.shape
+
+
+def test_a_captured_function_makes_jax_warn_of_nothing():
+    """Of no jaxpr without a source, say; a user may have made warnings errors."""
+
+    def step(params, h, x):
+        h = jnp.tanh(0.5 * h + (x @ params["w"] + params["b"])[..., :4])
+        return h, h
+
+    params = {"w": np.ones((3, 8)), "b": np.ones(8)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        learner, _ = pb.capture_function(step, params, np.zeros(4), np.ones(3), algorithm=pb.D_RTRL(rule="published"))
+        pb.manual(learner, 2)
+    assert {use.way for use in learner.program.uses} == {"trace"}

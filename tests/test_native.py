@@ -103,7 +103,7 @@ class TestRefusedStates:
     """A value that does not fit is named, and nothing is written."""
 
     def test_unknown_path(self, seed: int) -> None:
-        text = r"tree: got the path 'neu\.W', expected one of .*neu\.V.*\. Take paths of read_states\."
+        text = r"tree: got the path 'neu\.W', expected one of .*\. Use the paths that read_states gives\."
         self.check(seed, {"neu.W": jnp.zeros(N_REC)}, StructureError, text)
 
     def test_shape(self, seed: int) -> None:

@@ -14,7 +14,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import pure_batching as pb
 
 from .bench import PLAIN, RULES, Bench, bench
-from .trees import assert_close
+from .models import MODELS
+from .trees import assert_close, assert_identical
 
 NAME = "MinimalRNNCell"
 DEVICES, STEPS, SAMPLES = 4, 5, 8
@@ -64,10 +65,12 @@ def test_chunks_of_samples_on_several_devices(kind: AxisType) -> None:
     assert_close(jax.device_get(on_several), jax.device_get(grad_fn(made.params, want[1].carry, *given)))
 
 
-COUNTED = """
+BEGUN = """
 import os
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+from contextlib import nullcontext
+
 import brainscale, jax, jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
@@ -80,16 +83,23 @@ def loss(output, target):
     return ((output - target) ** 2).sum()
 
 
-def count(fun, kind):
+def count(fun, kind, carry=None, is_set=False):
     mesh = jax.make_mesh((4,), ("b",), axis_types=(kind,))
     data = [jax.device_put(x, NamedSharding(mesh, P(None, "b"))) for x in (inputs, targets)]
     held = jax.device_put(params, NamedSharding(mesh, P()))
-    text = jax.jit(lambda p, x, y: fun(p, None, x, y)).lower(held, *data).compile().as_text()
+    start = jax.device_put(carry, NamedSharding(mesh, P("b")))
+    with jax.set_mesh(mesh) if is_set else nullcontext():
+        text = jax.jit(lambda p, c, x, y: fun(p, c, x, y)).lower(held, start, *data).compile().as_text()
     moves = ("all-gather", "all-to-all", "collective-permute")
-    print(text.count(" all-reduce("), sum(text.count(f" {move}(") for move in moves))
+    entry = text[text.index("ENTRY ") :]
+    sums = text.count(" all-reduce("), entry.count(" all-reduce(")
+    print(*(sums if carry is not None else sums[:1]), sum(text.count(f" {move}(") for move in moves))
 
 
 kinds = (AxisType.Auto, AxisType.Explicit)
+"""
+
+COUNTED = """
 for algorithm in (pb.ES_D_RTRL(0.9), pb.D_RTRL(), pb.D_RTRL("published", "multi-step"), pb.BPTT()):
     learner, params = pb.capture(brainscale.nn.MinimalRNNCell(3, 6), inputs[0, 0], algorithm=algorithm)
     for i, strategy in enumerate((pb.vmap, pb.manual, pb.loop)):
@@ -98,14 +108,34 @@ for algorithm in (pb.ES_D_RTRL(0.9), pb.D_RTRL(), pb.D_RTRL("published", "multi-
     count(pb.sample_norms(pb.vmap(learner, 8), loss, window=2), kinds[0])
 """
 
+KNOWN = """
+for algorithm, strategy, window, kind in (
+    (pb.ES_D_RTRL(0.9, vjp="multi-step"), pb.manual, None, kinds[1]),
+    (pb.D_RTRL("published", "multi-step"), pb.loop, 2, kinds[0]),
+    (pb.BPTT(), pb.vmap, 2, kinds[1]),
+):
+    learner, params = pb.capture(brainscale.nn.MinimalRNNCell(3, 6), inputs[0, 0], algorithm=algorithm)
+    batched = strategy(learner, 8)
+    count(pb.sequence_grad(batched, loss, window=window), kind, batched.init(), is_set=kind is kinds[0])
+"""
 
-def test_one_sum_over_the_devices() -> None:
-    """In a process of its own, whose XLA runs the passes that are off in these tests."""
+
+def printed(script: str) -> list[str]:
+    """What a script prints in a process of its own, whose XLA runs the passes that are off in these tests."""
     names = ("JAX_DISABLE_MOST_OPTIMIZATIONS", "XLA_FLAGS")
     clean = {name: value for name, value in os.environ.items() if name not in names}
-    command = [sys.executable, "-c", COUNTED]
+    command = [sys.executable, "-c", BEGUN + script]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=clean, cwd=Path(__file__).parents[1])
-    assert done.stdout.splitlines() == [*["1 0"] * 3, *["0 0"] * 2] * 4
+    return done.stdout.splitlines()
+
+
+def test_one_sum_over_the_devices() -> None:
+    assert printed(COUNTED) == [*["1 0"] * 3, *["0 0"] * 2] * 4
+
+
+def test_one_sum_outside_of_every_loop() -> None:
+    """Where a mesh is in force, or the types name one: also from a carry, and for several windows."""
+    assert printed(KNOWN) == ["1 1 0"] * 3
 
 
 @every_kind
@@ -166,3 +196,17 @@ def test_shard_map(strategy: str) -> None:
     gradients, aux = whole(made.params, None, *made.data(STEPS, SAMPLES))
     got = jax.jit(split)(*data(made, AxisType.Auto))
     assert_close(jax.device_get(got), jax.device_get((gradients, aux.losses)))
+
+
+@every_kind
+def test_a_capture_reads_no_mesh(kind: AxisType) -> None:
+    """A mesh that was in force while a module was captured and batched is no part of the learner."""
+    model, samples = MODELS[NAME], bench(NAME, 0).data(STEPS, SAMPLES)
+    net = model.build(0)
+    with jax.set_mesh(mesh_of(kind)):
+        learner, _ = pb.capture(net, *jax.device_get(model.inputs(0)), algorithm=RULES["ES_D_RTRL multi-step"])
+        within = pb.manual(learner, SAMPLES)
+    other, params = pb.capture(net, *model.inputs(0), algorithm=RULES["ES_D_RTRL multi-step"])
+    without = pb.manual(other, SAMPLES)
+    got, want = (pb.sequence_grad(one, model.loss)(params, None, *samples) for one in (within, without))
+    assert_identical(jax.device_get(got), jax.device_get(want))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 
-from .._program import Jacobians, Params, Program, Signal
+from .._program import HasProgram, Jacobians, Params, Program, Signal
 from .._relation import Relation
 from ._diagonal_window import DiagonalRecord
 from ._hyperparameters import Number, dtype_field, number_field
@@ -67,13 +67,13 @@ class Hybrid(Algorithm):
         """With the published rule."""
         return self.rule == "published"
 
-    def choice(self, learner: Any) -> dict[str, str]:
+    def choice(self, learner: HasProgram | Program) -> dict[str, str]:
         """Which algorithm follows each use of a weight: `{relation: "D_RTRL" or "ES_D_RTRL"}`.
 
         Args:
           learner: a learner, or its program.
         """
-        program: Program = getattr(learner, "program", learner)
+        program = learner if isinstance(learner, Program) else learner.program
         return {r.name: "D_RTRL" if _needs_parameter_trace(r) else "ES_D_RTRL" for r in program.relations}
 
     def init(self, program: Program) -> HybridTrace:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from .._strategies.base import SampleAxes, Strategy
+from .._strategies.beside import beside
 from .once import without_derivative
 from .sharding import under_automatic_axes
 
@@ -59,7 +60,15 @@ def in_shares(learner: "Learner", function: Callable[..., Any], *statics: Any, a
         own = others if strategy == learner.strategy else learner.run_by(strategy).parted()[1]
         return lambda numbers, *args: function(own.with_numbers(numbers), *statics, *args)
 
-    return partial(learner.strategy.in_shares(run, SampleAxes((None, *axes.given), axes.made)), numbers)
+    strategy = _for_devices(learner)
+    return partial(strategy.in_shares(run, SampleAxes((None, *axes.given), axes.made)), numbers)
+
+
+def _for_devices(learner: "Learner") -> Strategy:
+    """The learner's strategy, with shares for the devices of a mesh in force unless it shares out, or samples meet."""
+    strategy = learner.strategy
+    shares_out = strategy.within is not strategy
+    return strategy if shares_out or learner.source.axis_name is not None else beside(strategy)
 
 
 def kept(learner: "Learner", make: Callable[[], Any], *name: Hashable) -> Any:

@@ -10,9 +10,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.api_util import debug_info
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
 
 __all__ = ["ClosedJaxpr", "Jaxpr", "JaxprEqn", "Literal", "Var", "closed", "evaluate", "inner", "program", "scan_parts"]
+
+# What a jaxpr says of its source where it has none; JAX warns of one that says nothing.
+_PIECE = debug_info("a piece of a step", lambda: None, (), {})._replace(
+    func_src_info="<piece>", arg_names=None, result_paths=None
+)
 
 
 def inner(jaxpr: Any) -> tuple[Jaxpr, tuple[Any, ...]]:
@@ -43,9 +49,9 @@ def program(
       eqns: its equations.
       like: a jaxpr with the same effects and the same source, if there is one.
     """
-    effects, debug_info = (frozenset(), None) if like is None else (like.effects, like.debug_info)
+    effects, source = (frozenset(), _PIECE) if like is None else (like.effects, like.debug_info)
     is_high = any(eqn.primitive.is_high(*(atom.aval for atom in eqn.invars), **eqn.params) for eqn in eqns)
-    arguments: Any = (constvars, invars, outvars, eqns, effects, debug_info)
+    arguments: Any = (constvars, invars, outvars, eqns, effects, source)
     return Jaxpr(*arguments, is_high=is_high)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.core
 
-from .._numerics import Numerics
+from .._numerics import Numerics, without_mesh
 from .._program import Params, Program, States
 from .._tree import Tree, strong
 
@@ -21,8 +21,11 @@ def assembled(specs: States, known: Mapping[str, Tree]) -> States:
 
 @contextmanager
 def reading() -> Iterator[None]:
-    """What a program is traced under: in `jax.jit` no tracer may stay in it, and `jax.disable_jit` may hide no call."""
-    with jax.core.eval_context(), jax.disable_jit(disable=False):
+    """What a program is traced under: in `jax.jit` no tracer may stay in it, nor a mesh of devices that is in force.
+
+    `jax.disable_jit` may hide no call.
+    """
+    with jax.core.eval_context(), without_mesh(), jax.disable_jit(disable=False):
         yield
 
 

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 
-from .._numerics import Numerics
+from .._numerics import Numerics, without_mesh
 from .._program import Params
 from .._reader.jaxprs import Literal, evaluate, inner
 from .._reader.pieces import tainted_by
@@ -81,7 +82,7 @@ class Blueprint:
     @contextmanager
     def environment(self) -> Iterator[None]:
         """The settings of the capture, in this thread alone; what belongs to the process comes out as it went in."""
-        with _TRACING, _generator_kept(), _in_force(self._environ), self.numerics.in_force():
+        with _TRACING, _generator_kept(), _in_force(self._environ), self.numerics.in_force(), without_mesh():
             yield
 
     def seeded(self) -> Any:
@@ -303,10 +304,33 @@ def _generator_kept() -> Iterator[None]:
 
 @contextmanager
 def _in_force(settings: Mapping[str, Any]) -> Iterator[None]:
-    """Let settings of BrainState hold inside the block, in this thread alone.
+    """Let these settings of BrainState, and no others, hold inside the block, in this thread alone."""
+    state = _settings_of_thread()
+    if state is None:
+        with _in_force_over_others(settings):
+            yield
+        return
+    kept = state.settings, state.contexts
+    state.settings, state.contexts = dict(settings), defaultdict(list)
+    try:
+        yield
+    finally:
+        state.settings, state.contexts = kept
 
-    A change of BrainState's precision changes JAX's flag of the process along with it, which is taken back at once.
+
+def _settings_of_thread() -> Any:
+    """Where BrainState keeps the settings of this thread; None in a version in which threads share some of them.
+
+    BrainState's own context sets JAX's flag of the process along with a precision, and hides no setting that was made
+    after the capture.
     """
+    state = getattr(brainstate.environ, "_ENV_STATE", None)
+    return state if isinstance(state, threading.local) else None
+
+
+@contextmanager
+def _in_force_over_others(settings: Mapping[str, Any]) -> Iterator[None]:
+    """The same by BrainState's context: a setting that was made later remains, and JAX's flag is taken back at once."""
     if settings.get(_PRECISION) == brainstate.environ.get(_PRECISION, default=None):
         with brainstate.environ.context(**{name: value for name, value in settings.items() if name != _PRECISION}):
             yield

@@ -6,7 +6,8 @@ import brainstate
 
 from .._conform import conform
 from .._tree import Tree, spec_of
-from ..errors import StructureError
+from .._wording import listed
+from ..errors import PureBatchingError, StructureError
 from .blueprint import check_module, states_of
 
 
@@ -44,9 +45,18 @@ def write_states(net: brainstate.nn.Module, tree: Mapping[str, Tree]) -> None:
         raise StructureError(
             "tree",
             got=f"the path {unknown[0]!r}",
-            expected=f"one of {', '.join(states)}",
-            repair="Take paths of read_states.",
+            expected=f"one of {listed(list(states))}" if states else "nothing: the module has no state",
+            repair="Use the paths that read_states gives.",
         )
-    values = {path: conform(value, spec_of(states[path].value), path) for path, value in tree.items()}
+    values = {path: _fitting(value, states[path].value, path) for path, value in tree.items()}
     for path, value in values.items():
         states[path].value = value
+
+
+def _fitting(value: Tree, now: Tree, path: str) -> Tree:
+    """A value in the structure, units and dtypes that a state has now; an error speaks of that state."""
+    try:
+        return conform(value, spec_of(now), path)
+    except PureBatchingError as error:
+        repair = f"Give the state {path!r} a value like the one that read_states gives of it."
+        raise type(error)(error.where, got=error.got, expected=error.expected, repair=repair) from error

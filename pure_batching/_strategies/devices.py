@@ -36,16 +36,24 @@ def side_by_side(size: int, each_of: Callable[[int], MapSamples]) -> MapSamples:
 
 
 def _shared_out(tree: Tree, axes: Any, devices: int) -> Tree:
-    """The samples' axis of each leaf as two: the devices, and the samples of each."""
+    def of_part(axis: int, part: Tree) -> Tree:
+        return jax.tree.map(lambda x: split(x, axis, devices), part)
 
-    def split(axis: int, part: Tree) -> Tree:
-        return jax.tree.map(lambda x: x.reshape(*x.shape[:axis], devices, -1, *x.shape[axis + 1 :]), part)
-
-    return jax.tree.map(split, axes, tree)
+    return jax.tree.map(of_part, axes, tree)
 
 
 def _merged(tree: Tree, axes: Any) -> Tree:
-    def merge(axis: int, part: Tree) -> Tree:
-        return jax.tree.map(lambda x: x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :]), part)
+    def of_part(axis: int, part: Tree) -> Tree:
+        return jax.tree.map(lambda x: merged(x, axis), part)
 
-    return jax.tree.map(merge, axes, tree)
+    return jax.tree.map(of_part, axes, tree)
+
+
+def split(leaf: jax.Array, axis: int, shares: int) -> jax.Array:
+    """The samples' axis as two: the shares, and the samples of each."""
+    return leaf.reshape(*leaf.shape[:axis], shares, -1, *leaf.shape[axis + 1 :])
+
+
+def merged(leaf: jax.Array, axis: int) -> jax.Array:
+    """The inverse of `split`."""
+    return leaf.reshape(*leaf.shape[:axis], -1, *leaf.shape[axis + 2 :])

@@ -3,6 +3,7 @@
 import brainunit as u
 import jax
 import numpy as np
+from brainscale.nn import Linear
 
 import pure_batching as pb
 from pure_batching.errors import (
@@ -26,6 +27,12 @@ ONE_NUMBER = ", expected one real number without a unit for the output and targe
 RANKS = ", expected a float with 0 < decay < 1, or an integer rank >= 1. ~ 0.9"
 RULES = ", expected 'brainscale' or 'published'. Choose one of them."
 VJPS = ", expected 'single-step' or 'multi-step'. Choose one of them."
+
+
+def layer_with(**leaves: object) -> dict[str, object]:
+    """States of a linear layer of 2 inputs and 3 outputs, some of them changed."""
+    return {"weight_op": {"weight": np.ones((2, 3)), "bias": np.ones(3), **leaves}}
+
 
 OPTIONS = (
     *(
@@ -171,6 +178,35 @@ OPTIONS = (
         lambda _: pb.write_states(tutorial(), 3),
         StructureError,
         "tree: got int, expected {path: value}. Pass what read_states gave, or a part of it.",
+    ),
+    *(
+        Refusal(f"states with {name}", lambda _, tree=tree: pb.write_states(Linear(2, 3), tree), error, text)
+        for name, tree, error, text in (
+            (
+                *("another path", {"nope": 1.0}, StructureError),
+                "tree: got the path 'nope', expected one of weight_op. Use the paths that read_states gives.",
+            ),
+            (
+                *("another shape", layer_with(weight=np.ones((2, 2))), ShapeError),
+                "weight_op['weight']: got shape (2, 2), expected (2, 3). Give the state ~ that read_states gives",
+            ),
+            (
+                *("samples", layer_with(bias=np.ones((4, 3))), ShapeError),
+                "weight_op['bias']: got shape (4, 3), expected (3,). Give the state 'weight_op' a value like",
+            ),
+            (
+                *("complex numbers", layer_with(bias=1j * np.ones(3)), DtypeError),
+                "weight_op['bias']: got complex128, expected float64. Give the state 'weight_op' a value like",
+            ),
+            (
+                *("text", {"weight_op": "text"}, StructureError),
+                "weight_op: got str, expected a container of weight_op['bias'], weight_op['weight']. Give the state",
+            ),
+            (
+                *("a leaf too many", layer_with(x=1.0), StructureError),
+                "weight_op['x']: got float64[], expected no such leaf. Give the state 'weight_op' a value like",
+            ),
+        )
     ),
     *(
         Refusal(
