@@ -1,5 +1,6 @@
 """D_RTRL: a trace of the shape of each weight, which follows the diagonal of the hidden Jacobian."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -34,6 +35,9 @@ from .base import (
     own_signals,
     past_hidden,
 )
+
+# How many maxima of a trace are found side by side.
+_MAXIMA = 4
 
 
 class D_RTRL(Algorithm):
@@ -226,6 +230,16 @@ def _instantaneous(
 def _largest(array: jax.Array) -> jax.Array:
     """The divisor that leaves no entry above 1: the largest magnitude, and at least 1.
 
-    XLA reads the array once, at the speed of memory, if the first axis is reduced alone and without `abs`.
+    A maximum waits for the one before it. So there are several, each of a part of the array, which XLA finds side by
+    side in one pass: on a processor this takes a third of the time of one maximum.
     """
-    return jnp.maximum(jnp.maximum(array.max(0), -array.min(0)).max(), 1)
+    flat = jax.lax.stop_gradient(array).reshape(-1)
+    size = len(flat) // _MAXIMA
+    parts, left = [flat[i * size : (i + 1) * size] for i in range(_MAXIMA)], flat[_MAXIMA * size :]
+    found = jax.lax.reduce(parts, [jnp.zeros((), array.dtype)] * _MAXIMA, _larger, (0,))
+    return jnp.maximum(jnp.concatenate([jnp.stack(found), jnp.abs(left)]).max(), 1)
+
+
+def _larger(one: Sequence[jax.Array], other: Sequence[jax.Array]) -> list[jax.Array]:
+    """The larger magnitude of each pair."""
+    return [jnp.maximum(jnp.abs(a), jnp.abs(b)) for a, b in zip(one, other, strict=True)]
