@@ -6,7 +6,7 @@ import pure_batching as pb
 from pure_batching.errors import StrategyError
 
 from .alive import assert_alive
-from .bench import SAMPLES, Request
+from .bench import SAMPLES, SHARED_OUT, Request, shared_out
 from .interchangeable import assert_interchangeable
 from .layers import LAYERS, REFUSED
 from .models import MODELS
@@ -27,6 +27,23 @@ class TestOtherHalf:
     @pytest.mark.parametrize("name", HALVES[1])
     def test_every_strategy_equals_the_loop(self, name: str, seed: int) -> None:
         assert_interchangeable(captured(name, seed))
+
+
+class TestSharedOut:
+    """In chunks, on devices, and in chunks on devices: every layer that is no model of its own."""
+
+    @pytest.mark.parametrize("strategy", SHARED_OUT)
+    @pytest.mark.parametrize("name", [name for name in EVERY if name not in MODELS])
+    def test_equals_the_loop(self, name: str, strategy: str, seed: int) -> None:
+        if strategy not in shared_out(EVERY[name]):
+            with pytest.raises(StrategyError, match=NOT_BY_HAND[name][0]):
+                captured(name, seed).batched(strategy)
+            return
+        made, request = captured(name, seed), Request(strategy)
+        want, got = made.result(Request("loop")), made.result(request)
+        assert_alive(made, Request("loop"), want)
+        assert_close(got.gradients, want.gradients)
+        assert_close(got.aux, want.aux)
 
 
 class TestNewOperations:

@@ -17,10 +17,11 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import pure_batching as pb
+from pure_batching.errors import StrategyError
 
 from .alive import assert_gradients_alive
-from .bench import RULES, Bench, bench
-from .trees import assert_close, assert_identical
+from .bench import MAKERS, ON_ONE_DEVICE, RULES, RUNS, SHARED_OUT, Bench, bench
+from .trees import assert_close, assert_identical, assert_not_identical, sample
 
 NAME = "MinimalRNNCell"
 STEPS, SAMPLES, DEVICES = 5, 8, 4
@@ -129,6 +130,43 @@ class TestDrivers:
             for learner in (pb.vmap(made.learner, SAMPLES), by(made.learner, SAMPLES))
         )
         assert_identical(fetched(got), fetched(want))
+
+
+# A batch that chunks do not divide, and one that leaves several samples to a device.
+MANY: Mapping[str, int] = {"chunked": 5, "sharded": 6, "nested": 6}
+EVERY_RUN = [(name, strategy) for name, strategy in RUNS if strategy in SHARED_OUT]
+
+
+class TestEveryModel:
+    """Every driver, on every model that can be shared out."""
+
+    @pytest.mark.parametrize(("name", "strategy"), EVERY_RUN)
+    def test_every_driver(self, name: str, strategy: str, seed: int) -> None:
+        made, samples, key = bench(name, seed), MANY[strategy], jax.random.key(seed)
+        data, optimizer = made.data(3, samples), optax.sgd(1e-3)
+        rng = np.random.default_rng(seed)
+        options = {"mask": rng.random((3, samples)) < 0.8, "reset": rng.random((3, samples)) < 0.2, "key": key}
+
+        def run(learner: pb.Learner) -> Any:
+            start, loss = learner.init(key), made.model.loss
+            begun = learner.step(made.params, start, *sample(data.inputs, 0))
+            summed = pb.sequence_grad(learner, loss, reduction="sum")(made.params, begun[0], *data, **options)
+            norms = pb.sample_norms(learner, loss)(made.params, None, *data, **options)
+            clipped = pb.clipped_grad(learner, loss, 0.1)(made.params, start, *data, **options)
+            fit = pb.online(learner, loss, optimizer, every=2)
+            trained = fit(made.params, optimizer.init(made.params), begun[0], *data, **options)
+            return fetched((start, begun, summed, norms, clipped, trained))
+
+        want, got = run(pb.vmap(made.learner, samples)), run(MAKERS[strategy](made.learner, samples))
+        assert_gradients_alive(want[2][0])
+        assert_not_identical(want[5][0], fetched(made.params))
+        assert_close(got, want)
+
+    @pytest.mark.parametrize("strategy", ["sharded", "nested"])
+    @pytest.mark.parametrize("name", ON_ONE_DEVICE)
+    def test_a_model_of_one_device(self, name: str, strategy: str, seed: int) -> None:
+        with pytest.raises(StrategyError, match="a callback that keeps its order"):
+            MAKERS[strategy](bench(name, seed).learner, SAMPLES)
 
 
 class TestMemory:

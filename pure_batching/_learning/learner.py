@@ -21,6 +21,7 @@ from ..errors import CarryError, DtypeError, PureBatchingError, ShapeError, Stru
 from .carry import Carry, apart
 from .checked import checked
 from .compiled import compiled, in_shares, kept
+from .sharding import on_own_mesh
 from .step import differentiable_step
 
 
@@ -132,7 +133,7 @@ class Learner(eqx.Module):
         Raises:
           DtypeError: no random key.
         """
-        with self.source.numerics.in_force():
+        with self.source.numerics.in_force(), on_own_mesh(self.strategy):
             run = compiled(self, _begun, axes=SampleAxes((None,), Carry.sample_axes()))
             return run(jax.random.key(0) if key is None else check_key(key))
 
