@@ -132,9 +132,28 @@ class TestDrivers:
         assert_identical(fetched(got), fetched(want))
 
 
-# A batch that chunks do not divide, and one that leaves several samples to a device.
-MANY: Mapping[str, int] = {"chunked": 5, "sharded": 6, "nested": 6}
 EVERY_RUN = [(name, strategy) for name, strategy in RUNS if strategy in SHARED_OUT]
+
+
+@functools.cache
+def by_every_driver(name: str, strategy: str, seed: int) -> Any:
+    """A step, and then each driver from where it ended or from a fresh start, with masks and resets."""
+    made, samples, key = bench(name, seed), 6, jax.random.key(seed)
+    rng, shape = np.random.default_rng(seed), (2, samples)
+    options = {"mask": rng.random(shape) < 0.8, "reset": rng.random(shape) < 0.2, "key": key}
+    learner, loss, data = MAKERS[strategy](made.learner, samples), made.model.loss, made.data(*shape)
+    begun, output = learner.step(made.params, learner.init(key), *sample(data.inputs, 0))
+    optimizer = optax.sgd(1e-3)
+    found = {
+        "step": (begun, output),
+        "sequence_grad": pb.sequence_grad(learner, loss)(made.params, begun, *data, **options),
+        "sample_norms": pb.sample_norms(learner, loss)(made.params, None, *data, **options),
+        "clipped_grad": pb.clipped_grad(learner, loss, 0.1)(made.params, begun, *data, **options),
+        "online": pb.online(learner, loss, optimizer)(
+            made.params, optimizer.init(made.params), begun, *data, **options
+        ),
+    }
+    return fetched(found)
 
 
 class TestEveryModel:
@@ -142,24 +161,9 @@ class TestEveryModel:
 
     @pytest.mark.parametrize(("name", "strategy"), EVERY_RUN)
     def test_every_driver(self, name: str, strategy: str, seed: int) -> None:
-        made, samples, key = bench(name, seed), MANY[strategy], jax.random.key(seed)
-        data, optimizer = made.data(3, samples), optax.sgd(1e-3)
-        rng = np.random.default_rng(seed)
-        options = {"mask": rng.random((3, samples)) < 0.8, "reset": rng.random((3, samples)) < 0.2, "key": key}
-
-        def run(learner: pb.Learner) -> Any:
-            start, loss = learner.init(key), made.model.loss
-            begun = learner.step(made.params, start, *sample(data.inputs, 0))
-            summed = pb.sequence_grad(learner, loss, reduction="sum")(made.params, begun[0], *data, **options)
-            norms = pb.sample_norms(learner, loss)(made.params, None, *data, **options)
-            clipped = pb.clipped_grad(learner, loss, 0.1)(made.params, start, *data, **options)
-            fit = pb.online(learner, loss, optimizer, every=2)
-            trained = fit(made.params, optimizer.init(made.params), begun[0], *data, **options)
-            return fetched((start, begun, summed, norms, clipped, trained))
-
-        want, got = run(pb.vmap(made.learner, samples)), run(MAKERS[strategy](made.learner, samples))
-        assert_gradients_alive(want[2][0])
-        assert_not_identical(want[5][0], fetched(made.params))
+        want, got = by_every_driver(name, "vmap", seed), by_every_driver(name, strategy, seed)
+        assert_gradients_alive(want["sequence_grad"][0])
+        assert_not_identical(want["online"][0], fetched(bench(name, seed).params))
         assert_close(got, want)
 
     @pytest.mark.parametrize("strategy", ["sharded", "nested"])

@@ -28,6 +28,15 @@ def holds(jaxpr: Jaxpr, primitives: Container[str]) -> bool:
     )
 
 
+def first(jaxpr: Jaxpr, is_wanted: Test) -> JaxprEqn | None:
+    """The first equation that is wanted: the innermost, where one holds another. None where there is none."""
+    for eqn in jaxpr.eqns:
+        inside = next((found for body in bodies(eqn) if (found := first(body, is_wanted))), None)
+        if inside is not None or is_wanted(eqn):
+            return inside or eqn
+    return None
+
+
 def uses_inside(eqn: JaxprEqn, is_use: Test) -> Iterator[JaxprEqn]:
     """The uses of weights inside an equation, at any depth."""
     for part in (part for body in bodies(eqn) for part in body.eqns):

@@ -9,6 +9,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from .._program import Program
+from .._reader.callbacks import ordered_callback
 from .._sources.base import Source
 from .._tree import Tree, is_placed
 from ..errors import PickleError, StrategyError
@@ -90,10 +91,10 @@ class Sharded(Sharing):
         with source.numerics.in_force():
             zero = program.zero_perturbation(is_complete=False)
             step = jax.make_jaxpr(program.execute)(program.params, program.states, program.inputs, zero)
-        if any("Ordered" in type(effect).__name__ for effect in step.effects):
+        if found := ordered_callback(step.jaxpr):
             raise StrategyError(
                 self.name,
-                got="a step with a callback that keeps its order, as jax.debug.callback(..., ordered=True) does",
+                got=f"a step with a callback that keeps its order, {found}",
                 expected="a step that JAX runs on several devices",
                 repair="Take the callback out, or leave out ordered=True; brainstate's dropout has one that checks its "
                 "probability. On one device, pb.chunked runs it.",

@@ -124,8 +124,8 @@ STRATEGY = (
         "axis: got ('batch', 'batch'), expected one of 'batch', or a tuple of some.",
     ),
     Refusal(
-        "data on another mesh",
-        lambda seed: sharded(bench("tutorial", seed).learner, 8).step(
+        "data on another mesh inside jax.jit",
+        lambda seed: jax.jit(sharded(bench("tutorial", seed).learner, 8).step)(
             bench("tutorial", seed).params, pb.vmap(bench("tutorial", seed).learner, 8).init(), on_another_mesh(seed)
         ),
         StrategyError,
