@@ -379,9 +379,7 @@ class TestAnotherDevice:
         batched, (one, other) = pb.vmap(learner, SAMPLES), jax.devices()[:2]
         params, carry = jax.device_put((params, batched.init(KEY)), one)
         inputs, targets = jax.device_put(around.data(), other)
-        with pytest.raises(
-            DeviceError, match=r"^inputs\[0\]: got an array on cpu:1, .* on cpu:0, where params"
-        ):
+        with pytest.raises(DeviceError, match=r"^inputs\[0\]: got an array on cpu:1, .* on cpu:0, where params"):
             batched.step(params, carry, inputs[0])
         optimizer = optax.sgd(0.1)
         for call in (

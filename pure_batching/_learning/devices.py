@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.sharding import SingleDeviceSharding
 
 from .._strategies.base import Strategy
-from .._tree import Tree, is_placed, named_leaves
+from .._tree import Tree, is_key, is_placed, named_leaves
 from .._wording import listed
 from ..errors import DeviceError
 
@@ -28,17 +29,31 @@ def settled(strategy: Strategy, names: Sequence[str], args: tuple[Tree, ...], ax
     Raises:
       DeviceError: the strategy has no devices, and two arguments were put on different ones.
     """
+    put = [leaf for leaf in jax.tree.leaves(args) if is_placed(leaf)]
+    if any(map(_may_be_mistyped, put)):
+        args = jax.tree.map(_retyped, args)
     if strategy.own_mesh is not None:
         return strategy.placed(args, axes)
-    homes = [_devices(leaf) for leaf in jax.tree.leaves(args)]
-    put = [home for home in homes if home is not None]
-    if any(home != put[0] for home in put):
+    if any(leaf.sharding.device_set != put[0].sharding.device_set for leaf in put):
         raise _apart(names, args)
     return args
 
 
+def _may_be_mistyped(leaf: jax.Array) -> bool:
+    """Whether the type of an array on one device may name a mesh that it left.
+
+    `jax.device_put(array, device)` forgets to change it; that of random keys does not show.
+    """
+    is_named = is_key(leaf.dtype) or not jax.typeof(leaf).sharding.mesh.empty
+    return is_named and isinstance(leaf.sharding, SingleDeviceSharding)
+
+
+def _retyped(leaf: Any) -> Any:
+    return leaf.addressable_data(0) if is_placed(leaf) and _may_be_mistyped(leaf) else leaf
+
+
 def _devices(leaf: Any) -> Any:
-    """The devices that an array was put on; None for an array that JAX may take along to others."""
+    """The devices that an array was put on; None for one that was put on none."""
     return leaf.sharding.device_set if is_placed(leaf) else None
 
 

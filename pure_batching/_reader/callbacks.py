@@ -2,16 +2,16 @@
 
 from .jaxprs import Jaxpr, JaxprEqn
 from .lines import place
-from .loops import first
+from .loops import way_to
 
 
 def ordered_callback(jaxpr: Jaxpr) -> str | None:
     """What an error says of the first callback that keeps its order, at any depth; None where there is none."""
-    eqn = first(jaxpr, _keeps_order)
-    if eqn is None:
+    found = way_to(jaxpr, _keeps_order)
+    if not found:
         return None
-    line = place(eqn)
-    return f"{eqn.primitive.name}(ordered=True){f' at {line}' if line else ''}"
+    line = place(found[0])
+    return f"{found[-1].primitive.name}(ordered=True){f' at {line}' if line else ''}"
 
 
 def _keeps_order(eqn: JaxprEqn) -> bool:

@@ -11,7 +11,7 @@ from .._tree import Tree, is_key, named_leaves
 from ..errors import CaptureError, StrategyError
 from .jaxprs import Jaxpr, inner
 from .lines import place
-from .loops import first
+from .loops import way_to
 from .pieces import spec_of_var
 from .step import TracedStep
 
@@ -53,10 +53,10 @@ def check_step(traced: TracedStep, name: str) -> None:
 def _check_keys(jaxpr: Jaxpr, name: str) -> None:
     """Raise CaptureError for random keys of which a batch does not draw what each sample draws alone."""
     given = [var for var in (*jaxpr.invars, *jaxpr.constvars) if _is_unmappable(var)]
-    eqn = first(jaxpr, lambda eqn: eqn.primitive.name == "rng_bit_generator" or any(map(_is_unmappable, eqn.outvars)))
-    if not given and eqn is None:
+    made = way_to(jaxpr, lambda eqn: eqn.primitive.name == "rng_bit_generator" or any(map(_is_unmappable, eqn.outvars)))
+    if not given and not made:
         return
-    line = "" if eqn is None else place(eqn)
+    line = place(made[0]) if made else ""
     raise CaptureError(
         name,
         got=f"random keys of another implementation{f' at {line}' if line else ''}",

@@ -28,13 +28,13 @@ def holds(jaxpr: Jaxpr, primitives: Container[str]) -> bool:
     )
 
 
-def first(jaxpr: Jaxpr, is_wanted: Test) -> JaxprEqn | None:
-    """The first equation that is wanted: the innermost, where one holds another. None where there is none."""
+def way_to(jaxpr: Jaxpr, is_wanted: Test) -> tuple[JaxprEqn, ...]:
+    """The first equation that is wanted, behind those that hold it, the outermost in front; empty if there is none."""
     for eqn in jaxpr.eqns:
-        inside = next((found for body in bodies(eqn) if (found := first(body, is_wanted))), None)
-        if inside is not None or is_wanted(eqn):
-            return inside or eqn
-    return None
+        inside = next((found for body in bodies(eqn) if (found := way_to(body, is_wanted))), ())
+        if inside or is_wanted(eqn):
+            return eqn, *inside
+    return ()
 
 
 def uses_inside(eqn: JaxprEqn, is_use: Test) -> Iterator[JaxprEqn]:

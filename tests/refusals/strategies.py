@@ -191,8 +191,8 @@ STRATEGY = (
         "devices for a callback that keeps its order",
         lambda seed: sharded(bench("noisy", seed).learner, 8),
         StrategyError,
-        "pb.sharded: got a step with a callback that keeps its order, debug_callback(ordered=True) at ~ called at "
-        "modules.py: ~ expected a step that JAX runs on several devices. ~ pb.chunked runs it.",
+        "pb.sharded: got a step with a callback that keeps its order, debug_callback(ordered=True) at ~, "
+        "called at modules.py: ~ expected a step that JAX runs on several devices. ~ pb.chunked runs it.",
     ),
     Refusal(
         "devices for a loss whose callback keeps its order",
