@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ import pure_batching as pb
 from pure_batching.errors import StrategyError
 
 from .alive import assert_gradients_alive
-from .bench import MAKERS, ON_ONE_DEVICE, RULES, RUNS, SHARED_OUT, Bench, bench
+from .bench import MAKERS, ON_ONE_DEVICE, RULES, RUNS, SHARED_OUT, Bench, bench, shared_out
+from .models import MODELS
 from .trees import assert_close, assert_identical, assert_not_identical, sample
 
 NAME = "MinimalRNNCell"
@@ -157,9 +158,19 @@ def by_every_driver(name: str, strategy: str, seed: int) -> Any:
     return fetched(found)
 
 
+@pytest.fixture
+def _programs_of_one_model(name: str, strategy: str) -> Generator[None, Any, Any]:
+    """Frees them after its last strategy: those of all models are more than a process may hold."""
+    yield
+    if strategy == shared_out(MODELS[name])[-1]:
+        by_every_driver.cache_clear()
+        jax.clear_caches()
+
+
 class TestEveryModel:
     """Every driver, on every model that can be shared out."""
 
+    @pytest.mark.usefixtures("_programs_of_one_model")
     @pytest.mark.parametrize(("name", "strategy"), EVERY_RUN)
     def test_every_driver(self, name: str, strategy: str, seed: int) -> None:
         want, got = by_every_driver(name, "vmap", seed), by_every_driver(name, strategy, seed)
