@@ -30,7 +30,7 @@ class TestOtherHalf:
 
 
 class TestSharedOut:
-    """In chunks, on devices, and in chunks on devices: every layer that is no model of its own."""
+    """In chunks, on devices, and in chunks on devices: every layer that is no model of its own, and its audit."""
 
     @pytest.mark.parametrize("strategy", SHARED_OUT)
     @pytest.mark.parametrize("name", [name for name in EVERY if name not in MODELS])
@@ -44,6 +44,9 @@ class TestSharedOut:
         assert_alive(made, Request("loop"), want)
         assert_close(got.gradients, want.gradients)
         assert_close(got.aux, want.aux)
+        found = pb.audit(made.batched(strategy), probe=False)
+        assert found.is_independent, str(found)
+        assert {verdict.how for verdict in found.leaves.values()} == {"proved"}
 
 
 class TestNewOperations:
