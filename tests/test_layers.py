@@ -1,5 +1,9 @@
 """One cheap law for every layer: it is captured, and every strategy gives the numbers of the loop."""
 
+from collections.abc import Generator
+from typing import Any
+
+import jax
 import pytest
 
 import pure_batching as pb
@@ -29,9 +33,18 @@ class TestOtherHalf:
         assert_interchangeable(captured(name, seed))
 
 
+@pytest.fixture
+def _programs_of_one_layer(strategy: str) -> Generator[None, Any, Any]:
+    """Frees them after the last strategy: those of all layers are more than a process may map."""
+    yield
+    if strategy == list(SHARED_OUT)[-1]:
+        jax.clear_caches()
+
+
 class TestSharedOut:
     """In chunks, on devices, and in chunks on devices: every layer that is no model of its own, and its audit."""
 
+    @pytest.mark.usefixtures("_programs_of_one_layer")
     @pytest.mark.parametrize("strategy", SHARED_OUT)
     @pytest.mark.parametrize("name", [name for name in EVERY if name not in MODELS])
     def test_equals_the_loop(self, name: str, strategy: str, seed: int) -> None:
