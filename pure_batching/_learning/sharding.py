@@ -41,8 +41,10 @@ def on_own_mesh(strategy: Strategy) -> AbstractContextManager[Any]:
     derivatives of arrays with such types inside `jax.jit` alone.
     """
     mesh = None if strategy.own_mesh is None else _with_explicit_axes(strategy.own_mesh.abstract_mesh)
-    is_needed = mesh is not None and jax.sharding.get_abstract_mesh().empty and isinstance(jnp.zeros(()), Tracer)
-    return jax.sharding.use_abstract_mesh(mesh) if is_needed else nullcontext()
+    is_inside_jit = isinstance(jnp.zeros(()), Tracer)
+    if mesh is None or not is_inside_jit or not jax.sharding.get_abstract_mesh().empty:
+        return nullcontext()
+    return jax.sharding.use_abstract_mesh(mesh)
 
 
 def _explicit_mesh(args: Tree) -> AbstractMesh | None:
