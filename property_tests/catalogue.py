@@ -952,4 +952,11 @@ FAULTS = (
         "if learner.strategy.own_mesh is None and",
         _says("devices for a loss whose callback keeps its order"),
     ),
+    Fault(
+        "an assertion that may fail is left out",
+        "_reader/assertions.py",
+        'not inner(eqn.params["branches"][int(chosen)])[0].eqns',
+        'bool(eqn.params["branches"])',
+        "tests/test_assertions.py::test_what_may_fail_stays[wrong]",
+    ),
 )

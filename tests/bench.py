@@ -53,15 +53,10 @@ MAKERS = {**STRATEGIES, **NESTED}
 # One model for each way of keeping states, where a law costs too much for all of them.
 REPRESENTATIVES = ("tutorial", "LSTMCell", "delayed", "trees")
 
-# Brainstate's dropout checks its probability by a callback that keeps its order, which JAX runs on one device alone.
-ON_ONE_DEVICE = ("noisy",)
-
 
 def shared_out(model: Model) -> list[str]:
     """The strategies that share a batch of the model out."""
-    by_hand = [] if "manual" in model.strategies else ["nested"]
-    on_several = ["sharded", "nested"] if model.name in ON_ONE_DEVICE else []
-    return [name for name in SHARED_OUT if name not in (*by_hand, *on_several)]
+    return [*SHARED_OUT] if "manual" in model.strategies else [*SHARING]
 
 
 # Every model with every strategy that runs it, and those runs that must equal the loop.

@@ -17,10 +17,9 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import pure_batching as pb
-from pure_batching.errors import StrategyError
 
 from .alive import assert_gradients_alive
-from .bench import MAKERS, ON_ONE_DEVICE, RULES, RUNS, SHARED_OUT, Bench, bench, shared_out
+from .bench import MAKERS, RULES, RUNS, SHARED_OUT, Bench, bench, shared_out
 from .models import MODELS
 from .trees import assert_close, assert_identical, assert_not_identical, sample
 
@@ -177,12 +176,6 @@ class TestEveryModel:
         assert_gradients_alive(want["sequence_grad"][0])
         assert_not_identical(want["online"][0], fetched(bench(name, seed).params))
         assert_close(got, want)
-
-    @pytest.mark.parametrize("strategy", ["sharded", "nested"])
-    @pytest.mark.parametrize("name", ON_ONE_DEVICE)
-    def test_a_model_of_one_device(self, name: str, strategy: str, seed: int) -> None:
-        with pytest.raises(StrategyError, match="a callback that keeps its order"):
-            MAKERS[strategy](bench(name, seed).learner, SAMPLES)
 
 
 class TestMemory:

@@ -96,8 +96,7 @@ class Sharded(Sharing):
                 self.name,
                 got=f"a step with a callback that keeps its order, {found}",
                 expected="a step that JAX runs on several devices",
-                repair="Take the callback out, or leave out ordered=True; brainstate's dropout has one that checks its "
-                "probability. On one device, pb.chunked runs it.",
+                repair="Take the callback out, or leave out ordered=True. On one device, pb.chunked runs it.",
             )
         return program
 

@@ -42,8 +42,13 @@ def leaky(params: jax.Array, h: jax.Array, x: jax.Array) -> tuple[jax.Array, jax
     return h, h
 
 
-def plain() -> pb.Learner:
-    return pb.capture_function(leaky, jnp.ones(3), jnp.zeros(3), jnp.zeros(3), algorithm=pb.BPTT())[0]
+def telling(params: jax.Array, h: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    jax.debug.print("{}", x[0], ordered=True)
+    return leaky(params, h, x)
+
+
+def plain(step: Any = leaky) -> pb.Learner:
+    return pb.capture_function(step, jnp.ones(3), jnp.zeros(3), jnp.zeros(3), algorithm=pb.BPTT())[0]
 
 
 def sharded(learner: pb.Learner, size: int) -> pb.Learner:
@@ -189,10 +194,10 @@ STRATEGY = (
     ),
     Refusal(
         "devices for a callback that keeps its order",
-        lambda seed: sharded(bench("noisy", seed).learner, 8),
+        lambda _: sharded(plain(telling), 8),
         StrategyError,
-        "pb.sharded: got a step with a callback that keeps its order, debug_callback(ordered=True) at ~, "
-        "called at modules.py: ~ expected a step that JAX runs on several devices. ~ pb.chunked runs it.",
+        "pb.sharded: got a step with a callback that keeps its order, debug_print(ordered=True) at "
+        "strategies.py: ~ (telling), expected a step that JAX runs on several devices. ~ pb.chunked runs it.",
     ),
     Refusal(
         "devices for a loss whose callback keeps its order",
