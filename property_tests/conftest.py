@@ -35,6 +35,10 @@ settings.register_profile(
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--turn", type=int, default=0, help="which models of the registry run by day when shared out")
+
+
 def pytest_configure() -> None:
     jax.monitoring.register_event_duration_secs_listener(_listen)
 

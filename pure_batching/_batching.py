@@ -170,9 +170,9 @@ def sharded(
 
     The devices share the samples evenly: a batch size that they do not divide is refused. Bring a batch to the next
     multiple with samples that a `mask=` of False leaves out: `reduction="sum"` does not see them, but a mean divides by
-    a `B` that counts them. Arguments on devices lie on the same mesh. Where its axes are explicit, enter
-    `jax.set_mesh(mesh)` around a `jax.jit` that calls `init`: the type of a carry then names the places of its samples,
-    as the type that `step` returns.
+    a `B` that counts them. Arguments that were put on other devices are copied to those of the
+    mesh. Inside `jax.jit`, where JAX alone knows where an array lies, they must lie there; an argument whose type names
+    another mesh is a StrategyError.
 
     Samples that reach each other, which `by=functools.partial(pb.manual, allow_coupling=True)` accepts, do so within
     their share: the result then depends on the number of devices.

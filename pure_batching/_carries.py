@@ -16,7 +16,7 @@ from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ._learning.carry import Carry, check_whole
-from ._tree import Tree, described, named_leaves, spec_text
+from ._tree import Tree, described, is_placed, named_leaves, spec_text
 from ._wording import count, listed
 from .errors import BatchSizeError, OptionError, StructureError
 
@@ -123,7 +123,7 @@ def _each_leaf(fun: Any, *carries: Carry) -> Carry:
 
 def _together(leaves: tuple[jax.Array, ...]) -> list[jax.Array]:
     """Leaves on the devices of the first of them that was put on any; JAX takes none on others with it."""
-    placed = [leaf.sharding for leaf in leaves if not isinstance(leaf, Tracer) and leaf.committed]
+    placed = [leaf.sharding for leaf in leaves if is_placed(leaf)]
     if all(layout.device_set == placed[0].device_set for layout in placed):
         return list(leaves)
     home = placed[0]

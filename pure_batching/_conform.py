@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ._keys import MAPPABLE
 from ._tree import Tree, described, is_key, is_quantity, mantissa, named_leaves, same_dimension, unit_of, with_unit
 from ._wording import count, listed
 from .errors import BatchSizeError, DtypeError, ShapeError, StructureError, UnitError
@@ -205,7 +206,7 @@ _OR_CAPTURE = ", or capture the module with this dtype."
 
 def _to_dtype(array: Any, dtype: Any, name: str) -> jax.Array:
     array = jnp.asarray(array)
-    if array.dtype == dtype or (is_key(dtype) and is_key(array.dtype)):  # a random key may be of any implementation
+    if array.dtype == dtype:
         return array
     if is_key(dtype) or is_key(array.dtype) or not _is_promoted(array, dtype):
         raise DtypeError(
@@ -219,6 +220,8 @@ def _to_dtype(array: Any, dtype: Any, name: str) -> jax.Array:
 
 def _repair_of_dtype(array: jax.Array, dtype: Any) -> str:
     """Say how to repair a dtype: by a conversion, or by another capture where a conversion would lose fractions."""
+    if is_key(dtype) and is_key(array.dtype):
+        return f"Make it by jax.random.key(seed, impl={MAPPABLE!r})."
     if jnp.issubdtype(array.dtype, jnp.inexact) and jnp.issubdtype(dtype, jnp.integer):
         return f"Capture the module with an example of dtype {array.dtype}: {dtype} numbers would lose what it holds."
     is_number = jnp.issubdtype(dtype, jnp.inexact)

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ._keys import MAPPABLE
+
 _NARROW: dict[Any, str] = {
     np.dtype("float64"): "float32",
     np.dtype("complex128"): "complex64",
@@ -48,6 +50,11 @@ class Numerics(NamedTuple):
             settings.jax_default_matmul_precision,
             settings.jax_default_prng_impl,
         )
+
+    @classmethod
+    def of_capture(cls) -> "Numerics":
+        """Those in force, but that keys are of the implementation that draws the same in a batch as alone."""
+        return cls.now()._replace(prng_impl=MAPPABLE)
 
     def for_arguments(self) -> "Numerics":
         """The same with 64-bit numbers where the caller has them, so that an argument is seen as it is."""

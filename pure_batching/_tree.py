@@ -7,6 +7,7 @@ import brainunit as u
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 Tree = Any
 
@@ -99,6 +100,14 @@ def strong(tree: Tree, spec: Tree) -> Tree:
 def is_key(dtype: Any) -> bool:
     """Whether a dtype is that of typed random keys."""
     return bool(jnp.issubdtype(dtype, jax.dtypes.prng_key))
+
+
+def is_placed(leaf: Any) -> bool:
+    """Whether an array was put on devices, by its owner or by a program that ran there.
+
+    JAX takes any other along to where it is needed. Of a traced array, only JAX knows where it lies.
+    """
+    return isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) and leaf.committed
 
 
 def with_lead(spec: Tree, lead: tuple[int, ...]) -> Tree:

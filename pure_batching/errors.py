@@ -41,6 +41,10 @@ class CarryError(PureBatchingError):
     """A carry belongs to another learner."""
 
 
+class DeviceError(PureBatchingError):
+    """Arguments of one call were put on different devices."""
+
+
 class LossError(PureBatchingError):
     """A loss does not return one real number for one sample at one step."""
 

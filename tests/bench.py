@@ -32,19 +32,35 @@ def on_devices(learner: pb.Learner, samples: int) -> pb.Learner:
     return pb.sharded(learner, samples, mesh=mesh, by=functools.partial(pb.chunked, chunk=1))
 
 
+def in_chunks_on_devices(learner: pb.Learner, samples: int) -> pb.Learner:
+    """At least three samples on each device, two of them at a time by `pb.manual`, and what is left."""
+    devices = max([n for n in range(1, jax.device_count() + 1) if samples % n == 0 and samples // n > 2], default=1)
+    mesh = jax.make_mesh((devices,), ("batch",), devices=jax.devices()[:devices])
+    by = functools.partial(pb.chunked, chunk=min(2, samples // devices), by=pb.manual)
+    return pb.sharded(learner, samples, mesh=mesh, by=by)
+
+
 # As a user calls them: `pb.manual` refuses what couples samples.
 PLAIN = {"loop": pb.loop, "vmap": pb.vmap, "manual": pb.manual}
 SHARING = {"chunked": in_chunks, "sharded": on_devices}
 STRATEGIES = {**PLAIN, **SHARING}
 
+# What is left out by default: each of the strategies inside it is shown by itself.
+NESTED = {"nested": in_chunks_on_devices}
+SHARED_OUT = {**SHARING, **NESTED}
+MAKERS = {**STRATEGIES, **NESTED}
+
 # One model for each way of keeping states, where a law costs too much for all of them.
 REPRESENTATIVES = ("tutorial", "LSTMCell", "delayed", "trees")
 
+
+def shared_out(model: Model) -> list[str]:
+    """The strategies that share a batch of the model out."""
+    return [*SHARED_OUT] if "manual" in model.strategies else [*SHARING]
+
+
 # Every model with every strategy that runs it, and those runs that must equal the loop.
-RUNS = [
-    *((model.name, strategy) for model in MODELS.values() for strategy in model.strategies),
-    *((name, strategy) for name in REPRESENTATIVES for strategy in SHARING),
-]
+RUNS = [(model.name, strategy) for model in MODELS.values() for strategy in (*model.strategies, *shared_out(model))]
 BATCHED_RUNS = [(name, strategy) for name, strategy in RUNS if strategy != "loop"]
 REPRESENTATIVE_RUNS = [(name, strategy) for name in REPRESENTATIVES for strategy in STRATEGIES]
 
@@ -132,7 +148,7 @@ class Bench:
     @kept
     def batched(self, strategy: str | None, samples: int = SAMPLES) -> pb.Learner:
         """The learner under a strategy, or itself."""
-        return self.learner if strategy is None else STRATEGIES[strategy](self.learner, samples)
+        return self.learner if strategy is None else MAKERS[strategy](self.learner, samples)
 
     @kept
     def start(self, strategy: str | None, samples: int = SAMPLES) -> pb.Carry:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .bench import RULES
+from .bench import NESTED, RULES
 from .registry import EVERY
 
 # Every kind of weight, of hidden state and of batching, and every reason why manual refuses a module.
@@ -99,4 +99,4 @@ def _is_rule(value: object) -> bool:
 
 
 def _is_left_out(value: object) -> bool:
-    return isinstance(value, str) and value in EVERY and value not in BY_DEFAULT
+    return isinstance(value, str) and (value in NESTED or (value in EVERY and value not in BY_DEFAULT))

@@ -461,7 +461,7 @@ class TestRegistry:
         found = pb.audit(bench(name, seed).batched(strategy), probe=False)
         assert found.is_independent, str(found)
         assert {verdict.how for verdict in found.leaves.values()} == {"proved"}
-        assert found.strategy == f"pb.{strategy}"
+        assert found.strategy == f"pb.{'sharded' if strategy == 'nested' else strategy}"
 
     @pytest.mark.parametrize("strategy", ["vmap", "manual"])
     @pytest.mark.parametrize("rule", ["D_RTRL", "Hybrid"])

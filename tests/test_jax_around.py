@@ -17,7 +17,7 @@ from jax import export
 from jax.sharding import AxisType, PartitionSpec as P
 
 import pure_batching as pb
-from pure_batching.errors import PickleError
+from pure_batching.errors import DeviceError, PickleError
 
 from . import around
 from .around import FEATURES, SAMPLES, STEPS, flattened, in_another_process, specs
@@ -360,7 +360,7 @@ def _no_loop(path: str) -> bool:
 
 
 class TestAnotherDevice:
-    """Arrays that are committed to a device: they run there, and two devices in one call are JAX's own error."""
+    """Arrays that were put on a device run there; two devices in one call are an error before anything runs."""
 
     def test_inputs_take_the_params_along(self) -> None:
         learner, params = around.captured(RULES[RULE])
@@ -379,7 +379,14 @@ class TestAnotherDevice:
         batched, (one, other) = pb.vmap(learner, SAMPLES), jax.devices()[:2]
         params, carry = jax.device_put((params, batched.init(KEY)), one)
         inputs, targets = jax.device_put(around.data(), other)
-        with pytest.raises(ValueError, match="incompatible devices for jitted computation"):
+        with pytest.raises(DeviceError, match=r"^inputs\[0\]: got an array on cpu:1, .* on cpu:0, where params"):
             batched.step(params, carry, inputs[0])
-        with pytest.raises(ValueError, match="incompatible devices for jitted computation"):
-            pb.sequence_grad(batched, around.loss)(params, carry, inputs, targets)
+        optimizer = optax.sgd(0.1)
+        for call in (
+            lambda: pb.sequence_grad(batched, around.loss)(params, carry, inputs, targets),
+            lambda: pb.sample_norms(batched, around.loss)(params, carry, inputs, targets),
+            lambda: pb.clipped_grad(batched, around.loss, 0.1)(params, carry, inputs, targets),
+            lambda: pb.online(batched, around.loss, optimizer)(params, optimizer.init(params), carry, inputs, targets),
+        ):
+            with pytest.raises(DeviceError, match=r"^inputs\[0\]: got an array on cpu:1, .* on cpu:0, where params"):
+                call()

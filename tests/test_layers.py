@@ -1,12 +1,16 @@
 """One cheap law for every layer: it is captured, and every strategy gives the numbers of the loop."""
 
+from collections.abc import Generator
+from typing import Any
+
+import jax
 import pytest
 
 import pure_batching as pb
 from pure_batching.errors import StrategyError
 
 from .alive import assert_alive
-from .bench import SAMPLES, Request
+from .bench import SAMPLES, SHARED_OUT, Request, shared_out
 from .interchangeable import assert_interchangeable
 from .layers import LAYERS, REFUSED
 from .models import MODELS
@@ -27,6 +31,35 @@ class TestOtherHalf:
     @pytest.mark.parametrize("name", HALVES[1])
     def test_every_strategy_equals_the_loop(self, name: str, seed: int) -> None:
         assert_interchangeable(captured(name, seed))
+
+
+@pytest.fixture
+def _programs_of_one_layer(strategy: str) -> Generator[None, Any, Any]:
+    """Frees them after the last strategy: those of all layers are more than a process may map."""
+    yield
+    if strategy == list(SHARED_OUT)[-1]:
+        jax.clear_caches()
+
+
+class TestSharedOut:
+    """In chunks, on devices, and in chunks on devices: every layer that is no model of its own, and its audit."""
+
+    @pytest.mark.usefixtures("_programs_of_one_layer")
+    @pytest.mark.parametrize("strategy", SHARED_OUT)
+    @pytest.mark.parametrize("name", [name for name in EVERY if name not in MODELS])
+    def test_equals_the_loop(self, name: str, strategy: str, seed: int) -> None:
+        if strategy not in shared_out(EVERY[name]):
+            with pytest.raises(StrategyError, match=NOT_BY_HAND[name][0]):
+                captured(name, seed).batched(strategy)
+            return
+        made, request = captured(name, seed), Request(strategy)
+        want, got = made.result(Request("loop")), made.result(request)
+        assert_alive(made, Request("loop"), want)
+        assert_close(got.gradients, want.gradients)
+        assert_close(got.aux, want.aux)
+        found = pb.audit(made.batched(strategy), probe=False)
+        assert found.is_independent, str(found)
+        assert {verdict.how for verdict in found.leaves.values()} == {"proved"}
 
 
 class TestNewOperations:

@@ -25,6 +25,7 @@ ORDER = (
         "_wording",
         "_options",
         "_tree",
+        "_keys",
         "_numerics",
         "_precision",
         "_conform",

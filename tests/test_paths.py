@@ -176,12 +176,6 @@ class TestWhatUsersPass:
         want = grad_fn(made.params, None, *made.data(STEPS, SAMPLES))
         assert_identical(grad_fn(MappingProxyType(made.params), None, *made.data(STEPS, SAMPLES)), want)
 
-    def test_a_key_of_any_implementation(self) -> None:
-        made = bench("noisy", 0)
-        batched, key = made.batched("vmap"), jax.random.key(0, impl="rbg")
-        carry, _ = batched.step(made.params, batched.init(key), *(x[0] for x in made.data(STEPS, SAMPLES).inputs))
-        assert all(leaf.dtype == key.dtype for leaf in carry.keys.values())
-
     def test_a_module_without_weights(self) -> None:
         learner, params = pb.capture(Still(), np.ones(N_IN), algorithm=pb.D_RTRL())
         data = np.ones((STEPS, SAMPLES, N_IN)), np.ones((STEPS, SAMPLES))

@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import pure_batching as pb
 
 from .alive import assert_gradients_alive
-from .bench import RULES, Bench, bench
-from .trees import assert_close, assert_identical
+from .bench import MAKERS, RULES, RUNS, SHARED_OUT, Bench, bench, shared_out
+from .models import MODELS
+from .trees import assert_close, assert_identical, assert_not_identical, sample
 
 NAME = "MinimalRNNCell"
 STEPS, SAMPLES, DEVICES = 5, 8, 4
@@ -50,6 +51,7 @@ WAYS: Mapping[str, Callable[[pb.Learner, int], pb.Learner]] = {
     "one axis of two": on_devices(mesh=mesh_of(2, 4, names=("batch", "model"), kind=AxisType.Auto)),
     "chunks on devices": on_devices(functools.partial(pb.chunked, chunk=1, by=pb.manual)),
 }
+every_kind = pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 every_way = pytest.mark.parametrize("way", WAYS)
 
 
@@ -129,6 +131,51 @@ class TestDrivers:
             for learner in (pb.vmap(made.learner, SAMPLES), by(made.learner, SAMPLES))
         )
         assert_identical(fetched(got), fetched(want))
+
+
+EVERY_RUN = [(name, strategy) for name, strategy in RUNS if strategy in SHARED_OUT]
+
+
+@functools.cache
+def by_every_driver(name: str, strategy: str, seed: int) -> Any:
+    """A step, and then each driver from where it ended or from a fresh start, with masks and resets."""
+    made, samples, key = bench(name, seed), 6, jax.random.key(seed)
+    rng, shape = np.random.default_rng(seed), (2, samples)
+    options = {"mask": rng.random(shape) < 0.8, "reset": rng.random(shape) < 0.2, "key": key}
+    learner, loss, data = MAKERS[strategy](made.learner, samples), made.model.loss, made.data(*shape)
+    begun, output = learner.step(made.params, learner.init(key), *sample(data.inputs, 0))
+    optimizer = optax.sgd(1e-3)
+    found = {
+        "step": (begun, output),
+        "sequence_grad": pb.sequence_grad(learner, loss)(made.params, begun, *data, **options),
+        "sample_norms": pb.sample_norms(learner, loss)(made.params, None, *data, **options),
+        "clipped_grad": pb.clipped_grad(learner, loss, 0.1)(made.params, begun, *data, **options),
+        "online": pb.online(learner, loss, optimizer)(
+            made.params, optimizer.init(made.params), begun, *data, **options
+        ),
+    }
+    return fetched(found)
+
+
+@pytest.fixture
+def _programs_of_one_model(name: str, strategy: str) -> Generator[None, Any, Any]:
+    """Frees them after its last strategy: those of all models are more than a process may hold."""
+    yield
+    if strategy == shared_out(MODELS[name])[-1]:
+        by_every_driver.cache_clear()
+        jax.clear_caches()
+
+
+class TestEveryModel:
+    """Every driver, on every model that can be shared out."""
+
+    @pytest.mark.usefixtures("_programs_of_one_model")
+    @pytest.mark.parametrize(("name", "strategy"), EVERY_RUN)
+    def test_every_driver(self, name: str, strategy: str, seed: int) -> None:
+        want, got = by_every_driver(name, "vmap", seed), by_every_driver(name, strategy, seed)
+        assert_gradients_alive(want["sequence_grad"][0])
+        assert_not_identical(want["online"][0], fetched(bench(name, seed).params))
+        assert_close(got, want)
 
 
 class TestMemory:
@@ -245,7 +292,7 @@ def test_nothing_else_crosses_devices() -> None:
     assert done.stdout.splitlines() == one * 4
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@every_kind
 def test_results_stay_where_their_samples_are(kind: AxisType) -> None:
     made, mesh = bench(NAME, 0), mesh_of(DEVICES, kind=kind)
     batched = pb.sharded(made.learner, SAMPLES, mesh=mesh)
@@ -352,8 +399,59 @@ def test_two_processes_equal_one() -> None:
     np.testing.assert_allclose(shares[1], shares[0], rtol=1e-12, atol=1e-12)
 
 
+class TestElsewhere:
+    """Arguments of `pb.sharded` that were put on other devices than its own are copied to them, whatever the driver."""
+
+    @every_kind
+    @pytest.mark.parametrize("part", ["params", "carry", "everything", "another mesh"])
+    def test_a_gradient(self, part: str, kind: AxisType) -> None:
+        made, mesh = bench(NAME, 0), mesh_of(DEVICES, kind=kind)
+        batched = pb.sharded(made.learner, SAMPLES, mesh=mesh)
+        grad_fn = pb.sequence_grad(batched, made.model.loss, window=3)
+        data, given = tuple(made.data(STEPS, SAMPLES)), flags(0)
+        carry = grad_fn(made.params, None, *data)[1].carry
+        want = grad_fn(made.params, carry, *data, **given)
+        assert_gradients_alive(want[0])
+        home, others = jax.devices()[0], jax.make_mesh((4,), ("other",), axis_types=(kind,), devices=jax.devices()[4:])
+        moved: dict[str, Any] = {
+            "params": (jax.device_put(made.params, home), carry, *data, given),
+            "carry": (made.params, jax.device_put(fetched(carry), home), *data, given),
+            "everything": jax.device_put((made.params, fetched(carry), *data, given), home),
+            "another mesh": (
+                jax.device_put(made.params, NamedSharding(others, P())),
+                carry,
+                *jax.device_put(data, NamedSharding(others, P(None, "other"))),
+                given,
+            ),
+        }
+        params, start, inputs, targets, options = moved[part]
+        got = grad_fn(params, start, inputs, targets, **options)
+        assert_identical(fetched(got), fetched(want))
+        assert all(leaf.sharding.device_set == {*mesh.devices.flat} for leaf in jax.tree.leaves(got))
+
+    def test_a_step_and_a_training(self) -> None:
+        """And the state of an optimizer. What comes back is put on one device, where `pb.vmap` goes on with it."""
+        made, home, optimizer = bench(NAME, 0), jax.devices()[0], optax.adam(1e-2)
+        batched, data = on_devices()(made.learner, SAMPLES), tuple(made.data(STEPS, SAMPLES))
+        alone = pb.vmap(made.learner, SAMPLES)
+
+        def run(learner: pb.Learner, put: Any) -> Any:
+            params, carry, held = (put(tree) for tree in (made.params, fetched(alone.init()), data))
+            fit = pb.online(learner, made.model.loss, optimizer)
+            return (
+                learner.step(params, carry, *sample(held[0], 0)),
+                fit(params, put(optimizer.init(made.params)), carry, *held),
+            )
+
+        got = run(batched, lambda tree: jax.device_put(tree, home))
+        assert_close(fetched(got), fetched(run(alone, lambda tree: tree)))
+        trained, carry = jax.device_put((got[1][0], got[1][2].carry), home)
+        gradients, _ = pb.sequence_grad(alone, made.model.loss)(trained, carry, *data)
+        assert {leaf.device for leaf in jax.tree.leaves(gradients)} == {home}
+
+
 class TestExplicitAxes:
-    """A mesh of explicit axes, JAX's default: where it is set, types of results name the places of the samples."""
+    """A mesh of explicit axes, JAX's default: inside `jax.jit`, types of results name the places of the samples."""
 
     def test_a_scan_of_steps(self, seed: int) -> None:
         """Inside `jax.jit`, from a carry that is made there."""
@@ -367,9 +465,24 @@ class TestExplicitAxes:
 
         want = fetched(jax.jit(functools.partial(run, pb.vmap))(made.params, inputs))
         sharded = jax.jit(functools.partial(run, on_devices()))
-        with jax.set_mesh(mesh):
-            assert_close(fetched(sharded(made.params, placed)), want)
-            assert_close(fetched(sharded(made.params, inputs)), want)
+        for given in (placed, inputs):
+            assert_close(fetched(sharded(made.params, given)), want)
+            with jax.set_mesh(mesh):
+                assert_close(fetched(sharded(made.params, given)), want)
+
+    def test_a_derivative_outside_of_jit(self, seed: int) -> None:
+        """There JAX takes none of arrays whose types name places, so that a fresh carry names none."""
+        made = bench(NAME, seed)
+        inputs = made.data(SAMPLES).inputs
+
+        def loss(params: Any, learner: pb.Learner) -> Any:
+            return (learner.step(params, learner.init(), *inputs)[1] ** 2).sum()
+
+        got, want = (
+            fetched(jax.grad(loss)(made.params, make(made.learner, SAMPLES))) for make in (on_devices(), pb.vmap)
+        )
+        assert_gradients_alive(want)
+        assert_close(got, want)
 
     def test_batch_algebra(self, seed: int) -> None:
         """Samples are regrouped wherever they lie."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from .bench import BATCHED_RUNS, SHARING
+from .bench import BATCHED_RUNS, SHARED_OUT
 from .models import MODELS
 from .registry import EVERY
 
@@ -127,7 +127,7 @@ MODES: Mapping[tuple[str, str, str], int | Raised | None] = {
     **{
         ("ES_D_RTRL", mode, name): RAISES["ES_D_RTRL"].get(name)
         for name, mode in BATCHED_RUNS
-        if mode not in SHARING  # BrainScale has two ways to run a batch
+        if mode not in SHARED_OUT  # BrainScale has two ways to run a batch
         if name not in NOT_COMPARED
     },
     **{("D_RTRL", "vmap", name): None for name in MATRICES},

@@ -4,6 +4,7 @@
 closure over it, which the learner's source keeps.
 """
 
+import inspect
 from collections.abc import Callable, Hashable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import jax
 
 from .._strategies.base import SampleAxes, Strategy
 from .._strategies.beside import beside
+from .devices import settled
 from .once import without_derivative
 from .sharding import under_automatic_axes
 
@@ -25,7 +27,7 @@ def compiled(
     """`jax.jit` of `function(learner, *statics, ...)`, the same for equal learners and statics.
 
     Arrays among the hyperparameters of the learner's rule are arguments of what is compiled, by which it has no
-    derivative.
+    derivative. What it is called with lies where the strategy can run it, or is a DeviceError.
 
     Args:
       learner: whose memory keeps the function.
@@ -40,7 +42,10 @@ def compiled(
         def run(numbers: Any, *args: Any) -> Any:
             return function(others.with_numbers(without_derivative(numbers)), *statics, *args)
 
-        return jax.jit(under_automatic_axes(run, SampleAxes((None, *axes.given), axes.made), learner.strategy))
+        given, strategy = (None, *axes.given), learner.strategy
+        program = jax.jit(under_automatic_axes(run, SampleAxes(given, axes.made), strategy))
+        names = ["rule", *[*inspect.signature(function).parameters][1 + len(statics) :]]
+        return lambda *args: program(*settled(strategy, names, args, given))
 
     return partial(kept(learner, make, function, *statics), learner.algorithm)
 

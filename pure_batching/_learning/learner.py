@@ -11,6 +11,7 @@ import numpy as np
 from .._algorithms.base import Algorithm, kept as trace_kept
 from .._algorithms.checking import check_trace_dtype
 from .._conform import Axes, conform
+from .._keys import mappable
 from .._program import Params, Perturbation, Program, States, Step
 from .._sources.base import Source
 from .._strategies.alone import OneOf
@@ -21,6 +22,7 @@ from ..errors import CarryError, DtypeError, PureBatchingError, ShapeError, Stru
 from .carry import Carry, apart
 from .checked import checked
 from .compiled import compiled, in_shares, kept
+from .sharding import on_own_mesh
 from .step import differentiable_step
 
 
@@ -132,9 +134,9 @@ class Learner(eqx.Module):
         Raises:
           DtypeError: no random key.
         """
-        with self.source.numerics.in_force():
+        with self.source.numerics.in_force(), on_own_mesh(self.strategy):
             run = compiled(self, _begun, axes=SampleAxes((None,), Carry.sample_axes()))
-            return run(jax.random.key(0) if key is None else check_key(key))
+            return run(check_key(jax.random.key(0) if key is None else key))
 
     def step(self, params: Tree, carry: Carry, *inputs: Tree) -> tuple[Carry, Tree]:
         """Run one step.
@@ -289,7 +291,7 @@ def _captured_again(make: Any, arguments: tuple[Any, ...], algorithm: Algorithm,
 
 
 def check_key(key: Any) -> jax.Array:
-    """The value as one typed random key, which a raw one becomes, or DtypeError."""
+    """The value as one typed random key that may be mapped, which any other becomes, or DtypeError."""
     is_array = isinstance(key, (jax.Array, np.ndarray))
     is_typed = is_array and is_key(key.dtype) and key.shape == ()
     is_raw = is_array and key.dtype == "uint32" and key.shape == jax.random.key_data(jax.random.key(0)).shape
@@ -300,7 +302,7 @@ def check_key(key: Any) -> jax.Array:
             expected="one random key",
             repair="Pass jax.random.key(seed); each sample gets a key of its own from it.",
         )
-    return jax.random.wrap_key_data(jnp.asarray(key)) if is_raw else jnp.asarray(key)
+    return mappable(jax.random.wrap_key_data(jnp.asarray(key)) if is_raw else jnp.asarray(key))
 
 
 def check_learner(learner: object, name: str) -> None:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._program import Loss
+from .._reader.callbacks import ordered_callback
 from .._tree import Tree, spec_text, unit_of
 from ..errors import LossError
 from .learner import Learner
@@ -42,7 +43,7 @@ def check_loss(learner: Learner, loss: Loss, targets: Timed) -> None:
 
     target = targets.spec(len(learner.lead))
     try:
-        result = jax.eval_shape(value, learner.program.output, target)
+        jaxpr, result = jax.make_jaxpr(value, return_shape=True)(learner.program.output, target)
     except Exception as reason:
         raise LossError(
             "loss",
@@ -58,6 +59,13 @@ def check_loss(learner: Learner, loss: Loss, targets: Timed) -> None:
             got=spec_text(result),
             expected="one real number without a unit for the output and target of one sample at one step",
             repair="Reduce over features inside the loss; samples and time are added up outside.",
+        )
+    if learner.strategy.own_mesh is not None and (found := ordered_callback(jaxpr.jaxpr)):
+        raise LossError(
+            "loss",
+            got=f"a callback that keeps its order, {found}",
+            expected=f"a loss that JAX runs on several devices, under {learner.strategy.name}",
+            repair="Take the callback out, or leave out ordered=True.",
         )
 
 

@@ -6,9 +6,12 @@ everything it makes. So it is run under automatic axes, and its results get the 
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.core import Tracer
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from .._strategies.base import SUMMED, SampleAxes, Strategy
@@ -28,6 +31,20 @@ def under_automatic_axes(function: Callable[..., Any], axes: SampleAxes, strateg
             return jax.sharding.auto_axes(function, out_sharding=layouts)(*args)
 
     return run
+
+
+def on_own_mesh(strategy: Strategy) -> AbstractContextManager[Any]:
+    """What a function runs in that has no argument with samples, which would name their places.
+
+    Inside `jax.jit` it is the mesh of the strategy, if its axes are explicit: the type of a fresh carry then names the
+    places that a step names too. Elsewhere a fresh carry lies there without a type that says so, since JAX takes
+    derivatives of arrays with such types inside `jax.jit` alone.
+    """
+    mesh = None if strategy.own_mesh is None else _with_explicit_axes(strategy.own_mesh.abstract_mesh)
+    is_inside_jit = isinstance(jnp.zeros(()), Tracer)
+    if mesh is None or not is_inside_jit or not jax.sharding.get_abstract_mesh().empty:
+        return nullcontext()
+    return jax.sharding.use_abstract_mesh(mesh)
 
 
 def _explicit_mesh(args: Tree) -> AbstractMesh | None:

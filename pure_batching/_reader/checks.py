@@ -5,10 +5,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .._keys import MAPPABLE, is_mappable
 from .._program import Program
-from .._tree import Tree, named_leaves
+from .._tree import Tree, is_key, named_leaves
 from ..errors import CaptureError, StrategyError
-from .jaxprs import inner
+from .jaxprs import Jaxpr, inner
+from .lines import place
+from .loops import way_to
 from .pieces import spec_of_var
 from .step import TracedStep
 
@@ -20,8 +23,8 @@ def check_step(traced: TracedStep, name: str) -> None:
       traced: the step.
       name: of what was captured.
     """
-    rows = _rows(traced)
-    for leaf, path, spec, before, after in rows:
+    _check_keys(inner(traced.jaxpr)[0], name)
+    for leaf, path, spec, before, after in _rows(traced):
         if spec_of_var(after).shape != tuple(spec.shape):
             raise CaptureError(
                 f"{name}: {leaf}",
@@ -45,6 +48,26 @@ def check_step(traced: TracedStep, name: str) -> None:
                 expected="one that it only reads",
                 repair="Keep what changes from step to step in a HiddenState or a ShortTermState.",
             )
+
+
+def _check_keys(jaxpr: Jaxpr, name: str) -> None:
+    """Raise CaptureError for random keys of which a batch does not draw what each sample draws alone."""
+    given = [var for var in (*jaxpr.invars, *jaxpr.constvars) if _is_unmappable(var)]
+    made = way_to(jaxpr, lambda eqn: eqn.primitive.name == "rng_bit_generator" or any(map(_is_unmappable, eqn.outvars)))
+    if not given and not made:
+        return
+    line = place(made[0]) if made else ""
+    raise CaptureError(
+        name,
+        got=f"random keys of another implementation{f' at {line}' if line else ''}",
+        expected=f"keys of {MAPPABLE}: of others, JAX draws for all samples of a batch from the key of the first",
+        repair=f"Make them by jax.random.key(seed, impl={MAPPABLE!r}), or leave out impl=.",
+    )
+
+
+def _is_unmappable(var: Any) -> bool:
+    dtype = spec_of_var(var).dtype
+    return is_key(dtype) and not is_mappable(dtype)
 
 
 def _rows(traced: TracedStep) -> list[tuple[str, str, Any, Any, Any]]:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from .assertions import without_passed_assertions
 from .flat import equations_of, flat
 from .jaxprs import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, program
 from .loops import differentiable, without_weights
@@ -41,7 +42,7 @@ def _varshape(var: Var, width: int) -> tuple[int, ...]:
 
 def flattened(traced: TracedStep) -> FlatStep:
     """A traced step with its calls opened, and a perturbation for each hidden state."""
-    opened = flat(traced.jaxpr, traced.marks.is_use)
+    opened = without_passed_assertions(flat(traced.jaxpr, traced.marks.is_use))
     before, after = traced.variables(opened.jaxpr)
     eqns = [part for eqn in opened.jaxpr.eqns for part in _plain(eqn, traced.marks)]
     after = _with_own_results(traced, opened.jaxpr, after, eqns)

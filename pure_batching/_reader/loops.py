@@ -28,6 +28,15 @@ def holds(jaxpr: Jaxpr, primitives: Container[str]) -> bool:
     )
 
 
+def way_to(jaxpr: Jaxpr, is_wanted: Test) -> tuple[JaxprEqn, ...]:
+    """The first equation that is wanted, behind those that hold it, the outermost in front; empty if there is none."""
+    for eqn in jaxpr.eqns:
+        inside = next((found for body in bodies(eqn) if (found := way_to(body, is_wanted))), ())
+        if inside or is_wanted(eqn):
+            return eqn, *inside
+    return ()
+
+
 def uses_inside(eqn: JaxprEqn, is_use: Test) -> Iterator[JaxprEqn]:
     """The uses of weights inside an equation, at any depth."""
     for part in (part for body in bodies(eqn) for part in body.eqns):

@@ -70,7 +70,7 @@ class Blueprint:
         self._module = copy_module(module)
         self._environ = _of_a_context({**brainstate.environ.all(), **(environ or {})})
         self._generator = brainstate.random.DEFAULT.value
-        self.numerics = Numerics.now()
+        self.numerics = Numerics.of_capture()
         if environ and _PRECISION in environ:
             self.numerics = self.numerics._replace(enable_x64=str(environ[_PRECISION]) == "64")
 

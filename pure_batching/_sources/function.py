@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._conform import conform
+from .._keys import mappable
 from .._numerics import Numerics
 from .._program import Params, Program, States
 from .._reader.checks import check_batched, check_step
@@ -50,7 +51,7 @@ class FunctionSource(Source):
         Raises:
           CaptureError: the function cannot be traced, or its step cannot be carried on.
         """
-        self.name, self.numerics = getattr(step, "__name__", type(step).__name__), Numerics.now()
+        self.name, self.numerics = getattr(step, "__name__", type(step).__name__), Numerics.of_capture()
         self.memory: dict[Hashable, Any] = {}
         self._step, self._inputs = step, spec_of(examples)
         self._is_traced, self._is_hidden = is_traced, is_hidden
@@ -237,7 +238,8 @@ def _suffix(path: Any) -> str:
 
 def _copied(leaf: Any) -> jax.Array:
     """A copy, since the caller may donate what was given; `jnp.array` copies no random key."""
-    return jnp.copy(leaf) if isinstance(leaf, jax.Array) and is_key(leaf.dtype) else jnp.array(leaf)
+    is_typed = isinstance(leaf, jax.Array) and is_key(leaf.dtype)
+    return mappable(jnp.copy(leaf)) if is_typed else jnp.array(leaf)
 
 
 def _kind(value: Tree, path: str, is_hidden: Test) -> Kind:

@@ -5,6 +5,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, Protocol
 
+from jax.sharding import Mesh
+
 from .._program import Params, Perturbation, Program, States, Step
 from .._sources.base import Source
 from .._tree import Tree
@@ -61,6 +63,11 @@ class Strategy(abc.ABC):
         return ()
 
     @property
+    def own_mesh(self) -> Mesh | None:
+        """The devices of the strategy; None where it runs on those of its arguments."""
+        return None
+
+    @property
     def within(self) -> "Strategy":
         """The strategy of samples that run at once: this one, unless it shares a batch out."""
         return self
@@ -92,6 +99,16 @@ class Strategy(abc.ABC):
     def on_one_device(self) -> "Strategy":
         """The strategy of the samples of one device: this one, unless it puts samples on several."""
         return self
+
+    def placed(self, args: tuple[Tree, ...], axes: Any) -> tuple[Tree, ...]:
+        """The arguments on the devices of the strategy; as they are where it has none.
+
+        Args:
+          args: any of them may hold traced arrays, of which only JAX knows where they lie.
+          axes: where the samples lie in each of them.
+        """
+        del axes
+        return args
 
     def in_shares(self, run: "RunOf", axes: SampleAxes) -> Callable[..., Any]:
         """A function of all samples from `run(strategy)`, that of as many samples as the strategy has.

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from .._program import Program
+from .._reader.callbacks import ordered_callback
 from .._sources.base import Source
-from .._tree import Tree
+from .._tree import Tree, is_placed
 from ..errors import PickleError, StrategyError
 from .base import SUMMED, RunOf, SampleAxes, Strategy
 from .shares import Sharing, axes_of_arguments, axes_of_leaves
@@ -51,9 +52,34 @@ class Sharded(Sharing):
         return self.names
 
     @property
+    def own_mesh(self) -> Mesh:
+        """The devices."""
+        return self.mesh
+
+    @property
     def on_one_device(self) -> Strategy:
         """The strategy of the samples of one device."""
         return self.inner
+
+    def placed(self, args: tuple[Tree, ...], axes: Any) -> tuple[Tree, ...]:
+        """See `Strategy.placed`. An array that was put elsewhere is copied to the devices of its samples."""
+        leaves, structure = jax.tree.flatten(args)
+        if not any(map(self._lies_elsewhere, leaves)):
+            return args
+        along = axes_of_arguments(axes, args)
+        return jax.tree.unflatten(structure, [self._put(leaf, axis) for leaf, axis in zip(leaves, along, strict=True)])
+
+    def _put(self, leaf: Any, axis: Any) -> Any:
+        layout = NamedSharding(self.mesh, self._layout(axis))
+        return jax.device_put(leaf, layout) if self._lies_elsewhere(leaf) else leaf
+
+    def _lies_elsewhere(self, leaf: Any) -> bool:
+        """Whether an array was put on other devices than those of the mesh, or on these by a mesh with other axes."""
+        if not is_placed(leaf):
+            return False
+        if isinstance(leaf.sharding, NamedSharding):
+            return not _are_alike(leaf.sharding.mesh, self.mesh)
+        return leaf.sharding.device_set != {*self.mesh.devices.flat}
 
     def program(self, source: Source) -> Program:
         """The step of one sample of a device.
@@ -65,13 +91,12 @@ class Sharded(Sharing):
         with source.numerics.in_force():
             zero = program.zero_perturbation(is_complete=False)
             step = jax.make_jaxpr(program.execute)(program.params, program.states, program.inputs, zero)
-        if any("Ordered" in type(effect).__name__ for effect in step.effects):
+        if found := ordered_callback(step.jaxpr):
             raise StrategyError(
                 self.name,
-                got="a step with a callback that keeps its order, as jax.debug.callback(..., ordered=True) does",
+                got=f"a step with a callback that keeps its order, {found}",
                 expected="a step that JAX runs on several devices",
-                repair="Take the callback out, or leave out ordered=True; brainstate's dropout has one that checks its "
-                "probability. On one device, pb.chunked runs it.",
+                repair="Take the callback out, or leave out ordered=True. On one device, pb.chunked runs it.",
             )
         return program
 
@@ -125,6 +150,13 @@ class Sharded(Sharing):
         totals = iter(jax.lax.psum(sums, self.names) if sums else [])
         whole = [next(totals) if axis == SUMMED else leaf for leaf, axis in zip(leaves, axes, strict=True)]
         return jax.tree.unflatten(structure, whole)
+
+
+def _are_alike(one: Any, other: Mesh) -> bool:
+    """Whether two meshes have the same devices and the same names and sizes of axes, whatever the types of these."""
+    return one is other or (
+        isinstance(one, Mesh) and one.shape == other.shape and [*one.devices.flat] == [*other.devices.flat]
+    )
 
 
 def devices_along(mesh: Mesh, axis: tuple[str, ...]) -> int:

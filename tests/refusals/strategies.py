@@ -2,6 +2,7 @@
 
 import functools
 import pickle
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import pure_batching as pb
 from pure_batching.errors import (
     BatchSizeError,
+    DeviceError,
+    LossError,
     OptionError,
     PickleError,
     RandomnessError,
@@ -39,12 +42,32 @@ def leaky(params: jax.Array, h: jax.Array, x: jax.Array) -> tuple[jax.Array, jax
     return h, h
 
 
-def plain() -> pb.Learner:
-    return pb.capture_function(leaky, jnp.ones(3), jnp.zeros(3), jnp.zeros(3), algorithm=pb.BPTT())[0]
+def telling(params: jax.Array, h: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    jax.debug.print("{}", x[0], ordered=True)
+    return leaky(params, h, x)
+
+
+def plain(step: Any = leaky) -> pb.Learner:
+    return pb.capture_function(step, jnp.ones(3), jnp.zeros(3), jnp.zeros(3), algorithm=pb.BPTT())[0]
 
 
 def sharded(learner: pb.Learner, size: int) -> pb.Learner:
     return pb.sharded(learner, size, mesh=mesh())
+
+
+def told(output: jax.Array, target: jax.Array) -> jax.Array:
+    jax.debug.print("{}", target[0], ordered=True)
+    return squared(output, target)
+
+
+def on_two_devices(loss: Any) -> Any:
+    return pb.sequence_grad(sharded(plain(), 2), loss)(jnp.ones(3), None, jnp.ones((2, 2, 3)), jnp.ones((2, 2, 3)))
+
+
+def on_devices(params: Any, inputs: Any) -> Any:
+    """A gradient whose params and inputs were put on devices."""
+    given, data = jax.device_put(jnp.ones(3), params), jax.device_put(jnp.ones((2, 2, 3)), inputs)
+    return pb.sequence_grad(pb.vmap(plain(), 2), squared)(given, None, data, jnp.ones((2, 2, 3)))
 
 
 def along_an_axis() -> pb.Learner:
@@ -124,8 +147,8 @@ STRATEGY = (
         "axis: got ('batch', 'batch'), expected one of 'batch', or a tuple of some.",
     ),
     Refusal(
-        "data on another mesh",
-        lambda seed: sharded(bench("tutorial", seed).learner, 8).step(
+        "data on another mesh inside jax.jit",
+        lambda seed: jax.jit(sharded(bench("tutorial", seed).learner, 8).step)(
             bench("tutorial", seed).params, pb.vmap(bench("tutorial", seed).learner, 8).init(), on_another_mesh(seed)
         ),
         StrategyError,
@@ -171,9 +194,29 @@ STRATEGY = (
     ),
     Refusal(
         "devices for a callback that keeps its order",
-        lambda seed: sharded(bench("noisy", seed).learner, 8),
+        lambda _: sharded(plain(telling), 8),
         StrategyError,
-        "pb.sharded: got a step with a callback that keeps its order, ~ pb.chunked runs it.",
+        "pb.sharded: got a step with a callback that keeps its order, debug_print(ordered=True) at "
+        "strategies.py: ~ (telling), expected a step that JAX runs on several devices. ~ pb.chunked runs it.",
+    ),
+    Refusal(
+        "devices for a loss whose callback keeps its order",
+        lambda _: on_two_devices(told),
+        LossError,
+        "loss: got a callback that keeps its order, debug_print(ordered=True) at strategies.py: ~ (told), expected a "
+        "loss that JAX runs on several devices, under pb.sharded. Take the callback out, or leave out ordered=True.",
+    ),
+    Refusal(
+        "params on another device than the inputs",
+        lambda _: on_devices(params=jax.devices()[1], inputs=jax.devices()[2]),
+        DeviceError,
+        "inputs[0]: got an array on cpu:2, expected one on cpu:1, where params['params'] lies. Put both on the same",
+    ),
+    Refusal(
+        "params on one device, and inputs on those of a mesh",
+        lambda _: on_devices(params=jax.devices()[0], inputs=NamedSharding(mesh(), PartitionSpec(None, "batch"))),
+        DeviceError,
+        "inputs[0]: got an array on cpu:0, cpu:1, expected one on cpu:0, where params['params'] lies. Put both on",
     ),
     Refusal(
         "devices in a pickle",
