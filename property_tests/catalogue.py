@@ -918,6 +918,20 @@ FAULTS = (
         "tests/test_scan.py::TestProducts::test_they_leave_the_loop",
     ),
     Fault(
+        "products that are made before the steps are not counted",
+        "_learning/windows.py",
+        "return stacked + nbytes(_early_products(learner)), once",
+        "return stacked, once",
+        "tests/test_sequence.py::TestWindowOfNone::test_a_byte_less_is_a_step_less",
+    ),
+    Fault(
+        "a divisor is the largest entry of some parts of a trace",
+        "_algorithms/d_rtrl.py",
+        "jnp.concatenate([jnp.stack(found), left])",
+        "jnp.stack(found)",
+        "tests/test_d_rtrl.py::test_the_divisor_is_the_largest_entry_wherever_it_lies[9]",
+    ),
+    Fault(
         "each part of a product meets the first rows of the weight",
         "_reader/early.py",
         "start += part.shape[axis]",

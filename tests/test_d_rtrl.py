@@ -12,6 +12,7 @@ import pytest
 from brainscale.nn import Linear
 
 import pure_batching as pb
+from pure_batching._algorithms.d_rtrl import _largest as largest
 
 from .alive import assert_alive, assert_gradients_alive
 from .bench import RULES, SAMPLES, STEPS, STRATEGIES, WINDOW, Bench, Request
@@ -268,3 +269,13 @@ class TestMemory:
         """Of a short sequence and of a long one."""
         short, long = (compiled(rule, steps, window, strategy, keeps_carry=True) for steps in (16, 64))
         return short.temp_size_in_bytes, long.temp_size_in_bytes
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 9, 30])
+def test_the_divisor_is_the_largest_entry_wherever_it_lies(size: int) -> None:
+    """It is found in parts, and what is left of them."""
+    for place in range(size):
+        for entry, divisor in ((-3.0, 3.0), (2.0, 2.0), (0.5, 1.0), (np.nan, np.nan)):
+            trace = np.full(size, 0.25, np.float32)
+            trace[place] = entry
+            np.testing.assert_equal(float(largest(jnp.asarray(trace).reshape(size, 1))), divisor)

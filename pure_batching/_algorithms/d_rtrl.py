@@ -237,7 +237,7 @@ def _largest(array: jax.Array) -> jax.Array:
     size = len(flat) // _MAXIMA
     parts, left = [flat[i * size : (i + 1) * size] for i in range(_MAXIMA)], flat[_MAXIMA * size :]
     found = jax.lax.reduce(parts, [jnp.zeros((), array.dtype)] * _MAXIMA, _larger, (0,))
-    return jnp.maximum(jnp.concatenate([jnp.stack(found), jnp.abs(left)]).max(), 1)
+    return jnp.maximum(jnp.abs(jnp.concatenate([jnp.stack(found), left])).max(), 1)  # XLA reduces one entry to itself
 
 
 def _larger(one: Sequence[jax.Array], other: Sequence[jax.Array]) -> list[jax.Array]:

@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from .._options import is_count
-from .._program import Jacobians, Params, Program, States
+from .._program import Jacobians, Params, States
 from .._reader.early import cut_step
-from .._strategies.alone import execute_alone
-from .._tree import Tree, nbytes
+from .._tree import Tree, nbytes, with_lead
 from ..errors import OptionError
 from .compiled import kept
 from .learner import Learner
@@ -96,15 +95,18 @@ def equal_length(time: int, length: int) -> int:
 
 def _kept_bytes(learner: Learner) -> tuple[int, int]:
     """The bytes that each step of all samples keeps until the end of its window, and those of the traces."""
-    stacked, once = kept(learner, lambda: tuple(map(nbytes, _kept_specs(learner))), _kept_bytes)
-    return (learner.batch_size or 1) * stacked, (learner.batch_size or 1) * once
+
+    def count() -> tuple[int, int]:
+        stacked, once = ((learner.batch_size or 1) * nbytes(spec) for spec in _kept_specs(learner))
+        return stacked + nbytes(_early_products(learner)), once
+
+    return kept(learner, count, _kept_bytes)
 
 
 def _kept_specs(learner: Learner) -> tuple[Tree, Tree]:
     """The specifications of what each step of one sample keeps until the end of its window, and of the trace.
 
     A step keeps its record, and at the end of the window the factors that are made of it, their terms and the adjoints.
-    Besides there are the products that are made before the steps.
     """
     program, algorithm = learner.program, learner.algorithm
 
@@ -114,19 +116,23 @@ def _kept_specs(learner: Learner) -> tuple[Tree, Tree]:
         parts = algorithm.window_gradient(program, params, trace, jax.tree.map(lambda x: x[None], record))
         made = [factors.dys for factors in parts.factors]
         stacked = jacobians if algorithm.credit == "window" else ()
-        return (record, stacked, made, made, made, _early_products(program, params, *step[:2])), trace
+        return (record, stacked, made, made, made), trace
 
     return jax.eval_shape(of_step, *_step_specs(learner))
 
 
-def _early_products(program: Program, params: Params, states: States, inputs: tuple[Tree, ...]) -> list[jax.Array]:
-    """What a step multiplies before all steps."""
+def _early_products(learner: Learner) -> list[jax.ShapeDtypeStruct]:
+    """The specifications of what a step of all samples multiplies before the steps."""
 
-    def step(states: States, inputs: tuple[Tree, ...]) -> Any:
-        return execute_alone(program)(params, states, inputs, program.zero_perturbation())
+    def products(params: Params, states: States, inputs: tuple[Tree, ...]) -> list[jax.Array]:
+        def step(states: States, inputs: tuple[Tree, ...]) -> Any:
+            return learner.execute(params, states, inputs, learner.zero_perturbation())
 
-    cut = cut_step(jax.make_jaxpr(step)(states, inputs), len(jax.tree.leaves(states)))
-    return cut.early(*jax.tree.leaves(inputs))
+        cut = cut_step(jax.make_jaxpr(step)(states, inputs), len(jax.tree.leaves(states)))
+        return cut.early(*jax.tree.leaves(inputs))
+
+    inputs = with_lead(learner.program.inputs, learner.lead)
+    return jax.eval_shape(products, learner.program.params, learner.carry_spec().states, inputs)
 
 
 def record_spec(learner: Learner) -> Tree:
