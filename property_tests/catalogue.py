@@ -922,7 +922,7 @@ FAULTS = (
         "_learning/windows.py",
         "return stacked + nbytes(_early_products(learner)), once",
         "return stacked, once",
-        "tests/test_sequence.py::TestWindowOfNone::test_a_byte_less_is_a_step_less",
+        "tests/test_sequence.py::TestWindowOfNone::test_products_before_the_steps_are_counted",
     ),
     Fault(
         "a divisor is the largest entry of some parts of a trace",
@@ -930,20 +930,6 @@ FAULTS = (
         "jnp.concatenate([jnp.stack(found), left])",
         "jnp.stack(found)",
         "tests/test_d_rtrl.py::test_the_divisor_is_the_largest_entry_wherever_it_lies[9]",
-    ),
-    Fault(
-        "each part of a product meets the first rows of the weight",
-        "_reader/early.py",
-        "start += part.shape[axis]",
-        "start += 0",
-        "tests/test_scan.py::TestProducts::test_equals_the_scan_of_jax",
-    ),
-    Fault(
-        "the products of short types are divided",
-        "_reader/early.py",
-        "_LEAST_BYTES = 4",
-        "_LEAST_BYTES = 1",
-        "tests/test_scan.py::TestProducts::test_short_types_keep_one_product",
     ),
     Fault(
         "a window that makes its steps in turn forgets the trace before it",

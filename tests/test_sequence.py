@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import pure_batching as pb
+from pure_batching._learning import windows
 from pure_batching._learning.data import check_steps
 from pure_batching._learning.windows import BUDGET, Windows, equal_length
 from pure_batching._tree import nbytes
@@ -204,9 +205,9 @@ def twice_the_traces() -> int:
     return 2 * nbytes(bench("tutorial", 0).batched("vmap").carry_spec().trace)
 
 
-# The input and the pulled-back output of both weights of the tutorial's net, and the latter three times more. Besides
-# there is the product of a weight with the inputs. All are in double precision.
-BYTES_OF_A_STEP = 8 * SAMPLES * ((N_IN + N_REC) + N_REC + 4 * (N_REC + N_OUT) + N_REC)
+# The input and the pulled-back output of both weights of the tutorial's net, and the latter three times more, in double
+# precision.
+BYTES_OF_A_STEP = 8 * SAMPLES * ((N_IN + N_REC) + N_REC + 4 * (N_REC + N_OUT))
 
 
 def budget_of(steps: int) -> int:
@@ -226,6 +227,18 @@ class TestWindowOfNone:
     def test_a_byte_less_is_a_step_less(self, seed: int) -> None:
         learner = bench("tutorial", seed).batched("vmap")
         assert Windows(None, budget_of(4) - 1).fitting(learner, STEPS) == 4 - 1
+
+    def test_products_before_the_steps_are_counted(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        params, state, x = {"w": jnp.ones((3, 5)), "v": jnp.ones((5, 5))}, jnp.zeros(5), jnp.zeros(3)
+
+        def kept_bytes() -> int:
+            step = lambda p, h, x: 2 * (jnp.tanh(x @ p["w"] + h @ p["v"]),)  # noqa: E731
+            learner, _ = pb.capture_function(step, params, state, x, algorithm=pb.ES_D_RTRL(0.9))
+            return windows._kept_bytes(pb.vmap(learner, SAMPLES))[0]
+
+        counted = kept_bytes()
+        monkeypatch.setattr(windows, "_early_products", lambda _: [])
+        assert counted - kept_bytes() == SAMPLES * state.nbytes
 
     def test_what_was_asked_for_stands(self, seed: int) -> None:
         learner = bench("tutorial", seed).batched("vmap")

@@ -1,25 +1,20 @@
 """A step that is run again and again, cut into what is made once, what waits for no state, and the rest.
 
 A product of a weight with what a step is given does not wait for the step before it, so that it is one product for all
-steps. The product of `[x, h]` with a weight is that of `x` plus that of `h`, of which only the second has to wait.
+steps. The product of `[x, h]` with a weight waits for `h`: two products in its place, of which one need not wait, take
+longer on a processor.
 """
 
-from collections.abc import Callable, Mapping
-from functools import reduce
-from itertools import groupby
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from .._tree import is_key
-from .flat import equations_of, flat
+from .flat import flat
 from .jaxprs import ClosedJaxpr, Jaxpr, JaxprEqn, Var, evaluate, inner, program
 from .pieces import cut_piece, order_of, spec_of_var, tainted_by
 from .primitives import LOOPS
-
-# A sum of two products has fewer digits than one product, where the type has few.
-_LEAST_BYTES = 4
 
 
 class CutStep(NamedTuple):
@@ -45,7 +40,7 @@ def cut_step(made: Any, count: int) -> CutStep:
       made: its jaxpr, whose constants are the same in every step.
       count: of the arrays of the state.
     """
-    jaxpr, consts = inner(_divided(flat(made), count))
+    jaxpr, consts = inner(flat(made))
     flow, order = _Flow.of(jaxpr, count), order_of(jaxpr)
     results = dict(enumerate(jaxpr.outvars[count:]))
     constant = {i: var for i, var in results.items() if isinstance(var, Var) and var not in flow.changing}
@@ -116,38 +111,3 @@ def _is_done_in_turn(eqn: JaxprEqn) -> bool:
     """Whether an equation stays where it is: one with an effect, of random keys, or with loops or branches in it."""
     has_keys = any(is_key(spec_of_var(var).dtype) for var in (*eqn.invars, *eqn.outvars))
     return bool(eqn.effects) or has_keys or eqn.primitive.name in LOOPS
-
-
-def _divided(made: ClosedJaxpr, count: int) -> ClosedJaxpr:
-    """The step whose products of concatenations are sums, where a part does not wait and another does."""
-    jaxpr, consts = inner(made)
-    flow = _Flow.of(jaxpr, count)
-    joined = {eqn.outvars[0]: eqn for eqn in jaxpr.eqns if eqn.primitive.name == "concatenate"}
-    eqns = [term for eqn in jaxpr.eqns for term in _terms(eqn, joined, flow)]
-    return ClosedJaxpr(program(jaxpr.constvars, jaxpr.invars, jaxpr.outvars, eqns, jaxpr), consts)
-
-
-def _terms(eqn: JaxprEqn, joined: Mapping[Any, JaxprEqn], flow: _Flow) -> list[JaxprEqn]:
-    """The equations that do what a product does: those of a sum, or the product itself."""
-    place = flow.changing_place(eqn)
-    whole = None if place is None else joined.get(eqn.invars[place])
-    if place is None or whole is None or spec_of_var(eqn.outvars[0]).dtype.itemsize < _LEAST_BYTES:
-        return [eqn]
-    contracted, _ = eqn.params["dimension_numbers"]
-    axis, (of_weight, *_) = whole.params["dimension"], contracted[1 - place]
-    runs = [list(run) for _, run in groupby(whole.invars, key=lambda atom: atom in flow.waiting)]
-    if tuple(contracted[place]) != (axis,) or len(runs) == 1:
-        return [eqn]
-    counts = [len(run) for run in runs]
-
-    def total(weight: jax.Array, *parts: jax.Array) -> jax.Array:
-        terms, left, start = [], list(parts), 0
-        for count in counts:
-            part, left = jnp.concatenate(left[:count], axis), left[count:]
-            own = jax.lax.slice_in_dim(weight, start, start + part.shape[axis], axis=of_weight)
-            start += part.shape[axis]
-            terms.append(eqn.primitive.bind(*((part, own) if place == 0 else (own, part)), **eqn.params))
-        return reduce(jnp.add, terms)
-
-    eqns, _ = equations_of(total, eqn.invars[1 - place], *whole.invars)
-    return [*eqns[:-1], eqns[-1].replace(outvars=eqn.outvars)]
