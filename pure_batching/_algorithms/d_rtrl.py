@@ -231,7 +231,7 @@ def _largest(array: jax.Array) -> jax.Array:
     """The divisor that leaves no entry above 1: the largest magnitude, and at least 1.
 
     A maximum waits for the one before it. So there are several, each of a part of the array, which XLA finds side by
-    side in one pass: on a processor this takes a third of the time of one maximum.
+    side in one pass.
     """
     flat = jax.lax.stop_gradient(array).reshape(-1)
     size = len(flat) // _MAXIMA
