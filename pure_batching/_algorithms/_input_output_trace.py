@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from .._program import Jacobians, Program, Signal
 from .._relation import Relation
 from ._hyperparameters import Number, beside
-from .base import Factors, own_signals, past_hidden
+from ._signals import own_signals, past_hidden
+from .base import Factors
 
 
 class InputOutputTrace(NamedTuple):

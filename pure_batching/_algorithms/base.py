@@ -1,4 +1,4 @@
-"""Algorithm: a learning rule as hyperparameters and pure functions of one sample, and helpers for all rules."""
+"""Algorithm: a learning rule as hyperparameters and pure functions of one sample, and the products of its gradient."""
 
 import abc
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from .._precision import cast_like, in_float
 from .._program import Jacobians, Params, Program, Signal, States, Use
 from .._reader.operations import call
-from .._relation import Group, Relation
+from .._relation import Relation
 from .._tree import Tree
 
 Trace = Any
@@ -210,66 +210,6 @@ def computed(algorithm: Algorithm, program: Program, trace: Trace) -> Trace:
 def credit_of(vjp: str) -> Credit:
     """The credit mode of a rule with this `vjp`."""
     return "window" if vjp == "multi-step" else "trace"
-
-
-def own_signals(program: Program, jacobians: Jacobians, signal: Signal) -> dict[str, jax.Array]:
-    """The signal of each state, `[*varshape, ns]` by group, without the paths through other states that have a trace.
-
-    A group that feeds others within the step comes after these.
-    """
-    own: dict[str, jax.Array] = {}
-
-    def add(group: Group) -> None:
-        whole = signal.new[group.name]
-        for one, other in jacobians.between:
-            if one == group.name:
-                if other not in own:
-                    add(by_name[other])
-                whole = whole - apply_transposed(jacobians.between[one, other], own[other])
-        own[group.name] = _own_signal(group, jacobians, whole)
-
-    by_name = {group.name: group for group in program.groups}
-    for group in program.groups:
-        add(group)
-    return own
-
-
-def past_hidden(
-    program: Program, jacobians: Jacobians, own: dict[str, jax.Array], signal: Signal
-) -> dict[str, jax.Array]:
-    """What the traces leave out of the gradient of a step, as `dloss/dy` by the end of relations.
-
-    That is what reaches the output past every hidden state. A weight with another use that has no trace gets the whole
-    gradient of the step besides, in which what the traces give within this step must not count again.
-
-    Args:
-      program: the program of one sample.
-      jacobians: the derivatives of the step.
-      own: see `own_signals`.
-      signal: of the step.
-    """
-    found = dict(signal.products)
-    for relation in program.relations:
-        if relation.weight in program.direct:
-            terms = [(jacobians.dfs[k.df] * k.seen(own[k.group.name])).sum(-1) for k in relation.links]
-            found[relation.end] = -sum(terms[1:], terms[0])
-    return {relation.end: found[relation.end] for relation in program.relations if relation.end in found}
-
-
-def _own_signal(group: Group, jacobians: Jacobians, signal: jax.Array) -> jax.Array:
-    """The signal of each state without the paths through the other states of its group: `L'` with `M^T L' = L`.
-
-    `M = dh/dperturbation` of the group (`Jacobians.within`). A state that feeds another one within the step would
-    count twice in a trace, once by itself and once through the other. `M` minus the identity is nilpotent, since a step
-    has an order, so that `ns - 1` substitutions solve the system exactly.
-    """
-    if group.name not in jacobians.within:
-        return signal
-    own = signal
-    for _ in range(group.num_states - 1):
-        fed = apply_transposed(jacobians.within[group.name], own) - own
-        own = signal - fed
-    return own
 
 
 def over_states(values: jax.Array, states: jax.Array) -> jax.Array:

@@ -24,6 +24,7 @@ from ._parameter_trace import (
     propagated,
     zeros,
 )
+from ._signals import own_signals, past_hidden
 from .base import (
     RULES,
     VJPS,
@@ -32,8 +33,6 @@ from .base import (
     Parts,
     add_gradients,
     credit_of,
-    own_signals,
-    past_hidden,
 )
 
 # How many maxima of a trace are found side by side.
