@@ -282,7 +282,7 @@ FAULTS = (
     ),
     Fault(
         "a path within a step counts twice in the published rule",
-        _one("base"),
+        _one("_signals"),
         "        own = signal - fed\n    return own",
         "        own = signal - fed\n    return signal",
         "tests/test_es_d_rtrl.py::TestCascade",
@@ -464,7 +464,7 @@ FAULTS = (
     ),
     Fault(
         "a product that the output reads past the hidden states is forgotten",
-        _one("base"),
+        _one("_signals"),
         "    found = dict(signal.products)\n",
         "    found: dict[str, jax.Array] = {}\n",
         "tests/test_complete.py::test_d_rtrl_equals_backpropagation[the product past the state-2]",
@@ -478,7 +478,7 @@ FAULTS = (
     ),
     Fault(
         "a weight with a use that has no trace gets the gradient of its other uses twice",
-        _one("base"),
+        _one("_signals"),
         "-sum(terms[1:], terms[0])",
         "0 * terms[0]",
         "tests/test_complete.py::test_everything_at_once[4-vmap]",
@@ -1003,7 +1003,7 @@ FAULTS = (
     ),
     Fault(
         "a way from one hidden group to another within a step counts twice",
-        _one("base"),
+        _one("_signals"),
         "whole = whole - apply_transposed(jacobians.between[one, other], own[other])",
         "pass",
         "tests/test_complete.py::test_a_way_from_group_to_group_within_a_step_counts_once[2]",
