@@ -1,10 +1,12 @@
 """The bytes of a gradient that `pb.cost` says, against those of XLA's own analysis of the compiled function."""
 
 import functools
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
 import brainscale
+import brainstate
 import jax
 import jax.numpy as jnp
 import pytest
@@ -15,6 +17,7 @@ from pure_batching.errors import OptionError, StructureError
 from . import modules
 from .bench import RULES, STRATEGIES, Bench, bench_of
 from .models import Model, cross_entropy, floats, label
+from .registry import EVERY
 
 # Large enough that the arrays of a network decide, and not the numbers beside them.
 STEPS, SAMPLES = 32, 16
@@ -56,7 +59,12 @@ def analysed(made: Bench, learner: pb.Learner, window: int | None) -> int:
     """The bytes that XLA says, without the targets, of which `pb.cost` knows nothing."""
     inputs, targets = made.data(STEPS, SAMPLES)
     grad_fn = pb.sequence_grad(learner, made.model.loss, window=window)
-    compiled = jax.jit(lambda *given: grad_fn(given[0], None, *given[1:])).lower(made.params, inputs, targets).compile()
+
+    def gradient(*given: Any) -> Any:
+        return grad_fn(given[0], None, *given[1:], key=jax.random.key(0))
+
+    with brainstate.environ.context(precision=made.precision):
+        compiled = jax.jit(gradient).lower(made.params, inputs, targets).compile()
     memory: Any = compiled.memory_analysis()
     whole = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
     return whole - nbytes(jax.tree.map(jnp.asarray, targets))
@@ -76,6 +84,17 @@ def test_total_is_near_that_of_xla(name: str, rule: str, strategy: str, window: 
     """Of the gradient by the model's own loss, which leaves other temporaries than `pb.cost`'s."""
     got = found(name, rule, strategy, window)
     want = analysed(captured(name, rule), batched(name, rule, strategy), window)
+    assert 0.75 < got.total / want < 1.25, f"{got.total / want:.2f} of {want:,} B\n{got}"
+
+
+@pytest.mark.parametrize(("name", "rule"), [*zip(EVERY, itertools.cycle(RULES), strict=False)])
+def test_total_of_a_model_of_the_registry(name: str, rule: str) -> None:
+    """Of every model and layer, with the rules in turn."""
+    made = bench_of(EVERY[name], 0, RULES[rule], precision=32)
+    learner = STRATEGIES["vmap" if "vmap" in made.model.strategies else "loop"](made.learner, SAMPLES)
+    with brainstate.environ.context(precision=32):
+        got = pb.cost(learner, STEPS)
+    want = analysed(made, learner, None)
     assert 0.75 < got.total / want < 1.25, f"{got.total / want:.2f} of {want:,} B\n{got}"
 
 
