@@ -15,7 +15,7 @@ from pure_batching.errors import BatchSizeError, DtypeError, ShapeError
 
 from .alive import assert_gradients_alive, assert_moving
 from .bench import ONLINE_RULES, RULES, SAMPLES, STEPS, STRATEGIES, WINDOW, Bench, Data, Request, Result, bench
-from .models import N_IN, N_REC
+from .models import N_IN, N_REC, squared
 from .modules import Silent, Unit
 from .trees import (
     assert_close,
@@ -293,6 +293,27 @@ class TestMaskedSteps:
         got = grad_fn(params, None, padded, np.zeros((STEPS, SAMPLES)), mask=mask)
         assert_gradients_alive(want[0])
         assert_identical(got, want)
+
+    @pytest.mark.parametrize("changed", [lambda x: (x - x.mean()) / x.std(), lambda x: 1 / (x - 1)])
+    @pytest.mark.parametrize("rule", ["D_RTRL", "D_RTRL published", "RTRL", "BPTT"])
+    def test_a_step_without_a_derivative_at_ones(self, rule: str, changed: Any, seed: int) -> None:
+        """It has one at the steps that count, and padding is run on the data of one of these."""
+
+        def step(weight: jax.Array, h: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+            h = 0.5 * h + weight * changed(x)
+            return h, h
+
+        learner, params = pb.capture_function(
+            step, np.linspace(0.1, 0.9, N_IN), np.zeros(N_IN), np.arange(N_IN) + 2.0, algorithm=RULES[rule]
+        )
+        inputs, mask = np.random.default_rng(seed).uniform(2, 9, (STEPS, 2, N_IN)), np.ones((STEPS, 2), bool)
+        mask[STEPS - 2 :, 1] = False
+        gradient = pb.sequence_grad(pb.vmap(learner, 2), squared, reduction="none")
+        got, _ = gradient(params, None, np.where(mask[..., None], inputs, 0.0), inputs, mask=mask)
+        longer, _ = gradient(params, None, inputs, inputs)
+        shorter, _ = gradient(params, None, inputs[:-2], inputs[:-2])
+        assert_gradients_alive(longer)
+        assert_close(got, np.stack([longer[0], shorter[1]]))
 
     @pytest.mark.parametrize("rule", ["ES_D_RTRL", "D_RTRL", "D_RTRL multi-step", "BPTT"])
     def test_an_output_that_has_no_direction(self, rule: str, seed: int) -> None:

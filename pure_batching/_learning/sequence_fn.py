@@ -92,7 +92,7 @@ def keys_of_samples(learner: Learner, key: jax.Array | None) -> jax.Array:
 
 
 def begin(learner: Learner, carry: Carry | None, steps: Steps, keys: jax.Array) -> tuple[Carry, Carry, Steps]:
-    """The carry before the first step, the carry of a sample that starts anew, and the steps with keys for restarts.
+    """The carry before the first step, the carry of a sample that starts anew, and the steps with what they need.
 
     Where a mask or a reset is given, each sample has its own of the states that samples share, since the samples need
     not make the same steps.
@@ -101,4 +101,5 @@ def begin(learner: Learner, carry: Carry | None, steps: Steps, keys: jax.Array) 
     start = fresh if carry is None else carry
     if steps.reset is not None and learner.source.draws_at_start:
         steps = steps.with_restart_keys(keys)
+    steps = steps.with_stand_in()
     return (apart(start), apart(fresh), steps) if steps.have_flags else (start, fresh, steps)

@@ -58,6 +58,7 @@ class Steps(eqx.Module):
     Attributes:
       positions: where the steps of a window stand in the inputs and targets, which are those of the whole sequence:
         a copy of them would cost as much memory as the records of a window. None where the window is the sequence.
+      stand_in: the inputs and targets of one step, `[B, ...]`, on which masked steps are run; None without a mask.
     """
 
     inputs: Timed
@@ -66,6 +67,7 @@ class Steps(eqx.Module):
     reset: jax.Array | None
     restart_key: jax.Array | None = None
     positions: jax.Array | None = None
+    stand_in: Any = None
 
     def changing(self) -> Any:
         """The arrays with a time axis, over which a scan runs."""
@@ -77,7 +79,7 @@ class Steps(eqx.Module):
         found, mask, reset, restart_key = changing
         inputs, targets = found if self.positions is None else self._data_at(found)
         data = (self.inputs.at(inputs), self.targets.at(targets))
-        arguments, wanted = data if mask is None else _blank(data, mask)
+        arguments, wanted = data if mask is None else select(mask, data, self.stand_in)
         return StepData(arguments, wanted, mask, reset, restart_key)
 
     @property
@@ -93,14 +95,16 @@ class Steps(eqx.Module):
     def window(self, start: jax.Array | int, length: int) -> "Steps":
         """`length` steps from `start` of the whole sequence."""
         flags = _cut((self.mask, self.reset, self.restart_key), start, length)
-        return Steps(self.inputs, self.targets, *flags, positions=start + jnp.arange(length, dtype=jnp.int32))
+        positions = start + jnp.arange(length, dtype=jnp.int32)
+        return Steps(self.inputs, self.targets, *flags, positions, self.stand_in)
 
     def cut(self, start: jax.Array | int, length: int) -> "Steps":
         """A copy of `length` steps from `start`, for short windows."""
         inputs, targets = (
             Timed(_cut(timed.changing, start, length), timed.constant) for timed in (self.inputs, self.targets)
         )
-        return Steps(inputs, targets, *_cut((self.mask, self.reset, self.restart_key), start, length))
+        flags = _cut((self.mask, self.reset, self.restart_key), start, length)
+        return Steps(inputs, targets, *flags, stand_in=self.stand_in)
 
     def _data_at(self, position: jax.Array) -> tuple[Tree, Tree]:
         data = (self.inputs.changing, self.targets.changing)
@@ -110,6 +114,23 @@ class Steps(eqx.Module):
         """The same steps, whose targets come with a number for each sample, `[B]`."""
         targets = Timed((self.targets.changing, None), (self.targets.constant, weights))
         return dataclasses.replace(self, targets=targets)
+
+    def with_stand_in(self) -> "Steps":
+        """The same steps, with the data of the first step of each sample that counts, in place of those that do not.
+
+        No padding then reaches a derivative, NaN included, and a step that has a derivative at all that it is given has
+        one at masked steps too. A sample without a step that counts gets ones (or the class 0).
+        """
+        if self.mask is None:
+            return self
+        first, counts = self.mask.argmax(0), self.mask.any(0)
+
+        def row(leaf: jax.Array) -> jax.Array:
+            return leaf[first] if first.ndim == 0 else jax.vmap(lambda own, i: own[i], (1, 0))(leaf, first)
+
+        inputs, targets = jax.tree.map(row, (self.inputs.changing, self.targets.changing))
+        data = (self.inputs.at(inputs), self.targets.at(targets))
+        return dataclasses.replace(self, stand_in=select(counts, data, harmless(data)))
 
     def with_restart_keys(self, sample_keys: jax.Array) -> "Steps":
         """The same steps, with a random key for each step of each sample: `fold_in` of the sample's key and the step.
@@ -129,7 +150,8 @@ class Steps(eqx.Module):
         """The axis of the samples in each leaf: behind time, or in front where a leaf has no time axis."""
         timed: Any = Timed(1, 0)
         axis: Any = 1
-        return Steps(timed, timed, axis, axis, axis)
+        front: Any = 0
+        return Steps(timed, timed, axis, axis, axis, stand_in=front)
 
 
 def _cut(tree: Tree, start: jax.Array | int, length: int) -> Tree:
@@ -146,16 +168,11 @@ def select(condition: jax.Array, yes: Tree, no: Tree) -> Tree:
     return jax.tree.map(choose, yes, no)
 
 
-def _blank(data: Tree, mask: jax.Array) -> Tree:
-    """The data with ones (or the class 0) at masked steps, so that no padding, NaN included, reaches a derivative.
+def harmless(tree: Tree) -> Tree:
+    """Ones in place of real numbers, 0 in place of integers.
 
     A norm, a root and a logarithm have no derivative at zero, but they have one at one.
     """
-    return select(mask, data, harmless(data))
-
-
-def harmless(tree: Tree) -> Tree:
-    """Ones in place of real numbers, 0 in place of integers: most functions have a derivative there."""
 
     def constant(leaf: jax.Array) -> jax.Array:
         return jnp.ones_like(leaf) if jnp.issubdtype(leaf.dtype, jnp.inexact) else jnp.zeros_like(leaf)

@@ -101,7 +101,7 @@ def neutral(jacobians: Jacobians, data: StepData) -> Jacobians:
     if data.mask is not None:
         zeros = jax.tree.map(jnp.zeros_like, jacobians)
         kept = {k: jnp.broadcast_to(jnp.eye(d.shape[-1], dtype=d.dtype), d.shape) for k, d in zeros.diagonals.items()}
-        jacobians = select(data.mask, jacobians, zeros._replace(diagonals=kept))
+        jacobians = select(data.mask, jacobians, zeros._replace(xs=harmless(zeros.xs), diagonals=kept))
     if data.reset is not None:
         gone = jax.tree.map(jnp.zeros_like, jacobians.diagonals)
         jacobians = jacobians._replace(diagonals=select(data.reset, gone, jacobians.diagonals))
