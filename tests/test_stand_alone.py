@@ -119,7 +119,11 @@ class TestText:
         of_all = self.violation(dataclasses.replace(case, params=case.subject.params))
         with pytest.raises(LawViolation) as caught:
             assert_interchangeable(
-                *(case.subject.net_factory, case.subject.algorithm, *case.data, squared),
+                case.subject.net_factory,
+                case.subject.algorithm,
+                case.data.inputs,
+                case.data.targets,
+                squared,
                 environ=case.subject.environ,
                 strategies=case.subject.strategies,
                 laws=("equality",),
