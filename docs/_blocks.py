@@ -3,7 +3,7 @@
 The blocks of a page are one program, which runs in a process of its own. What a statement prints is compared with the
 comment behind its `print(...)`, or with the comment lines right below it; `...` stands for anything. A block that is
 no program, such as the code of another library, is marked as `py`, not as `python`. A block marked as `console` is a
-command, `$ python ...`, and what it prints.
+command, `$ python ...`, and what it prints. JAX has two devices where a page makes a mesh of them, and one elsewhere.
 """
 
 import argparse
@@ -119,8 +119,9 @@ def _compare(place: str, says: str, got: str) -> None:
 
 def _in_a_process(page: Path) -> tuple[Path, float, subprocess.CompletedProcess[str]]:
     began = time.monotonic()
-    # Two devices, so that a page may spread samples over them.
-    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"} | os.environ
+    # One device, as most readers have, unless the page spreads samples over several.
+    devices = 2 if "jax.make_mesh(" in program(page) else 1
+    environment = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"} | os.environ
     command = [sys.executable, __file__, "--here", str(page)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
     return page, time.monotonic() - began, done

@@ -107,6 +107,17 @@ def test_a_page_of_commands_alone_is_looked_at(
     assert blocks.main([str(page), "--jobs", "1"]) == failures
 
 
+@pytest.mark.parametrize(("spread", "devices"), [("jax.make_mesh((2,), 'b')", 2), ("jax.vmap", 1)])
+def test_a_page_that_spreads_samples_has_two_devices(
+    spread: str, devices: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = f"import os\n\nprint(os.environ['XLA_FLAGS'])  # --xla_force_host_platform_device_count={devices}\n"
+    made = page(tmp_path, f"{code}\n\ndef unused():\n    {spread}")
+    monkeypatch.setattr(blocks, "ROOT", tmp_path)
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    assert blocks.main([str(made), "--jobs", "1"]) == 0
+
+
 def test_every_page_is_looked_at() -> None:
     assert {path.name for path in blocks.PAGES} > {"README.md", "CONTRIBUTING.md", "start.md", "masks.md", "index.md"}
 
@@ -165,9 +176,9 @@ def test_a_picture_is_taken_from_an_example_that_succeeds(code: str, shown: str,
 
 
 def test_a_picture_of_an_earlier_run_is_not_taken(tmp_path: Path) -> None:
-    (tmp_path / "examples").mkdir()
+    for folder in ("examples", "docs/pictures", "build"):
+        (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "examples/one.py").write_text("pass")
-    (tmp_path / "build").mkdir()
     (tmp_path / "build/one.png").write_text("old")
     with pytest.raises(FileNotFoundError):
         pictures.draw("one", tmp_path)
