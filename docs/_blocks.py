@@ -2,7 +2,8 @@
 
 The blocks of a page are one program, which runs in a process of its own. What a statement prints is compared with the
 comment behind its `print(...)`, or with the comment lines right below it; `...` stands for anything. A block that is
-no program, such as the code of another library, is marked as `py`, not as `python`.
+no program, such as the code of another library, is marked as `py`, not as `python`. A block marked as `console` is a
+command, `$ python ...`, and what it prints. JAX has two devices where a page makes a mesh of them, and one elsewhere.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import doctest
 import io
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -25,11 +27,12 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 FENCED = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(r"^```console\n\$ python (.*?)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMPARED = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
 class PrintError(AssertionError):
-    """A statement prints something else than the page says."""
+    """A statement or a command prints something else than the page says."""
 
 
 class Statement(NamedTuple):
@@ -37,6 +40,26 @@ class Statement(NamedTuple):
 
     node: ast.stmt
     says: str | None
+
+
+class Command(NamedTuple):
+    """A command on a page: its line, the arguments of Python, and what the page says that it prints."""
+
+    line: int
+    arguments: list[str]
+    says: str
+
+    def printed(self) -> str:
+        """What it prints, run in the root of the repository."""
+        command = [sys.executable, *self.arguments]
+        return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT).stdout
+
+
+def commands(page: Path) -> list[Command]:
+    """The commands of a page."""
+    text = page.read_text(encoding="utf-8")
+    blocks = COMMAND.finditer(text)
+    return [Command(text.count("\n", 0, one.start(1)) + 1, shlex.split(one[1]), one[2]) for one in blocks]
 
 
 def program(page: Path) -> str:
@@ -72,25 +95,33 @@ def _comments(code: str) -> dict[int, str]:
 
 
 def run_page(page: Path) -> None:
-    """Run a page in this process.
+    """Run the program of a page in this process, and then its commands.
 
     Raises:
-      PrintError: a statement prints something else than the page says; and whatever the page itself raises.
+      PrintError: something else is printed than the page says; and whatever the page itself raises.
+      CalledProcessError: a command fails.
     """
     names: dict[str, Any] = {"__name__": "__main__"}
     for node, says in statements(program(page)):
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
             exec(compile(ast.Module([node], []), str(page), "exec"), names)
-        got = printed.getvalue()
-        if says is not None and not doctest.OutputChecker().check_output(f"{says}\n", got, COMPARED):
-            raise PrintError(f"{page}:{node.end_lineno}: the page says\n{says}\nbut this was printed:\n{got}")
+        if says is not None:
+            _compare(f"{page}:{node.end_lineno}", f"{says}\n", printed.getvalue())
+    for command in commands(page):
+        _compare(f"{page}:{command.line}", command.says, command.printed())
+
+
+def _compare(place: str, says: str, got: str) -> None:
+    if not doctest.OutputChecker().check_output(says, got, COMPARED):
+        raise PrintError(f"{place}: the page says\n{says}but this was printed:\n{got}")
 
 
 def _in_a_process(page: Path) -> tuple[Path, float, subprocess.CompletedProcess[str]]:
     began = time.monotonic()
-    # Two devices, so that a page may spread samples over them.
-    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"} | os.environ
+    # One device, as most readers have, unless the page spreads samples over several.
+    devices = 2 if "jax.make_mesh(" in program(page) else 1
+    environment = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"} | os.environ
     command = [sys.executable, __file__, "--here", str(page)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
     return page, time.monotonic() - began, done
@@ -109,7 +140,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     failed = 0
     with ThreadPoolExecutor(given.jobs) as pool:
-        for page, seconds, done in pool.map(_in_a_process, [page.resolve() for page in given.pages if program(page)]):
+        pages = [page.resolve() for page in given.pages if program(page) or commands(page)]
+        for page, seconds, done in pool.map(_in_a_process, pages):
             failed += done.returncode != 0
             sys.stdout.write(f"{'FAILED' if done.returncode else 'ran'} {page.relative_to(ROOT)} in {seconds:.0f} s\n")
             sys.stdout.write(done.stderr if done.returncode else "")

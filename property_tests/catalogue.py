@@ -787,9 +787,16 @@ FAULTS = (
     Fault(
         "the smallest case that fails is one of another failure",
         "testing/_interchangeable.py",
-        "_violated_under(law, small) == strategy",
-        "_violated_under(law, small) is not None",
+        " and one.strategy == violation.strategy)",
+        ")",
         "tests/test_testing.py::test_the_smallest_case_is_of_the_same_violation",
+    ),
+    Fault(
+        "a violation has the data of the smallest case that fails, and the numbers of another",
+        "testing/_interchangeable.py",
+        "found, small = _smallest(law, case, violation)",
+        "found, small = violation, _smallest(law, case, violation)[1]\n        found.case = small",
+        "tests/test_stand_alone.py::TestText::test_the_numbers_are_those_of_the_smallest_case",
     ),
     Fault(
         "a session that rests may move as long as it is close",
@@ -923,6 +930,13 @@ FAULTS = (
         'decay * rates + spike(potential - THRESHOLD) @ params["out"]',
         'decay * rates + before @ params["out"]',
         "tests/test_tutorial.py::test_every_source_trains_alike",
+    ),
+    Fault(
+        "an empty text is a size of chunks",
+        "_tutorial/options.py",
+        "    if given.chunk is None:",
+        "    if not given.chunk:",
+        "tests/test_tutorial.py::test_refuses_before_anything_runs[--chunk ]",
     ),
     Fault(
         "the main job runs all samples at once where chunks are asked for",

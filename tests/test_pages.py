@@ -1,6 +1,12 @@
 """The programs of the pages: what a page says is printed is what is printed."""
 
+import ast
+import contextlib
 import importlib.util
+import re
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -18,7 +24,7 @@ def load(name: str) -> ModuleType:
     return module
 
 
-blocks, hooks = load("_blocks"), load("_hooks")
+blocks, hooks, pictures = load("_blocks"), load("_hooks"), load("_pictures")
 
 
 def page(folder: Path, *programs: str) -> Path:
@@ -72,6 +78,46 @@ def test_other_code_does_not_run(tmp_path: Path) -> None:
     assert blocks.program(path) == ""
 
 
+@pytest.mark.parametrize("says", ["7\n", "a\n...\n"])
+def test_a_command_is_run_and_what_it_prints_is_compared(says: str, tmp_path: Path) -> None:
+    path = tmp_path / "page.md"
+    path.write_text(f"# A page\n\n```console\n$ python -c 'print(\"a\", 7)'\na 7\n{says}```\n")
+    (command,) = blocks.commands(path)
+    assert command == (4, ["-c", 'print("a", 7)'], f"a 7\n{says}")
+    with pytest.raises(blocks.PrintError, match=r"page\.md:4: the page says\na 7\n[7a]\n(?s:.*)was printed:\na 7"):
+        blocks.run_page(path)
+    path.write_text(path.read_text().replace(f"a 7\n{says}", "a ...\n"))
+    blocks.run_page(path)
+
+
+def test_a_command_that_fails_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "page.md"
+    path.write_text("```console\n$ python -c 'print(7); raise SystemExit(3)'\n7\n```\n")
+    with pytest.raises(subprocess.CalledProcessError, match="status 3"):
+        blocks.run_page(path)
+
+
+@pytest.mark.parametrize(("kind", "failures"), [("console", 1), ("sh", 0)])
+def test_a_page_of_commands_alone_is_looked_at(
+    kind: str, failures: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"```{kind}\n$ python -c '7'\nwhat is not printed\n```\n")
+    monkeypatch.setattr(blocks, "ROOT", tmp_path)
+    assert blocks.main([str(page), "--jobs", "1"]) == failures
+
+
+@pytest.mark.parametrize(("spread", "devices"), [("jax.make_mesh((2,), 'b')", 2), ("jax.vmap", 1)])
+def test_a_page_that_spreads_samples_has_two_devices(
+    spread: str, devices: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = f"import os\n\nprint(os.environ['XLA_FLAGS'])  # --xla_force_host_platform_device_count={devices}\n"
+    made = page(tmp_path, f"{code}\n\ndef unused():\n    {spread}")
+    monkeypatch.setattr(blocks, "ROOT", tmp_path)
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    assert blocks.main([str(made), "--jobs", "1"]) == 0
+
+
 def test_every_page_is_looked_at() -> None:
     assert {path.name for path in blocks.PAGES} > {"README.md", "CONTRIBUTING.md", "start.md", "masks.md", "index.md"}
 
@@ -94,8 +140,69 @@ def test_the_page_of_examples_lists_and_shows_each() -> None:
     for example in (ROOT / "examples").glob("*.py"):
         assert page.count(f"- [{example.stem}](#{example.stem}): ") == page.count(f"\n## {example.stem}\n") == 1
         assert example.read_text(encoding="utf-8").splitlines()[-1] in page
-    for picture in ("vowels", "sessions", "decay_sweep"):
-        assert f"](pictures/{picture}.png)" in page
+    assert sorted(re.findall(r"\]\(pictures/(\w+)\.png\)", page)) == pictures.drawing()
+
+
+def test_pictures_are_those_that_the_examples_draw() -> None:
+    drawing = ["decay_sweep", "evidence", "sessions", "vowels"]
+    assert pictures.drawing() == drawing
+    assert [name for name in drawing if not (ROOT / f"docs/pictures/{name}.png").is_file()] == []
+    (said,) = re.findall(
+        r"^(`.*`) draw a picture", (ROOT / "docs/examples.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert re.findall(r"\w+(?=`)", said) == drawing
+
+
+DRAWS = """
+import os, pathlib
+assert os.environ["MPLBACKEND"] == "Agg"
+pathlib.Path("build").mkdir(exist_ok=True)
+pathlib.Path("build/one.png").write_text("new")
+"""
+
+
+@pytest.mark.parametrize(("code", "shown"), [(DRAWS, "new"), (f"{DRAWS}\nraise SystemExit(1)", "old")])
+def test_a_picture_is_taken_from_an_example_that_succeeds(code: str, shown: str, tmp_path: Path) -> None:
+    for folder in ("examples", "docs/pictures", "build"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "examples/one.py").write_text(code)
+    (tmp_path / "examples/other.py").write_text("1 / 0")
+    picture = tmp_path / "docs/pictures/one.png"
+    picture.write_text("old")
+    assert pictures.drawing(tmp_path) == ["one"]
+    with contextlib.nullcontext() if shown == "new" else pytest.raises(subprocess.CalledProcessError):
+        pictures.draw("one", tmp_path)
+    assert picture.read_text() == shown
+
+
+def test_a_picture_of_an_earlier_run_is_not_taken(tmp_path: Path) -> None:
+    for folder in ("examples", "docs/pictures", "build"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "examples/one.py").write_text("pass")
+    (tmp_path / "build/one.png").write_text("old")
+    with pytest.raises(FileNotFoundError):
+        pictures.draw("one", tmp_path)
+
+
+# Those that the package does not ask for by itself, but one that it asks for does: brainscale needs brainpy.
+DEPENDENCIES = {"brainpy", "pure_batching", *sys.stdlib_module_names}
+
+
+def imported(code: str) -> set[str]:
+    """The packages that a program imports."""
+    nodes = [*ast.walk(ast.parse(code))]
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+    return {name.split(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("path", blocks.PAGES, ids=lambda path: path.stem)
+def test_a_page_says_how_to_install_what_it_imports(path: Path) -> None:
+    """Unless the package itself brings it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    brought = DEPENDENCIES | {re.split(r"[<>=]", dependency)[0] for dependency in project["dependencies"]}
+    commands = " ".join(re.findall(r"pip install (.*)", path.read_text(encoding="utf-8")))
+    assert {name for name in imported(blocks.program(path)) - brought if name not in commands} == set()
 
 
 def test_pages_of_the_root_lead_to_pages_of_the_site() -> None:

@@ -1,5 +1,6 @@
 """The test that a violation writes: it stands alone, and shows the same violation as long as there is one."""
 
+import dataclasses
 import functools
 import importlib
 import subprocess
@@ -111,6 +112,28 @@ class TestText:
             executed(found.as_test(), "equality")
         assert str(again.value) == str(found)
         assert "equality does not hold under scaled: gradients" in str(found)
+
+    def test_the_numbers_are_those_of_the_smallest_case(self) -> None:
+        """Where all laws are checked at once: the data that is written down shows the numbers above it."""
+        case = self.case()
+        of_all = self.violation(dataclasses.replace(case, params=case.subject.params))
+        with pytest.raises(LawViolation) as caught:
+            assert_interchangeable(
+                case.subject.net_factory,
+                case.subject.algorithm,
+                case.data.inputs,
+                case.data.targets,
+                squared,
+                environ=case.subject.environ,
+                strategies=case.subject.strategies,
+                laws=("equality",),
+            )
+        found = caught.value
+        with pytest.raises(LawViolation) as again:
+            executed(found.as_test(), "equality")
+        assert str(found).splitlines() == [str(again.value), "smallest case that fails: B = 1, T = 1"]
+        assert found.as_test().startswith(f"# {again.value}\n# smallest case")
+        assert str(again.value) != str(of_all)
 
     def test_what_cannot_be_imported_is_filled_in(self) -> None:
         found = self.violation(self.case(strategies={"vmap": pb.vmap, "mine": lambda *given: scaled(0.5, *given)}))

@@ -35,6 +35,7 @@ REFUSED = {
     "--data vowels --batch 271": "--batch: got '271', expected an integer >= 1 and <= 270. Leave it out for 270.",
     "--data vowels --time 27": "--time: got '27', expected an integer >= 1 and <= 26. Leave it out for 26.",
     "--chunk 0": "--chunk: got '0', expected an integer >= 1. Give another number.",
+    "--chunk ": "--chunk: got '', expected an integer >= 1. Give another number.",
     "--chunk 129": "--chunk: got '129', expected an integer >= 1 and <= 128. Give another number.",
     "--devices 2 --chunk 65": "--chunk: got '65', expected an integer >= 1 and <= 64. Give another number.",
     "--devices 3": "--devices: got '3', expected a divisor of the batch, 128. Give another number.",
@@ -43,7 +44,9 @@ REFUSED = {
     "--seed -1": "--seed: got '-1', expected an integer >= 0. Leave it out for 0.",
     "--output loss.pdf": "--output: got 'loss.pdf', expected a name that ends in .png. Change the ending.",
     "--output no/such/folder/a.png": "--output: got 'no/such/folder/a.png', expected a file in a folder that exists.",
-    "--epoch 3": "python -m pure_batching: got --epoch, expected options with one value each. See --help",
+    "--epoch 3": "python -m pure_batching: got an unknown option, --epoch, expected options with one value each. See "
+    "--help for all of them.",
+    "foo": "python -m pure_batching: got an unknown option, foo, expected options with one value each. See --help",
     "--epochs": "python -m pure_batching: got a wrong number of values for --epochs, expected options with one value",
 }
 

@@ -137,7 +137,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
     except argparse.ArgumentError as reason:
         raise _usage_error(f"a wrong number of values for {reason.argument_name}") from reason
     if unknown:
-        raise _usage_error(unknown[0])
+        raise _usage_error(f"an unknown option, {unknown[0]}")
     data = _one_of("--data", given.data, DATA)
     of_data = DATA[data]
     batch = _integer("--batch", given.batch, least=1, most=of_data.most_batch, default=of_data.batch)
@@ -155,8 +155,9 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         data=data,
         devices=_divisor("--devices", given.devices, batch),
     )
-    most = batch // options.devices
-    return options._replace(chunk=given.chunk and _integer("--chunk", given.chunk, least=1, most=most))
+    if given.chunk is None:
+        return options
+    return options._replace(chunk=_integer("--chunk", given.chunk, least=1, most=batch // options.devices))
 
 
 def _choices(names: Iterable[str]) -> str:

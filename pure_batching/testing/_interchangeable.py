@@ -64,8 +64,8 @@ def assert_interchangeable(
 ) -> Report:
     """Check every law for a module, and raise LawViolation at the first that does not hold.
 
-    The text of the violation names the law, the strategy, the leaf's path, the sample and the step, what was got and
-    what was expected, and the smallest batch and time that still fail; `violation.as_test()` is a test of that alone.
+    The text of the violation is that of the smallest batch and time that still fail: it names the law, the strategy,
+    the leaf's path, the sample and the step, what was got and what was expected. `violation.as_test()` is a test of it.
 
     A strategy that refuses the module is no violation: the laws are checked among the others, and the report names it
     in `refused`. Where every strategy must run the module, assert that `refused` is empty.
@@ -205,16 +205,17 @@ def _check(law: Law, case: Case) -> None:
     try:
         law(case)
     except LawViolation as violation:
-        small = _smallest(law, case, violation.strategy)
-        found = violation.with_note(f"smallest case that fails: B = {small.data.samples}, T = {small.data.steps}")
-        found.case = small
-        note = note_of(found, case)
+        found, small = _smallest(law, case, violation)
+        found = found.with_note(f"smallest case that fails: B = {small.data.samples}, T = {small.data.steps}")
+        note = note_of(found, small)
         raise found if note is None else found.with_note(note) from None
 
 
-def _smallest(law: Law, case: Case, strategy: str) -> Case:
-    """Find the smallest batch, and for it the shortest sequence, that still violate the law in the same way."""
-    return next((small for small in _smaller(case) if _violated_under(law, small) == strategy), case)
+def _smallest(law: Law, case: Case, violation: LawViolation) -> tuple[LawViolation, Case]:
+    """The violation by the smallest batch, and for it the shortest sequence, that fails under the same strategy."""
+    tried = ((_violation(law, small), small) for small in _smaller(case))
+    found = ((one, small) for one, small in tried if one is not None and one.strategy == violation.strategy)
+    return next(found, (violation, case))
 
 
 def _smaller(case: Case) -> Iterator[Case]:
@@ -223,10 +224,10 @@ def _smaller(case: Case) -> Iterator[Case]:
             yield case.with_data(case.data.of_steps(0, steps).of_samples(range(samples)))
 
 
-def _violated_under(law: Law, case: Case) -> str | None:
-    """The strategy under which a case violates a law first; None where the law holds."""
+def _violation(law: Law, case: Case) -> LawViolation | None:
+    """The first violation of the law by a case; None where it holds."""
     try:
         law(case)
     except LawViolation as violation:
-        return violation.strategy
+        return violation
     return None
