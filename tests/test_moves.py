@@ -5,8 +5,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-import braintrace
 import brainstate
+import braintrace
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -32,7 +32,7 @@ POSITION_WISE = frozenset(["device_put", "optimization_barrier"])
 
 # Elements move, and none changes. The slice says which operands hold them; the others say where, or how wide.
 _MOVING: Mapping[str, slice] = {
-    **dict.fromkeys(("broadcast_in_dim", "concatenate", "copy", "expand_dims", "pad", "reshape", "rev"), slice(None)),
+    **dict.fromkeys(("broadcast_in_dim", "concatenate", "copy", "pad", "reshape", "rev"), slice(None)),
     **dict.fromkeys(("slice", "split", "squeeze", "stack", "tile", "transpose", "unstack"), slice(None)),
     **dict.fromkeys(POSITION_WISE, slice(None)),
     **dict.fromkeys(("dynamic_slice", "gather"), slice(1)),
