@@ -63,6 +63,7 @@ MOVES: dict[str, Move] = {
     "a mask": lambda y: y[..., np.arange(8) % 3 < 1 + (np.arange(8) > 5)][..., :SIZE],
     "set": lambda y: jnp.zeros((*y.shape[:-1], SIZE)).at[..., 1:3].set(y[..., 5:7]),
     "set at places": lambda y: jnp.zeros((*y.shape[:-1], SIZE)).at[..., TURNED].set(y[..., 3:7], unique_indices=True),
+    "an empty piece": lambda y: y[..., 2:6] + jnp.sin(y[..., ::-1][..., :0][..., ::-1].sum(-1, keepdims=True)),
     "barrier": lambda y: jax.lax.optimization_barrier((y[..., ::2], y.sum(-1)))[0],
 }  # fmt: skip
 

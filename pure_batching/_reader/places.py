@@ -81,6 +81,9 @@ def _are_unknown(eqn: JaxprEqn, given: Sequence[np.ndarray | None]) -> bool:
 
 def _through(eqn: JaxprEqn, given: Sequence[np.ndarray | None], numbers: Numbers) -> list[np.ndarray | None]:
     operands = [(atom, places) for atom, places in zip(eqn.invars, given, strict=True) if places is not None]
+    reaching = [(atom, places) for atom, places in operands if (places >= 0).any()]
+    if not reaching:
+        return [_absent(len(operands[0][1]))] * len(eqn.outvars)
     if moved_operands(eqn):
         return _moved(eqn, given, numbers)
     if eqn.primitive.name == "reduce_sum":
@@ -88,7 +91,6 @@ def _through(eqn: JaxprEqn, given: Sequence[np.ndarray | None], numbers: Numbers
     body = called(eqn)
     if body is not None:
         return _inside(body, given, numbers_inside(body, eqn.invars, numbers))
-    reaching = [(atom, places) for atom, places in operands if (places >= 0).any()]
     shapes = {tuple(spec_of_var(atom).shape) for atom, _ in reaching}
     if not is_element_wise(eqn) or any(tuple(spec_of_var(var).shape) not in shapes for var in eqn.outvars):
         return [None] * len(eqn.outvars)
@@ -124,8 +126,6 @@ def _moved(eqn: JaxprEqn, given: Sequence[np.ndarray | None], numbers: Numbers) 
             if arrived is None:
                 return [None] * len(eqn.outvars)
             ways.append([_followed(places, one.reshape(-1)) for one in arrived])
-    if not ways:
-        return [_absent(next(len(one) for one in given if one is not None))] * len(eqn.outvars)
     return [united(column) for column in zip(*ways, strict=True)]
 
 
