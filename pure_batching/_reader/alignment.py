@@ -143,6 +143,14 @@ def _concatenate(eqn: JaxprEqn, given: Sequence[Axes | None], _: Numbers) -> Axe
     return tuple(None if i == joined or len(column) > 1 else next(iter(column)) for i, column in enumerate(columns))
 
 
+def _stack(eqn: JaxprEqn, given: Sequence[Axes | None], _: Numbers) -> Axes:
+    """Every axis but the new one along which operands are put together."""
+    new = range(len(_shape(eqn.outvars[0])))[eqn.params["axis"]]
+    columns = [set(column) for column in zip(*(axes for axes in given if axes is not None), strict=True)]
+    kept = [column.pop() if len(column) == 1 else None for column in columns]
+    return (*kept[:new], None, *kept[new:])
+
+
 def _dot(eqn: JaxprEqn, given: Sequence[Axes | None], _: Numbers) -> Axes:
     """Batch axes and the free axes of the side that depends on the weight stay aligned; the other side's spread."""
     (contract_l, contract_r), (batch_l, batch_r) = eqn.params["dimension_numbers"]
@@ -196,6 +204,7 @@ _RULES: dict[str, Rule] = {
     "squeeze": _drop,
     "reshape": _reshape,
     "concatenate": _concatenate,
+    "stack": _stack,
     "dot_general": _dot,
     "conv_general_dilated": _convolution,
     "scatter-add": _scatter_add,
