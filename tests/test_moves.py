@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import brainscale
 import brainstate
 import braintrace
 import jax
@@ -160,20 +161,21 @@ def test_one_number_for_a_whole_layer_has_a_trace(spread: Move) -> None:
 
 
 class Turned(brainstate.nn.Module):
-    """An operation of BrainTrace whose product is cut in rows, of which one is turned."""
+    """A layer of BrainTrace whose product is cut in rows, of which one is turned."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: Callable[..., Any] = braintrace.nn.Linear, cut: Move = jnp.unstack) -> None:
         super().__init__()
-        self.layer = braintrace.nn.Linear(3, 2 * SIZE)
+        self.layer, self.cut = kind(3, 2 * SIZE), cut
 
     def init_state(self, batch_size: int | None = None) -> None:
         lead = () if batch_size is None else (batch_size,)
         self.h = brainstate.HiddenState(jnp.zeros((*lead, SIZE)))
 
     def update(self, x: Any) -> Any:
-        one, other = jnp.unstack(rows(self.layer(x)), axis=-2)
-        self.h.value = 0.7 * self.h.value + jnp.tanh(of_two(one[..., TURNED], jax.lax.rev(other, (other.ndim - 1,))))
-        return self.h.value * jnp.cos(self.h.value)
+        one, other = self.cut(jnp.moveaxis(rows(self.layer(x)), -2, 0))
+        h: Any = 0.7 * self.h.value + jnp.tanh(of_two(one[..., TURNED], jax.lax.rev(other, (other.ndim - 1,))))
+        self.h.value = h
+        return h * jnp.cos(h)
 
 
 @pytest.mark.parametrize("strategy", [pb.loop, pb.vmap, pb.manual])
@@ -187,3 +189,12 @@ def test_a_module_s_trace_is_exact(strategy: Any) -> None:
             assert [row.way for row in pb.explain(learner).rows] == ["trace"]
     assert_close(*got)
     assert all(np.abs(leaf).max() > 1e-2 for leaf in jax.tree.leaves(got))
+
+
+def test_a_module_of_brainscale_keeps_brainscale_s_rule() -> None:
+    """A product has a trace there if its shape fits the hidden states, however it is cut in pieces."""
+    reasons = []
+    for cut in (jnp.unstack, tuple, lambda y: (y[0], y[1])):
+        learner, _ = pb.capture(Turned(brainscale.nn.Linear, cut), jnp.zeros(3), algorithm=D)
+        reasons += [(row.way, row.reason) for row in pb.explain(learner).rows]
+    assert reasons == [("gradient of the step", "its output of shape (8,) does not fit h of shape (4,)")] * 3
