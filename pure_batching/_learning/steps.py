@@ -96,7 +96,7 @@ class Steps(eqx.Module):
         """`length` steps from `start` of the whole sequence."""
         flags = _cut((self.mask, self.reset, self.restart_key), start, length)
         positions = start + jnp.arange(length, dtype=jnp.int32)
-        return Steps(self.inputs, self.targets, *flags, positions, self.stand_in)
+        return Steps(self.inputs, self.targets, *flags, positions=positions, stand_in=self.stand_in)
 
     def cut(self, start: jax.Array | int, length: int) -> "Steps":
         """A copy of `length` steps from `start`, for short windows."""
