@@ -13,7 +13,7 @@ from ._numerics import without_mesh
 from ._program import Params
 from ._sources.capture import ModuleSource
 from ._sources.function import FunctionSource
-from ._sources.parts import Parts
+from ._sources.partition import Partition
 from ._strategies.alone import Alone
 from ._tree import Tree, is_key
 from .errors import OptionError, StructureError
@@ -113,11 +113,11 @@ def capture_function(
     _check_algorithm(algorithm)
     numbers = [leaf for leaf in jax.tree.leaves(state) if not is_key(getattr(leaf, "dtype", None))]
     with without_mesh():
-        parts = Parts.of(params)
-        check_floats(parts.given(), "params")
+        partition = Partition.of(params)
+        check_floats(partition.given(), "params")
         for name, tree in (("state", numbers), ("example_inputs", example_inputs)):
             check_numbers(tree, name)
-        source = FunctionSource(step, parts, state, example_inputs, trace or _always, hidden or _always)
+        source = FunctionSource(step, partition, state, example_inputs, trace or _always, hidden or _always)
         return _checked(Learner.of(source, algorithm, Alone())), source.params()
 
 

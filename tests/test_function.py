@@ -362,7 +362,8 @@ def test_an_optimizer_takes_the_floats_of_a_module() -> None:
         learner, params = pb.capture_function(fun, weights, STATE, jnp.zeros(3), algorithm=D)
         train = pb.online(pb.vmap(learner, SAMPLES), squared, optimizer)
         found.append(train(params, optimizer.init(params), None, *data)[0])
-    assert eqx.tree_equal(eqx.combine(found[0], rates()), rates()) is not True
+    assert eqx.combine(found[0], rates()).activation is jnp.tanh
+    assert jnp.abs(found[0].weight - rates().weight).min() > 0.1
     assert_close(found[0].weight, found[1]["weight"])
 
 

@@ -24,7 +24,7 @@ from ..errors import CaptureError, PureBatchingError, StrategyError
 from .base import Source, assembled, reading, remembered
 from .function_marks import FunctionMarks
 from .keys import folded_key
-from .parts import Parts, restored
+from .partition import Partition, restored
 
 Step = Callable[..., tuple[Tree, Tree]]
 Test = Callable[[str], bool]
@@ -37,13 +37,19 @@ class FunctionSource(Source):
     draws_at_start = False
 
     def __init__(
-        self, step: Step, parts: Parts, state: Tree, examples: tuple[Tree, ...], is_traced: Test, is_hidden: Test
+        self,
+        step: Step,
+        partition: Partition,
+        state: Tree,
+        examples: tuple[Tree, ...],
+        is_traced: Test,
+        is_hidden: Test,
     ) -> None:
         """Trace a function's step of one sample.
 
         Args:
           step: the function.
-          parts: its params: the trainable values, and what a module of equinox holds besides.
+          partition: of its params: the trainable values, and what a module of equinox holds besides.
           state: the state before the first step.
           examples: the inputs of one step of one sample.
           is_traced: whether the weight at a path may have a trace.
@@ -56,8 +62,8 @@ class FunctionSource(Source):
         self.memory: dict[Hashable, Any] = {}
         self._step, self._inputs = step, spec_of(examples)
         self._is_traced, self._is_hidden = is_traced, is_hidden
-        self._parts = parts._replace(trained=())
-        self._weights, self._weights_structure = _by_path(parts.given(), "params")
+        self._partition = partition._replace(trained=())
+        self._weights, self._weights_structure = _by_path(partition.given(), "params")
         self._initial, self._state_structure = _by_path(state, "state")
         self._specs = {path: spec_of(value) for path, value in self._weights.items()}
         self._state_specs = {path: spec_of(value) for path, value in self._initial.items()}
@@ -98,7 +104,7 @@ class FunctionSource(Source):
     def recipe(self) -> tuple[Callable[..., Source], tuple[Any, ...]]:
         """See `Source.recipe`; arrays become numpy's, which keep 64 bits where JAX has none."""
         weights, states = (jax.tree.map(_portable, [*tree.values()]) for tree in (self._weights, self._initial))
-        params, state = self._parts.portable(weights), jax.tree.unflatten(self._state_structure, states)
+        params, state = self._partition.portable(weights), jax.tree.unflatten(self._state_structure, states)
         tests = self._is_traced, self._is_hidden
         return _captured_under, (self.numerics, self._step, params, state, self._inputs, *tests)
 
@@ -149,7 +155,7 @@ class FunctionSource(Source):
 
     def _run(self, inputs: tuple[Tree, ...], weights: list[Tree], states: list[Tree]) -> tuple[Tree, Tree, Tree]:
         """The output, the weights and the new states, as the reader takes them."""
-        params = self._parts.whole(weights)
+        params = self._partition.whole(weights)
         given, structure = jax.tree.flatten(params, is_leaf=is_quantity)
         state = jax.tree.unflatten(self._state_structure, states)
         result = self._step(params, state, *inputs)
@@ -211,7 +217,7 @@ class FunctionSource(Source):
 
 def _captured_under(numerics: Numerics, step: Step, params: Tree, *arguments: Any) -> FunctionSource:
     with numerics.in_force():
-        return FunctionSource(step, Parts.of(restored(params)), *arguments)
+        return FunctionSource(step, Partition.of(restored(params)), *arguments)
 
 
 def _portable(leaf: jax.Array) -> Any:

@@ -1,4 +1,4 @@
-"""The parts of a function's params: what is trained, and what a module of equinox holds besides."""
+"""The partition of a function's params: what is trained, and what a module of equinox holds besides."""
 
 import sys
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import numpy as np
 from .._tree import Tree, is_key, is_quantity, mantissa
 
 
-class Parts(NamedTuple):
+class Partition(NamedTuple):
     """A tree taken apart as `equinox.partition(..., equinox.is_inexact_array)` does, inside each `equinox.Module`.
 
     Every leaf outside of a module is trained.
@@ -29,7 +29,7 @@ class Parts(NamedTuple):
     rest: tuple[Any, ...]
 
     @classmethod
-    def of(cls, params: Tree) -> "Parts":
+    def of(cls, params: Tree) -> "Partition":
         """Take a tree apart. Arrays that are not trained are copied, since the caller may donate what was given."""
         leaves, structure = jax.tree.flatten(params, is_leaf=is_quantity)
         trained = _are_trained(params)
@@ -55,7 +55,7 @@ class Parts(NamedTuple):
 
 
 def restored(tree: Tree) -> Tree:
-    """What `Parts.portable` was made of, but for its trained leaves, which are as they were passed."""
+    """What `Partition.portable` was made of, but for its trained leaves, which are as they were passed."""
     return jax.tree.map(lambda leaf: leaf.value() if isinstance(leaf, _Portable) else leaf, tree)
 
 
