@@ -85,7 +85,7 @@ every_window = pytest.mark.parametrize("window", [1, 4, None])
 class TestRTRL:
     @pytest.mark.parametrize("name", EVERY)
     def test_equals_bptt(self, name: str, seed: int) -> None:
-        """Over two windows of one step, and from their carry over one of three and a rest; and over one of all steps."""
+        """Over two windows of one step, and from their carry over one of three and a rest; over one of all steps."""
         made, exact = captured(name, seed, pb.RTRL()), captured(name, seed, pb.BPTT())
         data = made.data(STEPS, SAMPLES)
         first = made.run(Request(window=1), None, data.of_steps(0, 2))
