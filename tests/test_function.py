@@ -263,7 +263,7 @@ def test_a_gru_of_equinox_equals_diagonal_rtrl_by_hand() -> None:
 
 
 class Encoded(eqx.Module):
-    """An encoder in front of a cell; beside its weights a function, a number, a flag and a table of integers."""
+    """An encoder in front of a cell; beside its weights a function, a float, a flag, and integers of 64 bits."""
 
     encoder: eqx.nn.MLP
     cell: eqx.nn.GRUCell
@@ -275,12 +275,12 @@ class Encoded(eqx.Module):
         keys = jax.random.split(jax.random.key(0))
         self.encoder = eqx.nn.MLP(3, 4, 5, depth=1, key=keys[0])
         self.cell = eqx.nn.GRUCell(4, 4, key=keys[1])
-        self.leak, self.order, self.is_leaky = 0.5, jnp.array([2, 0, 3, 1]), True
+        self.leak, self.order, self.is_leaky = 0.5, 2**33 + jnp.array([2, 0, 3, 1]), True
 
     def __call__(self, h: Any, x: Any) -> Any:
         new = self.cell(self.encoder(x), h)
         h = self.leak * h + new if self.is_leaky else new
-        return h, h[self.order]
+        return h, h[self.order - 2**33]
 
 
 class Rates(eqx.Module):
@@ -363,15 +363,17 @@ def test_an_optimizer_takes_the_floats_of_a_module() -> None:
         train = pb.online(pb.vmap(learner, SAMPLES), squared, optimizer)
         found.append(train(params, optimizer.init(params), None, *data)[0])
     assert eqx.combine(found[0], rates()).activation is jnp.tanh
-    assert jnp.abs(found[0].weight - rates().weight).min() > 0.1
+    assert jnp.abs(found[0].weight - rates().weight).min() > 0.01
     assert_close(found[0].weight, found[1]["weight"])
 
 
 def test_a_module_goes_to_another_process() -> None:
-    """With functions of JAX and lambdas of equinox in it, and its integers as arrays."""
+    """With functions of JAX and lambdas of equinox in it; where JAX has no 64 bits, it keeps those of its integers."""
     module = wide(Encoded())
     learner, params = pb.capture_function(called, module, STATE, jnp.zeros(3), algorithm=D)
-    other = pickle.loads(pickle.dumps(learner))
+    sent = pickle.dumps(learner)
+    with jax.enable_x64(new_val=False):
+        other = pickle.loads(sent)
     data = normal(STEPS, 3), np.zeros(STEPS)
     got, want = (pb.sequence_grad(one, squared)(params, None, *data)[0] for one in (other, learner))
     assert_gradients_alive(got)
