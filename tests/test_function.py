@@ -275,12 +275,12 @@ class Encoded(eqx.Module):
         keys = jax.random.split(jax.random.key(0))
         self.encoder = eqx.nn.MLP(3, 4, 5, depth=1, key=keys[0])
         self.cell = eqx.nn.GRUCell(4, 4, key=keys[1])
-        self.leak, self.order, self.is_leaky = 0.5, 2**33 + jnp.array([2, 0, 3, 1]), True
+        self.leak, self.order, self.is_leaky = 0.5, jnp.array([2, 0, 3, 1]) << 33, True
 
     def __call__(self, h: Any, x: Any) -> Any:
         new = self.cell(self.encoder(x), h)
         h = self.leak * h + new if self.is_leaky else new
-        return h, h[self.order - 2**33]
+        return h, h[self.order >> 33]
 
 
 class Rates(eqx.Module):
