@@ -177,7 +177,6 @@ def _driven(net: Any, algorithm: str, example: jax.Array, options: Any, sizes: A
     states = learner.states()
     begun = {path: state.value for path, state in states.items()}
 
-    @brainstate.transform.jit
     def summed(xs: jax.Array, counts: jax.Array) -> Any:
         for path, state in states.items():
             state.value = begun[path]
@@ -190,8 +189,10 @@ def _driven(net: Any, algorithm: str, example: jax.Array, options: Any, sizes: A
 
         return jax.tree.map(lambda g: g.sum(0), brainstate.transform.for_loop(step, xs))
 
+    once: Any = brainstate.transform.jit(summed)
+
     def run(xs: jax.Array, counts: jax.Array) -> dict[str, jax.Array]:
-        return leaves({".".join(map(str, path)): grad for path, grad in summed(xs, counts).items()})
+        return leaves({".".join(map(str, path)): grad for path, grad in once(xs, counts).items()})
 
     return run
 
