@@ -31,12 +31,11 @@ class Model(eqx.Module):
 
 
 model = Model(jax.random.key(0))
-params, static = eqx.partition(model, eqx.is_inexact_array)  # arrays to train, and everything else
 
 
-def step(params: Model, hidden: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The model as a function of its arrays."""
-    return eqx.combine(params, static)(hidden, x)
+def step(model: Model, hidden: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The model as a function of itself: its floats are trained, and the rest (activations) stays as it is."""
+    return model(hidden, x)
 
 
 # The class is the feature that was largest at the first step, so that the cell has to remember it.
@@ -45,7 +44,7 @@ labels = jnp.broadcast_to(inputs[0, :, :CLASSES].argmax(-1), (TIME, BATCH))
 loss = optax.softmax_cross_entropy_with_integer_labels
 
 learner, params = pb.capture_function(
-    step, params, jnp.zeros(HIDDEN), inputs[0, 0], algorithm=pb.D_RTRL(rule="published")
+    step, model, jnp.zeros(HIDDEN), inputs[0, 0], algorithm=pb.D_RTRL(rule="published")
 )
 print(pb.explain(learner))  # the encoder lies in front of the cell: it learns by the gradient of each step
 
@@ -70,7 +69,7 @@ def update(state: tuple[Model, optax.OptState], _: None) -> tuple[tuple[Model, o
 
 
 (params, _), losses = jax.lax.scan(update, (params, optimizer.init(params)), None, length=UPDATES)
-trained = eqx.combine(params, static)  # an ordinary `Model`
+trained = eqx.combine(params, model)  # an ordinary `Model`
 _, logits = jax.lax.scan(jax.vmap(trained), jnp.zeros((BATCH, HIDDEN)), inputs)
 accuracy = (logits[-1].argmax(-1) == labels[-1]).mean()
 print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}, accuracy at the last step {accuracy:.2f}")

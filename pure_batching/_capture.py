@@ -7,12 +7,13 @@ import jax
 
 from ._algorithms.base import Algorithm
 from ._algorithms.checking import check_rule, is_own
-from ._conform import check_numbers
+from ._conform import check_floats, check_numbers
 from ._learning.learner import Learner
 from ._numerics import without_mesh
 from ._program import Params
 from ._sources.capture import ModuleSource
 from ._sources.function import FunctionSource
+from ._sources.partition import Partition
 from ._strategies.alone import Alone
 from ._tree import Tree, is_key
 from .errors import OptionError, StructureError
@@ -84,7 +85,9 @@ def capture_function(
     Args:
       step: `(params, state, *inputs) -> (state, output)` of one sample, a function without side effects. `pb.manual`
         calls it on arrays with a batch axis.
-      params: the trainable values, a tree of arrays: of an `equinox.Module`, say, as `equinox.partition` gives it.
+      params: the trainable values, a tree of arrays of floats. Of an `equinox.Module`, whole or inside another
+        container, the arrays of floats are trained, as `equinox.partition(module, equinox.is_inexact_array)` finds
+        them; its other leaves (functions, integers, random keys) stay as they are, and the step gets the whole module.
       state: the state before the first step, a tree of arrays. A typed random key in it stands for one of each sample,
         which is drawn from the `key=` of a fresh start.
       example_inputs: the inputs of one step of one sample, without a batch axis; only their shapes, dtypes and units
@@ -94,23 +97,27 @@ def capture_function(
       hidden: whether the floats at a path of the state, such as `"state[0]"`, are a hidden state; by default they are.
 
     Returns:
-      the learner, and a copy of `params` in the same structure, in which gradients come too.
+      the learner, and a copy of `params` in the same structure, in which gradients come too. In a module of equinox,
+      None stands for each leaf that is not trained, so that optimizers take it, and `equinox.combine(params, module)`
+      is the module with these params.
 
     Raises:
       CaptureError: the function cannot be traced, changes what it was given, or returns a state of another structure,
         shape or dtype; the text quotes the reason.
       StructureError: no algorithm.
-      DtypeError: an example, a parameter or a state that is no array of numbers.
+      DtypeError: an example or a state that is no array of numbers, or a parameter that is no array of floats.
       AlgorithmError: the rule cannot follow the function; a method of a rule of your own raises, or returns what a
         learner cannot use.
       OptionError: a rule that keeps traces in 64 bits where JAX has none.
     """
     _check_algorithm(algorithm)
     numbers = [leaf for leaf in jax.tree.leaves(state) if not is_key(getattr(leaf, "dtype", None))]
-    for name, tree in (("params", params), ("state", numbers), ("example_inputs", example_inputs)):
-        check_numbers(tree, name)
     with without_mesh():
-        source = FunctionSource(step, params, state, example_inputs, trace or _always, hidden or _always)
+        partition = Partition.of(params)
+        check_floats(partition.given(), "params")
+        for name, tree in (("state", numbers), ("example_inputs", example_inputs)):
+            check_numbers(tree, name)
+        source = FunctionSource(step, partition, state, example_inputs, trace or _always, hidden or _always)
         return _checked(Learner.of(source, algorithm, Alone())), source.params()
 
 

@@ -118,6 +118,20 @@ def check_numbers(tree: Tree, root: str) -> None:
         _check_numeric(mantissa(leaf), name)
 
 
+def check_floats(tree: Tree, root: str) -> None:
+    """Raise DtypeError at the first leaf that is no array of floats, real or complex."""
+    check_numbers(tree, root)
+    for name, leaf in named_leaves(tree, root):
+        dtype = jnp.result_type(mantissa(leaf))
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            raise DtypeError(
+                name,
+                got=dtype,
+                expected="floats, by which a gradient is taken",
+                repair="Give floats to train it; else let the step close over it, or put it into the state.",
+            )
+
+
 def _check_numeric(leaf: Any, name: str) -> None:
     dtype = getattr(leaf, "dtype", None)
     is_other = isinstance(dtype, np.dtype) and not (dtype == np.bool_ or jnp.issubdtype(dtype, np.number))

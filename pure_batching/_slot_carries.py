@@ -14,10 +14,10 @@ from ._carries import gather, scatter, stack, unstack
 from ._learning.carry import Carry, apart
 from ._learning.learner import Learner
 from ._learning.losses import Same, SplitLoss
+from ._learning.optimizer import updated
 from ._learning.sequence import sequence_grad
 from ._learning.steps import select
 from ._learning.task import frozen
-from ._learning.updates import updated
 from ._tree import Tree
 
 
@@ -75,7 +75,9 @@ def with_update(
     """The params and the optimizer's state after an update by that gradient, and what it came with."""
     gradients, done = with_gradient(learner, loss, arrays_of_loss, params, carry, moment)
     weights, slopes = learner.check_params(params), learner.check_params(gradients)
-    trained, state = updated(learner, optimizer.value, weights, jax.tree.map(jnp.asarray, opt_state), slopes)
+    value = done.losses.sum() / moment.active.sum().astype(done.losses.dtype)
+    state = jax.tree.map(jnp.asarray, opt_state)
+    trained, state = updated(learner, optimizer.value, weights, state, slopes, value)
     return learner.source.as_given(trained), state, done
 
 

@@ -16,7 +16,7 @@ from ._learning.carry import Carry
 from ._learning.compiled import compiled
 from ._learning.learner import Learner, check_learner
 from ._learning.losses import Same, SplitLoss, check_loss_function
-from ._learning.updates import Optimizer, check_optimizer
+from ._learning.optimizer import Optimizer, check_optimizer
 from ._options import is_count
 from ._program import Loss
 from ._slot_arguments import Call, found, session, some_key, to_learn, to_step
@@ -244,7 +244,8 @@ class Slots:
           inputs: `[N, ...]`, a row for each of the ids; a tuple for modules with several arguments.
           targets: the second argument of the loss, `[N, ...]`.
           loss: `(output, target) -> []`, of one session at one step.
-          optimizer: any optimizer of optax. Define it and the loss once: what is compiled is kept for them.
+          optimizer: an optimizer of optax, as in `pb.online`; the loss that it gets as `value=` is the mean over these
+            sessions. Define it and the loss once: what is compiled is kept for them.
 
         Returns:
           the params and the state of the optimizer after the update, and `SlotAux` with the next table, and the losses
@@ -253,7 +254,7 @@ class Slots:
         Raises:
           SlotError: no session, one that is in no slot, or one that stands twice; a traced argument.
           LossError: the loss gives no real number.
-          OptionError: no optimizer.
+          OptionError: no optimizer, or one that needs other arguments.
           StructureError, ShapeError, BatchSizeError, DtypeError, UnitError, CarryError: an argument does not fit.
         """
         check_untraced("slots.learn", params, opt_state, table, ids, inputs, targets, loss)

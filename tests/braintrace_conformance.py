@@ -24,7 +24,8 @@ precision. It compares `rule="published"` with the loop that BrainTrace document
 `brainstate.transform.grad` of the step's loss.
 
 A module runs in BrainTrace in three ways: with one sample after the other, with `batch_size=`, and with `vmap=True`
-besides. The gradient of one sample is compared with ours of that sample, that of a batch with the sum of ours.
+besides. The gradient of each sample is compared with ours of that sample; in a batch, the loss of one sample at a time
+counts.
 
 | cell | means |
 |---|---|

@@ -153,26 +153,48 @@ def ours(name: str, algorithm: pb.Algorithm, by: Any = pb.vmap, steps: int = STE
 
 @functools.cache
 def theirs(name: str, algorithm: str, mode: str, steps: int = STEPS) -> dict[str, jax.Array]:
-    """BrainTrace's gradients: per sample one after the other, else summed over the samples."""
+    """BrainTrace's gradients of each sample, `[B, *w.shape]`; of a batch, with the loss of that sample alone."""
     xs, options = inputs(MODELS[name], steps), ALGORITHMS[algorithm][1]
     with quiet(), brainstate.environ.context(dt=1.0 * u.ms):
         if mode == "one sample":
-            each = [_driven(made(name), algorithm, xs[:, i], options, {}) for i in range(SAMPLES)]
-            return {leaf: jnp.stack([one[leaf] for one in each]) for leaf in each[0]}
-        sizes = {"batch_size": SAMPLES, "vmap": mode == "vmap"}
-        return _driven(made(name), algorithm, xs, options, sizes)
+            run = _driven(made(name), algorithm, xs[0, 0], options, {})
+            each = [run(xs[:, i], jnp.ones(1)) for i in range(SAMPLES)]
+        else:
+            sizes = {"batch_size": SAMPLES, "vmap": mode == "vmap"}
+            run = _driven(made(name), algorithm, xs[0], options, sizes)
+            each = [run(xs, counts) for counts in jnp.eye(SAMPLES)]
+    return {leaf: jnp.stack([one[leaf] for one in each]) for leaf in each[0]}
 
 
-def _driven(net: Any, algorithm: str, xs: jax.Array, options: Any, sizes: Any) -> dict[str, jax.Array]:
-    """The loop over the steps that BrainTrace documents: a call of the learner, and the gradient of the step's loss."""
+def _driven(net: Any, algorithm: str, example: jax.Array, options: Any, sizes: Any) -> Any:
+    """The loop over the steps that BrainTrace documents: a call of the learner, and the gradient of the step's loss.
+
+    Returns:
+      `(xs, counts) -> gradients`, from a fresh start at each call; `counts` is by how much the loss of a sample counts.
+    """
     weights = net.states(brainstate.ParamState)
-    learner: Any = braintrace.compile(net, algorithm, xs[0], **options, **sizes)
+    learner: Any = braintrace.compile(net, algorithm, example, **options, **sizes)
+    states = learner.states()
+    begun = {path: state.value for path, state in states.items()}
 
-    def step(x: jax.Array) -> Any:
-        return brainstate.transform.grad(lambda: jnp.sum((learner(x) - 1.0) ** 2), weights)()
+    def summed(xs: jax.Array, counts: jax.Array) -> Any:
+        for path, state in states.items():
+            state.value = begun[path]
 
-    grads = brainstate.transform.for_loop(step, xs)
-    return leaves({".".join(map(str, path)): jax.tree.map(lambda g: g.sum(0), grad) for path, grad in grads.items()})
+        def step(x: jax.Array) -> Any:
+            def total() -> jax.Array:
+                return counts @ ((learner(x) - 1.0) ** 2).reshape(len(counts), -1).sum(1)
+
+            return brainstate.transform.grad(total, weights)()
+
+        return jax.tree.map(lambda g: g.sum(0), brainstate.transform.for_loop(step, xs))
+
+    once: Any = brainstate.transform.jit(summed)
+
+    def run(xs: jax.Array, counts: jax.Array) -> dict[str, jax.Array]:
+        return leaves({".".join(map(str, path)): grad for path, grad in once(xs, counts).items()})
+
+    return run
 
 
 def distance(one: jax.Array, other: jax.Array) -> float:
@@ -181,12 +203,10 @@ def distance(one: jax.Array, other: jax.Array) -> float:
 
 
 def differences(name: str, algorithm: str, mode: str) -> dict[str, float]:
-    """How far BrainTrace's gradient of each array is from ours."""
+    """How far BrainTrace's gradient of each array is from ours, sample by sample."""
     own = _own(name, algorithm)
     native = theirs(name, algorithm, mode)
-    return {
-        leaf: distance(value if mode == "one sample" else value.sum(0), native[leaf]) for leaf, value in own.items()
-    }
+    return {leaf: distance(value, native[leaf]) for leaf, value in own.items()}
 
 
 @functools.cache

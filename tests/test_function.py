@@ -1,5 +1,6 @@
 """Plain JAX functions as learners: what is traced, and that it equals what is written by hand."""
 
+import pickle
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,12 +9,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from brainscale.nn import Linear
 
 import pure_batching as pb
 from pure_batching import testing
 from pure_batching.errors import CaptureError, DtypeError, StrategyError, StructureError
+from pure_batching.testing._alive import assert_gradients_alive
 
 from .bench import RULES
 from .modules import Leaky, conv_rates
@@ -265,6 +268,131 @@ def test_a_gru_of_equinox_equals_diagonal_rtrl_by_hand() -> None:
     assert jax.tree.structure(got) == jax.tree.structure(params)
 
 
+class Encoded(eqx.Module):
+    """An encoder in front of a cell; beside its weights a function, a float, a flag, and integers of 64 bits."""
+
+    encoder: eqx.nn.MLP
+    cell: eqx.nn.GRUCell
+    leak: float
+    order: Any
+    is_leaky: bool
+
+    def __init__(self) -> None:
+        keys = jax.random.split(jax.random.key(0))
+        self.encoder = eqx.nn.MLP(3, 4, 5, depth=1, key=keys[0])
+        self.cell = eqx.nn.GRUCell(4, 4, key=keys[1])
+        self.leak, self.order, self.is_leaky = 0.5, jnp.array([2, 0, 3, 1]) << 33, True
+
+    def __call__(self, h: Any, x: Any) -> Any:
+        new = self.cell(self.encoder(x), h)
+        h = self.leak * h + new if self.is_leaky else new
+        return h, h[self.order >> 33]
+
+
+class Rates(eqx.Module):
+    """Code that carries a batch axis too."""
+
+    weight: Any
+    activation: Callable[[Any], Any]
+    leak: float
+    order: Any
+
+    def __call__(self, h: Any, x: Any) -> Any:
+        h = self.leak * h + self.activation(x @ self.weight)
+        return h, h[..., self.order]
+
+
+def called(module: Any, h: Any, x: Any) -> Any:
+    return module(h, x)
+
+
+def wide(module: Any) -> Any:
+    """In 64 bits, as an `equinox.Module` is not by itself."""
+    floats, rest = eqx.partition(module, eqx.is_inexact_array)
+    return eqx.combine(jax.tree.map(lambda leaf: leaf.astype(float), floats), rest)
+
+
+def rates() -> Rates:
+    return Rates(normal(3, 4), jnp.tanh, 0.8, jnp.array([2, 0, 3, 1]))
+
+
+def test_a_module_of_equinox_is_taken_whole() -> None:
+    """Its floats are trained, as where the user takes it apart; the step gets it as it was."""
+    module = wide(Encoded())
+    floats, rest = eqx.partition(module, eqx.is_inexact_array)
+    learner, params = pb.capture_function(called, module, STATE, jnp.zeros(3), algorithm=D)
+    other, weights = pb.capture_function(
+        lambda p, h, x: eqx.combine(p, rest)(h, x), floats, STATE, jnp.zeros(3), algorithm=D
+    )
+    assert jax.tree.structure(params) == jax.tree.structure(floats)
+    assert eqx.tree_equal(eqx.combine(params, module), module)
+    assert eqx.tree_equal(weights, params)
+    assert {row.weight for row in pb.explain(learner).rows if row.way == "trace"} == {
+        *("params.cell.weight_ih", "params.cell.weight_hh", "params.cell.bias", "params.cell.bias_n")
+    }
+    data = normal(STEPS, SAMPLES, 3), np.zeros((STEPS, SAMPLES))
+    got, want = (
+        pb.sequence_grad(pb.vmap(one, SAMPLES), squared, reduction="none")(params, None, *data)[0]
+        for one in (learner, other)
+    )
+    assert_gradients_alive(got)
+    assert jax.tree.structure(got) == jax.tree.structure(floats)
+    assert_close(got, want)
+
+
+def test_a_module_inside_a_container() -> None:
+    """Beside it every leaf is trained, a float of Python too; a module that was taken apart is one of arrays alone."""
+
+    def step(p: Any, h: Any, x: Any) -> Any:
+        h, output = eqx.combine(p[0]["cell"], rates())(h, x)
+        return h, output * p[1]
+
+    params: Any = None
+    for cell in (rates(), eqx.filter(rates(), eqx.is_array), eqx.filter(rates(), eqx.is_inexact_array)):
+        _, params = pb.capture_function(step, ({"cell": cell}, 0.5), STATE, jnp.zeros(3), algorithm=D)
+        assert jax.tree.structure(params) == jax.tree.structure(({"cell": eqx.filter(cell, eqx.is_inexact_array)}, 0.5))
+    learner, _ = pb.capture_function(step, ({"cell": rates()}, 0.5), STATE, jnp.zeros(3), algorithm=D)
+    gradients, _ = pb.sequence_grad(learner, squared)(params, None, normal(STEPS, 3), np.zeros(STEPS))
+    assert_gradients_alive(gradients)
+
+
+def test_an_optimizer_takes_the_floats_of_a_module() -> None:
+    """As those of a dictionary."""
+
+    def step(p: Any, h: Any, x: Any) -> Any:
+        return eqx.tree_at(lambda module: module.weight, rates(), p["weight"])(h, x)
+
+    optimizer, data = optax.adam(0.1), (normal(STEPS, SAMPLES, 3), jnp.ones((STEPS, SAMPLES, 4)))
+    found = []
+    for fun, weights in ((called, rates()), (step, {"weight": rates().weight})):
+        learner, params = pb.capture_function(fun, weights, STATE, jnp.zeros(3), algorithm=D)
+        train = pb.online(pb.vmap(learner, SAMPLES), squared, optimizer)
+        found.append(train(params, optimizer.init(params), None, *data)[0])
+    assert eqx.combine(found[0], rates()).activation is jnp.tanh
+    assert jnp.abs(found[0].weight - rates().weight).min() > 0.01
+    assert_close(found[0].weight, found[1]["weight"])
+
+
+def test_a_module_goes_to_another_process() -> None:
+    """With functions of JAX and lambdas of equinox in it; where JAX has no 64 bits, it keeps those of its integers."""
+    module = wide(Encoded())
+    learner, params = pb.capture_function(called, module, STATE, jnp.zeros(3), algorithm=D)
+    sent = pickle.dumps(learner)
+    with jax.enable_x64(new_val=False):
+        other = pickle.loads(sent)
+    data = normal(STEPS, 3), np.zeros(STEPS)
+    got, want = (pb.sequence_grad(one, squared)(params, None, *data)[0] for one in (other, learner))
+    assert_gradients_alive(got)
+    assert_identical(got, want)
+
+
+def test_params_are_floats() -> None:
+    """By an integer there is no gradient; in a module of equinox it is no parameter."""
+    for number, text in ((jnp.array(3), "int64"), (3, "int64"), (np.array([True]), "bool")):
+        with pytest.raises(DtypeError, match=rf"^params\['n'\]: got {text}, expected floats.* let the step close over"):
+            pb.capture_function(called, {"w": normal(3, 4), "n": number}, STATE, jnp.zeros(3), algorithm=D)
+
+
 def test_a_cell_learns() -> None:
     """An LSTM of equinox follows a sum of its input, by a smoothed trace and by a trace of each weight."""
     cell = jax.tree.map(lambda leaf: leaf.astype(float), eqx.nn.LSTMCell(2, 8, key=jax.random.key(1)))
@@ -385,10 +513,23 @@ def test_audit_and_tools() -> None:
     assert jax.tree.structure(clipped) == jax.tree.structure(params)
 
 
+class Gated(eqx.Module):
+    """The gates as a module, with what is not trained beside them."""
+
+    weights: Any
+    activation: Callable[[Any], Any]
+    order: Any
+
+    def __call__(self, state: Any, x: Any) -> Any:
+        state, output = gates(self.weights, state, x)
+        return state, self.activation(output)[..., self.order]
+
+
 def test_every_law_holds() -> None:
     made = WRITTEN["gates"]
+    module = Gated(made.params, jnp.tanh, jnp.array([1, 0]))
     report = testing.assert_interchangeable(
-        lambda: testing.Function(made.step, made.params, made.state), D, *made.data(), squared, is_exact=True
+        lambda: testing.Function(called, module, made.state), D, *made.data(), squared, is_exact=True
     )
     assert set(report.excused) == {"parity"}
     assert not report.refused
@@ -411,11 +552,12 @@ def test_predicates() -> None:
 
 
 def test_what_was_given_may_be_donated() -> None:
-    params, state = {"w": normal(3, 4)}, jnp.zeros(4)
-    learner, weights = pb.capture_function(WRITTEN["a product"].step, params, state, jnp.zeros(3), algorithm=D)
-    for leaf in (params["w"], state):
+    params, state = rates(), jnp.zeros(4)
+    learner, weights = pb.capture_function(called, params, state, jnp.zeros(3), algorithm=D)
+    for leaf in (params.weight, params.order, state):
         leaf.delete()
     learner.step(weights, learner.init(), jnp.zeros(3))
+    pb.manual(learner, SAMPLES)  # traces the step again
 
 
 def in_a_while(p: Any, s: Any, x: Any) -> Any:

@@ -85,13 +85,16 @@ every_window = pytest.mark.parametrize("window", [1, 4, None])
 class TestRTRL:
     @pytest.mark.parametrize("name", EVERY)
     def test_equals_bptt(self, name: str, seed: int) -> None:
-        """Over two windows of one step, and from their carry over one of three and a rest."""
+        """Over two windows of one step, and from their carry over one of three and a rest; over one of all steps."""
         made, exact = captured(name, seed, pb.RTRL()), captured(name, seed, pb.BPTT())
         data = made.data(STEPS, SAMPLES)
         first = made.run(Request(window=1), None, data.of_steps(0, 2))
         rest = made.run(Request(window=3), first.aux.carry, data.of_steps(2, STEPS))
         got = jax.tree.map(jnp.add, first.gradients, rest.gradients)
-        assert_close(got, exact.result(Request(window=None)).gradients, "exact")
+        whole = made.run(Request(window=STEPS), None, data).gradients
+        want = exact.result(Request(window=None)).gradients
+        assert_close(got, want, "exact")
+        assert_close(whole, want, "exact")
 
     def test_a_step_after_others(self) -> None:
         """`learner.step` gives the whole gradient of a later loss."""

@@ -169,6 +169,18 @@ class TestLearning:
             assert_not_identical(trained, params)
             params, state, table = trained, new, aux.table
 
+    def test_an_optimizer_that_takes_the_loss(self, seed: int) -> None:
+        """It gets the mean over the sessions that make the step."""
+        made, ids, optimizer = bench("LSTMCell", seed, RULES["D_RTRL published"]), [4, -7], optax.polyak_sgd()
+        slots, state = slots_of(made), optimizer.init(made.params)
+        table, data = after(made, slots), rows(data_of(made), 0, 2)
+        slopes, aux = slots.gradient(made.params, table, ids, *data, loss=made.model.loss)
+        updates, _ = optimizer.update(slopes, state, made.params, value=aux.losses.mean())
+        options: Any = {"loss": made.model.loss, "optimizer": optimizer}
+        trained, *_ = slots.learn(made.params, state, table, ids, *data, **options)
+        assert_close(trained, optax.apply_updates(made.params, updates))
+        assert_not_identical(trained, made.params)
+
     def test_all_sessions_at_once_are_one_step_of_online(self, seed: int) -> None:
         """With units on the weights."""
         made, ids = bench("tutorial", seed), [1, 2, 3, 4]

@@ -1,38 +1,29 @@
 """online: an update of the params after every few steps, inside one compiled scan."""
 
 import dataclasses
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from .._options import is_count
-from .._precision import cast_like
 from .._program import Loss, Params
 from .._strategies.base import SUMMED, SampleAxes
 from .._tree import Tree
-from ..errors import OptionError, StructureError
+from ..errors import OptionError
 from .carry import Carry
 from .compiled import compiled, in_shares
 from .data import ABSENT
 from .learner import Learner, check_learner
 from .losses import Same, SplitLoss, check_loss, check_loss_function
+from .optimizer import Optimizer, check_optimizer, updated
 from .sequence import Aux
 from .sequence_fn import arguments_axes, begin, keys_of_samples, run_checked
 from .steps import Steps
 from .task import Task, Window
 from .window import run_window
-
-
-class Optimizer(Protocol):
-    """The part of an optax optimizer that is used here, `optax.GradientTransformation.update`."""
-
-    @property
-    def update(self) -> Callable[..., Any]:
-        """`(gradients, state, params) -> (updates, state)`; the updates are added to the params."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -101,10 +92,14 @@ def online(learner: Learner, loss: Loss, optimizer: Optimizer, *, every: int = 1
 
     The traces go on over the updates, as if the params had been the same before.
 
+    An optimizer that takes extra arguments, such as `optax.contrib.reduce_on_plateau` and `optax.polyak_sgd`, gets
+    `value=`, the loss whose gradient this is (`aux.losses.sum() / B`), and `grad=`, the gradient.
+
     Args:
       learner: of one sample, or batched by a strategy.
       loss: as in `sequence_grad`.
-      optimizer: any optimizer of optax; `update(gradients, state, params)` is called.
+      optimizer: an optimizer of optax; `update(gradients, state, params)` is called. One that searches along a line
+        (`optax.lbfgs`) is refused where it calls `value_fn=`, since the loss would be run again.
       every: `K`, the number of steps between two updates, at least 1; the last update may follow fewer.
 
     Returns:
@@ -113,7 +108,7 @@ def online(learner: Learner, loss: Loss, optimizer: Optimizer, *, every: int = 1
     Raises:
       StructureError: no learner.
       LossError: a loss that cannot be called.
-      OptionError: no optimizer, or an `every` that is not a positive integer.
+      OptionError: no optimizer, or one that needs other arguments; an `every` that is not a positive integer.
     """
     check_learner(learner, "online")
     check_loss_function(loss)
@@ -122,17 +117,6 @@ def online(learner: Learner, loss: Loss, optimizer: Optimizer, *, every: int = 1
         repair = "Give the number of steps between two updates."
         raise OptionError("every", got=repr(every), expected="an integer >= 1", repair=repair)
     return OnlineFn(learner, loss, optimizer, int(every))
-
-
-def check_optimizer(optimizer: object) -> None:
-    """Raise OptionError for what is no optimizer."""
-    if not callable(getattr(optimizer, "update", None)):
-        raise OptionError(
-            "optimizer",
-            got=type(optimizer).__name__,
-            expected="one with a method update(gradients, state, params)",
-            repair="Pass an optimizer of optax, such as optax.adam(1e-3).",
-        )
 
 
 def _train(
@@ -156,8 +140,8 @@ def _train(
     def window(state: Any, length: int) -> tuple[Any, jax.Array]:
         params, opt_state, carry, at = state
         done = run(arrays_of_loss, params, carry, steps.cut(at, length), fresh)
-        gradients = jax.tree.map(lambda x: x / (learner.batch_size or 1), done.gradients)
-        params, opt_state = updated(learner, optimizer.value, params, opt_state, gradients)
+        gradients, value = jax.tree.map(lambda x: x / (learner.batch_size or 1), (done.gradients, done.losses.sum()))
+        params, opt_state = updated(learner, optimizer.value, params, opt_state, gradients, value)
         return (params, opt_state, done.carry, at + length), done.losses
 
     length = min(every, steps.length)
@@ -177,24 +161,3 @@ def _window_of_share(
     """A window of the samples that run at once."""
     task = Task(learner, SplitLoss(loss, arrays_of_loss).whole(), per_sample=False, outputs=False)
     return run_window(task, params, carry, steps, carry.trace, fresh)
-
-
-def updated(
-    learner: Learner, optimizer: Optimizer, params: Params, opt_state: Tree, gradients: Params
-) -> tuple[Params, Tree]:
-    """The params and the optimizer's state after an update, in the dtypes and units that they had before."""
-    zeros = {path: jax.tree.map(jnp.zeros_like, value) for path, value in params.items()}
-    whole = cast_like({**zeros, **gradients}, params)
-    source = learner.source
-    try:
-        updates, new_state = optimizer.update(source.as_given(whole), opt_state, source.as_given(params))
-        given = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), source.as_given(params), updates)
-        kept = jax.tree.map(lambda new, old: jnp.asarray(new).astype(old.dtype), new_state, opt_state)
-    except Exception as reason:
-        raise StructureError(
-            "opt_state",
-            got=f"{type(reason).__name__}: {(str(reason).splitlines() or [''])[0]}",
-            expected="a state of the optimizer that was passed, for these params",
-            repair="Pass optimizer.init(params), or what the last call returned.",
-        ) from reason
-    return source.checked_params(given), kept

@@ -24,6 +24,7 @@ from ..errors import CaptureError, PureBatchingError, StrategyError
 from .base import Source, assembled, reading, remembered
 from .function_marks import FunctionMarks
 from .keys import folded_key
+from .partition import Partition, restored
 
 Step = Callable[..., tuple[Tree, Tree]]
 Test = Callable[[str], bool]
@@ -36,13 +37,19 @@ class FunctionSource(Source):
     draws_at_start = False
 
     def __init__(
-        self, step: Step, params: Tree, state: Tree, examples: tuple[Tree, ...], is_traced: Test, is_hidden: Test
+        self,
+        step: Step,
+        partition: Partition,
+        state: Tree,
+        examples: tuple[Tree, ...],
+        is_traced: Test,
+        is_hidden: Test,
     ) -> None:
         """Trace a function's step of one sample.
 
         Args:
           step: the function.
-          params: its trainable values.
+          partition: of its params: the trainable values, and what a module of equinox holds besides.
           state: the state before the first step.
           examples: the inputs of one step of one sample.
           is_traced: whether the weight at a path may have a trace.
@@ -55,7 +62,8 @@ class FunctionSource(Source):
         self.memory: dict[Hashable, Any] = {}
         self._step, self._inputs = step, spec_of(examples)
         self._is_traced, self._is_hidden = is_traced, is_hidden
-        self._weights, self._weights_structure = _by_path(params, "params")
+        self._partition = partition._replace(trained=())
+        self._weights, self._weights_structure = _by_path(partition.given(), "params")
         self._initial, self._state_structure = _by_path(state, "state")
         self._specs = {path: spec_of(value) for path, value in self._weights.items()}
         self._state_specs = {path: spec_of(value) for path, value in self._initial.items()}
@@ -66,7 +74,7 @@ class FunctionSource(Source):
         self._program = self._single()
 
     def params(self) -> Tree:
-        """Copies of the trainable values, in the structure that they were given in."""
+        """Copies of the trainable values in the given structure, with None for what is not trained."""
         return self.as_given({path: jax.tree.map(jnp.array, value) for path, value in self._weights.items()})
 
     def checked_params(self, params: Tree) -> Params:
@@ -95,8 +103,8 @@ class FunctionSource(Source):
 
     def recipe(self) -> tuple[Callable[..., Source], tuple[Any, ...]]:
         """See `Source.recipe`; arrays become numpy's, which keep 64 bits where JAX has none."""
-        state = jax.tree.unflatten(self._state_structure, self._initial.values())
-        params, state = jax.tree.map(_portable, (self.as_given(self._weights), state))
+        weights, states = (jax.tree.map(_portable, [*tree.values()]) for tree in (self._weights, self._initial))
+        params, state = self._partition.portable(weights), jax.tree.unflatten(self._state_structure, states)
         tests = self._is_traced, self._is_hidden
         return _captured_under, (self.numerics, self._step, params, state, self._inputs, *tests)
 
@@ -147,10 +155,11 @@ class FunctionSource(Source):
 
     def _run(self, inputs: tuple[Tree, ...], weights: list[Tree], states: list[Tree]) -> tuple[Tree, Tree, Tree]:
         """The output, the weights and the new states, as the reader takes them."""
-        params = jax.tree.unflatten(self._weights_structure, weights)
+        params = self._partition.whole(weights)
+        given, structure = jax.tree.flatten(params, is_leaf=is_quantity)
         state = jax.tree.unflatten(self._state_structure, states)
         result = self._step(params, state, *inputs)
-        self._check_unchanged(params, self._weights_structure, weights, "params")
+        self._check_unchanged(params, structure, given, "params")
         self._check_unchanged(state, self._state_structure, states, "state")
         if not isinstance(result, tuple) or len(result) != 2:  # noqa: PLR2004
             raise CaptureError(
@@ -206,9 +215,9 @@ class FunctionSource(Source):
             ) from error
 
 
-def _captured_under(numerics: Numerics, *arguments: Any) -> FunctionSource:
+def _captured_under(numerics: Numerics, step: Step, params: Tree, *arguments: Any) -> FunctionSource:
     with numerics.in_force():
-        return FunctionSource(*arguments)
+        return FunctionSource(step, Partition.of(restored(params)), *arguments)
 
 
 def _portable(leaf: jax.Array) -> Any:

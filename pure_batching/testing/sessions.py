@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import invariant, precondition, rule
 
 from .._learning.carry import Carry, apart
+from .._learning.optimizer import Optimizer
 from .._learning.sequence import sequence_grad
-from .._learning.updates import Optimizer
 from .._slots import Slots
 from .._tree import Tree
 from ..errors import SlotError
