@@ -673,6 +673,20 @@ FAULTS = (
         "tests/test_slots.py::TestComingAndGoing::test_the_number_of_a_session_says_nothing",
     ),
     Fault(
+        "slots on devices are compiled for each place where a table may lie",
+        "_slots.py",
+        "return run(*self.batched.strategy.at_home(args, axes))",
+        "return run(*args)",
+        "tests/test_slots.py::TestOneProgram::test_whatever_comes_and_goes[sharded]",
+    ),
+    Fault(
+        "fresh slots lie on one device",
+        "_slot_carries.py",
+        "in_shares(learner, Learner.fresh_samples, axes=SampleAxes((0,), 0))(keys)",
+        "learner.fresh_samples(keys)",
+        "tests/test_slots.py::TestOnDevices::test_every_table_lies_on_them",
+    ),
+    Fault(
         "a step is read without its calls where its user disables jit",
         "_sources/base.py",
         "with jax.core.eval_context(), without_mesh(), jax.disable_jit(disable=False):",

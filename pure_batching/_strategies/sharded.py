@@ -73,6 +73,17 @@ class Sharded(Sharing):
         layout = NamedSharding(self.mesh, self._layout(axis))
         return jax.device_put(leaf, layout) if self._lies_elsewhere(leaf) else leaf
 
+    def at_home(self, args: tuple[Tree, ...], axes: Any) -> tuple[Tree, ...]:
+        """See `Strategy.at_home`. No type of an array names its place then, as in a fresh carry."""
+        mesh = self._under_automatic_axes()
+        leaves, structure = jax.tree.flatten(args)
+        layouts = [NamedSharding(mesh, self._layout(axis)) for axis in axes_of_arguments(axes, args)]
+        put = [
+            leaf if is_placed(leaf) and leaf.sharding == layout else jax.device_put(leaf, layout)
+            for leaf, layout in zip(leaves, layouts, strict=True)
+        ]
+        return jax.tree.unflatten(structure, put)
+
     def _lies_elsewhere(self, leaf: Any) -> bool:
         """Whether an array was put on other devices than those of the mesh, or on these by a mesh with other axes."""
         if not is_placed(leaf):
@@ -126,6 +137,9 @@ class Sharded(Sharing):
         context = jax.sharding.get_abstract_mesh()
         if not context.empty:
             self._check_same(dict(context.shape))
+        return self._under_automatic_axes()
+
+    def _under_automatic_axes(self) -> Mesh:
         types = (AxisType.Auto,) * len(self.mesh.axis_names)
         return Mesh(self.mesh.devices, self.mesh.axis_names, axis_types=types)
 
