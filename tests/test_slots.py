@@ -464,7 +464,7 @@ class TestOnDevices:
             assert {tuple(layout.spec) for layout in layouts} == {("batch",)}
         for one in (4, -7, 2_000_000_000):
             assert_identical(jax.device_get(larger.snapshot(grown, one)), jax.device_get(slots.snapshot(table, one)))
-        with pytest.raises(BatchSizeError, match=r"^capacity: got .*6 on 4 devices, .*multiple of 4\. Give another num"):
+        with pytest.raises(BatchSizeError, match=r"^capacity: got .*6 on 4 devices, .*multiple of 4\. Give another"):
             slots.grow(table, 6)
 
 

@@ -282,14 +282,14 @@ SLOTS = (
         "no slots",
         new(0),
         BatchSizeError,
-        "capacity: got batch size 0, expected an integer >= 1. Give another number of slots; those that no session is in",
+        "capacity: got batch size 0, expected an integer >= 1. Give another number of slots; those that",
     ),
     Refusal(
         "slots that the devices do not divide",
         new(3, by=on_two_devices),
         BatchSizeError,
-        "capacity: got batch size 3 on 2 devices, expected a multiple of 2. Give another number of slots; those that no "
-        "session is in may stay vacant.",
+        "capacity: got batch size 3 on 2 devices, expected a multiple of 2. Give another number of slots; those that "
+        "no session is in may stay vacant.",
     ),
     Refusal(
         "slots on devices in a pickle",
