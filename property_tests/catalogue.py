@@ -745,9 +745,16 @@ FAULTS = (
     Fault(
         "each device keeps the sum of its own samples",
         "_strategies/sharded.py",
-        "jax.lax.psum(sums, self.names) if sums else []",
+        "jax.lax.psum(sums, self.names)",
         "sums",
         "tests/test_sharing.py::TestDrivers::test_gradients[ES_D_RTRL-devices]",
+    ),
+    Fault(
+        "each type of numbers is summed over the devices by itself",
+        "_strategies/shares.py",
+        "totals = add_up([leaf.astype(wide) for leaf in leaves])",
+        "totals = add_up(leaves) if wide is not None else leaves",
+        "tests/test_sharing.py::test_nothing_else_crosses_devices",
     ),
     Fault(
         "an update of the params sees one chunk",

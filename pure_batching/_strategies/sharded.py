@@ -14,7 +14,7 @@ from .._sources.base import Source
 from .._tree import Tree, is_placed
 from ..errors import PickleError, StrategyError
 from .base import SUMMED, RunOf, SampleAxes, Strategy
-from .shares import Sharing, axes_of_arguments, axes_of_leaves
+from .shares import Sharing, axes_of_arguments, axes_of_leaves, with_sums
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Sharded(Sharing):
 
             def of_device(*own: jax.Array) -> Any:
                 found = self.inner.in_shares(run, axes)(*jax.tree.unflatten(structure, own))
-                return self._reduced(found, axes_of_leaves(axes.made, found))
+                return with_sums(found, axes_of_leaves(axes.made, found), lambda sums: jax.lax.psum(sums, self.names))
 
             made = jax.tree.map(self._layout, axes.made, is_leaf=lambda axis: axis is None)
             layouts: dict[str, Any] = {"in_specs": tuple(given), "out_specs": made, "axis_names": {*self.names}}
@@ -156,14 +156,6 @@ class Sharded(Sharing):
         if axis is None or axis == SUMMED:
             return PartitionSpec()
         return PartitionSpec(*(None for _ in range(axis)), self.names)
-
-    def _reduced(self, found: Tree, axes: list[Any]) -> Tree:
-        """The result, whose sums are those over all devices."""
-        leaves, structure = jax.tree.flatten(found)
-        sums = [leaf for leaf, axis in zip(leaves, axes, strict=True) if axis == SUMMED]
-        totals = iter(jax.lax.psum(sums, self.names) if sums else [])
-        whole = [next(totals) if axis == SUMMED else leaf for leaf, axis in zip(leaves, axes, strict=True)]
-        return jax.tree.unflatten(structure, whole)
 
 
 def _are_alike(one: Any, other: Mesh) -> bool:
