@@ -1107,6 +1107,13 @@ FAULTS = (
         "tests/test_key.py::test_other_keys_are_refused_where_they_cannot_be_made_over",
     ),
     Fault(
+        "a step whose callback keeps its order is mapped over samples",
+        "_strategies/vmap.py",
+        "    if program.unmapped:",
+        "    if program.unmapped and not name:",
+        _says("vmap of a callback that keeps its order"),
+    ),
+    Fault(
         "a loss on several devices may have a callback that keeps its order",
         "_learning/losses.py",
         "if learner.strategy.own_mesh is not None and",

@@ -72,7 +72,23 @@ class CountingByTurns(Sessions):
     subject = subject(counting, jnp.zeros((), jnp.int32), manual=pb.manual, vmap=pb.vmap)
 
 
-MACHINES = {"noisy-vmap": NoisyByVmap, "noisy-loop": NoisyByLoop, "counting-manual": CountingByTurns}
+def on_two_devices(learner: pb.Learner, slots: int) -> pb.Learner:
+    return pb.sharded(learner, slots, mesh=jax.make_mesh((2,), ("batch",), devices=jax.devices()[:2]))
+
+
+class NoisySharedOut(Sessions):
+    """The devices divide the slots, also once there are more."""
+
+    subject = subject(noisy, jax.random.key(0), chunked=functools.partial(pb.chunked, chunk=2), sharded=on_two_devices)
+    capacity, larger = 4, 6
+
+
+MACHINES = {
+    "noisy-vmap": NoisyByVmap,
+    "noisy-loop": NoisyByLoop,
+    "counting-manual": CountingByTurns,
+    "noisy-shared out": NoisySharedOut,
+}
 RULES = ("open", "restore", "step", "ruined", "gradient", "learn", "reset", "close", "snapshot", "grow", "refused")
 
 

@@ -9,7 +9,6 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from .._program import Program
-from .._reader.callbacks import ordered_callback
 from .._sources.base import Source
 from .._tree import Tree, is_placed
 from ..errors import PickleError, StrategyError
@@ -99,13 +98,10 @@ class Sharded(Sharing):
           StrategyError: the step has an effect that keeps its order, which JAX runs on one device alone.
         """
         program = super().program(source)
-        with source.numerics.in_force():
-            zero = program.zero_perturbation(is_complete=False)
-            step = jax.make_jaxpr(program.execute)(program.params, program.states, program.inputs, zero)
-        if found := ordered_callback(step.jaxpr):
+        if program.ordered:
             raise StrategyError(
                 self.name,
-                got=f"a step with a callback that keeps its order, {found}",
+                got=f"a step with a callback that keeps its order, {program.ordered}",
                 expected="a step that JAX runs on several devices",
                 repair="Take the callback out, or leave out ordered=True. On one device, pb.chunked runs it.",
             )
