@@ -1,6 +1,7 @@
 """Sessions come, go, make steps and learn, beside a dictionary of samples that live alone."""
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -72,8 +73,10 @@ class CountingByTurns(Sessions):
     subject = subject(counting, jnp.zeros((), jnp.int32), manual=pb.manual, vmap=pb.vmap)
 
 
-def on_two_devices(learner: pb.Learner, slots: int) -> pb.Learner:
-    return pb.sharded(learner, slots, mesh=jax.make_mesh((2,), ("batch",), devices=jax.devices()[:2]))
+def on_two_devices(learner: pb.Learner, samples: int) -> pb.Learner:
+    """On one where two do not share them evenly."""
+    devices = math.gcd(samples, 2)
+    return pb.sharded(learner, samples, mesh=jax.make_mesh((devices,), ("batch",), devices=jax.devices()[:devices]))
 
 
 class NoisySharedOut(Sessions):
