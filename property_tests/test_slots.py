@@ -92,6 +92,10 @@ MACHINES = {
     "counting-manual": CountingByTurns,
     "noisy-shared out": NoisySharedOut,
 }
+
+# The part of the sequences that a machine runs, and how often each rule must happen: fewer where a step takes long.
+PARTS = {name: 3 for name in MACHINES} | {"noisy-shared out": 6}
+LEAST = {name: 20 for name in MACHINES} | {"noisy-shared out": 2}
 RULES = ("open", "restore", "step", "ruined", "gradient", "learn", "reset", "close", "snapshot", "grow", "refused")
 
 
@@ -101,10 +105,10 @@ RULES = ("open", "restore", "step", "ruined", "gradient", "learn", "reset", "clo
 def test_no_session_sees_another(name: str) -> None:
     machine = MACHINES[name]
     case = machine.TestCase
-    case.settings = settings(max_examples=SEQUENCES // len(MACHINES), stateful_step_count=12)
+    case.settings = settings(max_examples=SEQUENCES // PARTS[name], stateful_step_count=12)
     case("runTest").runTest()
     done = machine.done
-    assert all(done[one] >= 20 for one in RULES), done
+    assert all(done[one] >= LEAST[name] for one in RULES), done
     assert (done["swap"] > 0) == (len(machine.subject.names) > 1)
     assert done["alive"] == done["gradient of one"]
     assert done["together"] >= 100, done
