@@ -94,8 +94,8 @@ MACHINES = {
 }
 
 # The part of the sequences that a machine runs, and how often each rule must happen: fewer where a step takes long.
-PARTS = {name: 3 for name in MACHINES} | {"noisy-shared out": 6}
-LEAST = {name: 20 for name in MACHINES} | {"noisy-shared out": 2}
+PARTS = dict.fromkeys(MACHINES, 3) | {"noisy-shared out": 6}
+LEAST = dict.fromkeys(MACHINES, 20) | {"noisy-shared out": 2}
 RULES = ("open", "restore", "step", "ruined", "gradient", "learn", "reset", "close", "snapshot", "grow", "refused")
 
 

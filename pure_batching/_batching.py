@@ -163,8 +163,8 @@ def sharded(
 
     Each device runs its own samples, by `jax.shard_map`. Summed gradients are reduced across the devices once, all
     weights together in the widest of their types, and nothing else crosses devices: not the data, the carry, the losses
-    or gradients per sample, which stay where their samples are. Params are the same on every device; where other, automatic axes of the mesh
-    shard them, they stay so.
+    or gradients per sample, which stay where their samples are. Params are the same on every device; where other,
+    automatic axes of the mesh shard them, they stay so.
 
         mesh = jax.make_mesh((8,), ("batch",))
         batched = pb.sharded(learner, 128, mesh=mesh)
