@@ -709,6 +709,20 @@ FAULTS = (
         "tests/test_slots.py::TestComingAndGoing::test_the_number_of_a_session_says_nothing",
     ),
     Fault(
+        "slots on devices are compiled for each place where a table may lie",
+        "_slots.py",
+        "return run(*self.batched.strategy.at_home(args, axes))",
+        "return run(*args)",
+        "tests/test_slots.py::TestOneProgram::test_whatever_comes_and_goes[sharded]",
+    ),
+    Fault(
+        "fresh slots lie on one device",
+        "_slot_carries.py",
+        "in_shares(learner, Learner.fresh_samples, axes=SampleAxes((0,), 0))(keys)",
+        "learner.fresh_samples(keys)",
+        "tests/test_slots.py::TestOnDevices::test_every_table_lies_on_them",
+    ),
+    Fault(
         "a step is read without its calls where its user disables jit",
         "_sources/base.py",
         "with jax.core.eval_context(), without_mesh(), jax.disable_jit(disable=False):",
@@ -837,9 +851,16 @@ FAULTS = (
     Fault(
         "each device keeps the sum of its own samples",
         "_strategies/sharded.py",
-        "jax.lax.psum(sums, self.names) if sums else []",
+        "jax.lax.psum(sums, self.names)",
         "sums",
         "tests/test_sharing.py::TestDrivers::test_gradients[ES_D_RTRL-devices]",
+    ),
+    Fault(
+        "each type of numbers is summed over the devices by itself",
+        "_strategies/shares.py",
+        "totals = add_up([leaf.astype(wide) for leaf in leaves])",
+        "totals = add_up(leaves) if wide is not None else leaves",
+        "tests/test_sharing.py::test_nothing_else_crosses_devices",
     ),
     Fault(
         "an update of the params sees one chunk",
@@ -1211,6 +1232,13 @@ FAULTS = (
         "    if not given and not made:",
         "    if made or not given:",
         "tests/test_key.py::test_other_keys_are_refused_where_they_cannot_be_made_over",
+    ),
+    Fault(
+        "a step whose callback keeps its order is mapped over samples",
+        "_strategies/vmap.py",
+        "    if program.unmapped:",
+        "    if program.unmapped and not name:",
+        _says("vmap of a callback that keeps its order"),
     ),
     Fault(
         "a loss on several devices may have a callback that keeps its order",

@@ -41,7 +41,8 @@ def loop(learner: Learner, batch_size: int) -> Learner:
       a learner whose inputs, outputs and carry lead with the axis `B`.
 
     Raises:
-      StrategyError: the learner has a batch already, or its samples reach each other along an axis.
+      StrategyError: the learner has a batch already, its samples reach each other along an axis, or the step has an
+        `io_callback` that keeps its order, which JAX leaves out of a loop that has a derivative.
       BatchSizeError: not a positive integer.
     """
     size = _check(learner, batch_size, "loop")
@@ -61,7 +62,7 @@ def vmap(learner: Learner, batch_size: int) -> Learner:
       a learner whose inputs, outputs and carry lead with the axis `B`.
 
     Raises:
-      StrategyError: the learner has a batch already.
+      StrategyError: the learner has a batch already, or the step has an `io_callback` that keeps its order.
       BatchSizeError: not a positive integer.
     """
     size = _check(learner, batch_size, "vmap")
@@ -73,7 +74,8 @@ def manual(learner: Learner, batch_size: int, *, allow_coupling: bool = False) -
 
     Each sample draws random numbers with its own key, and draws what it draws under `pb.loop`. The module draws as many
     times with a batch axis as without one, each time an array with the batch axis in front or one of the shape of a
-    single sample's, which each sample then has for itself.
+    single sample's, which each sample then has for itself. Numbers of the gamma distribution, and of others that
+    are made of it (beta), agree with `pb.loop` up to rounding; those of the other samplers agree bit for bit.
 
     Args:
       learner: a learner of one sample.
@@ -160,9 +162,9 @@ def sharded(
     """Run a batch on several devices, equal shares of the samples on each; its meaning is `pb.loop`.
 
     Each device runs its own samples, by `jax.shard_map`. Summed gradients are reduced across the devices once, all
-    weights together, and nothing else crosses devices: not the data, the carry, the losses or gradients per sample,
-    which stay where their samples are. Params are the same on every device; where other, automatic axes of the mesh
-    shard them, they stay so.
+    weights together in the widest of their types, and nothing else crosses devices: not the data, the carry, the losses
+    or gradients per sample, which stay where their samples are. Params are the same on every device; where other,
+    automatic axes of the mesh shard them, they stay so.
 
         mesh = jax.make_mesh((8,), ("batch",))
         batched = pb.sharded(learner, 128, mesh=mesh)

@@ -135,6 +135,8 @@ class Program:
       uses: how each weight learns, in the order of paths and, for one weight, of the step's equations.
       past: what the output reads past all new hidden states: specifications of old states, by path, and of products,
         by relation.
+      ordered: the first callback of the step that keeps its order, as an error calls it; "" where there is none.
+      unmapped: the first of them that cannot be called for several samples at once; "" likewise.
       axis_name: the named axis along which the step reaches other samples, along which `execute` has to be mapped;
         None where there is no such axis.
       execute: `(params, states, inputs, perturbation) -> Step`. The gradient of the perturbation is the learning
@@ -151,6 +153,8 @@ class Program:
     derivatives: Jacobians
     uses: tuple[Use, ...]
     past: Perturbation
+    ordered: str
+    unmapped: str
     axis_name: str | None
     execute: Callable[[Params, States, tuple[Tree, ...], Perturbation], Step]
 

@@ -31,6 +31,10 @@ def check_saved(saved: Tree, target: Target, *, name: str = "checkpoint") -> Tar
     Formats for arrays keep names, shapes and dtypes, but no types of containers: a NamedTuple comes back as a
     dictionary of its fields, and a typed random key as its numbers. So leaves are compared by the names on their way.
 
+    A carry holds neither the rule nor its numbers: that of `ES_D_RTRL(0.9)` has the leaves of that of `ES_D_RTRL(0.5)`,
+    and is accepted in its place. Save `repr(learner.algorithm)` beside it, and compare that too (and numbers of the
+    rule that are arrays, of which it shows the type alone).
+
         target = jax.eval_shape(lambda: {"params": params, "carry": learner.init()})
         pb.check_saved(checkpointer.metadata(path).item_metadata.tree, target)  # of orbax
         restored = checkpointer.restore(path, target)

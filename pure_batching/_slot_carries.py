@@ -12,12 +12,14 @@ import jax.numpy as jnp
 
 from ._carries import gather, scatter, stack, unstack
 from ._learning.carry import Carry, apart
+from ._learning.compiled import in_shares
 from ._learning.learner import Learner
 from ._learning.losses import Same, SplitLoss
 from ._learning.optimizer import updated
 from ._learning.sequence import sequence_grad
 from ._learning.steps import select
 from ._learning.task import frozen
+from ._strategies.base import SampleAxes
 from ._tree import Tree
 
 
@@ -113,5 +115,5 @@ def at(learner: Learner, carry: Carry, row: jax.Array) -> Carry:
 
 def _fresh(learner: Learner, keys: jax.Array) -> Carry:
     """Sessions that start with these keys, `[C]`, each with its own of the states that samples share."""
-    each = learner.fresh_samples(keys)
+    each = in_shares(learner, Learner.fresh_samples, axes=SampleAxes((0,), 0))(keys)
     return each._replace(other={**each.other, **each.shared}, shared={})

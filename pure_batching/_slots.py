@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pickle
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
@@ -33,7 +34,7 @@ from ._slot_table import (
 )
 from ._strategies.base import SampleAxes
 from ._tree import Tree
-from .errors import OptionError, StrategyError
+from .errors import BatchSizeError, OptionError, StrategyError
 
 
 class SlotAux(NamedTuple):
@@ -77,13 +78,15 @@ class Slots:
     Attributes:
       learner: of one sample.
       capacity: `C`, the number of slots.
-      by: the strategy that runs them: `pb.vmap`, `pb.manual`, `pb.loop`, or one whose options are bound.
+      by: the strategy that runs them: `pb.vmap`, `pb.manual`, `pb.loop`, or one whose options are bound. With
+        `functools.partial(pb.sharded, mesh=mesh)`, every table lies on the devices of the mesh; put params there too,
+        or each call copies them.
 
     Raises:
       StructureError: no learner.
       StrategyError: the learner has a batch already, the strategy cannot run it, or samples reach each other along an
         axis, so that a session would see the others.
-      BatchSizeError: a capacity that is not a positive integer.
+      BatchSizeError: a capacity that is not a positive integer, or that the devices of `pb.sharded` do not divide.
       OptionError: `by` is no strategy.
     """
 
@@ -104,13 +107,33 @@ class Slots:
         _ = self.batched  # what cannot be run is refused now
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """The same slots in another process, where they are compiled anew."""
+        """The same slots in another process, where they are compiled anew.
+
+        Raises:
+          PickleError: the strategy has the devices of this process, or the module cannot be sent.
+        """
+        pickle.dumps(self.batched.strategy)  # `by` would say of a mesh only that pickle knows no devices
         return Slots, (self.learner, self.capacity, self.by)
+
+    def __copy__(self) -> "Slots":
+        return self
+
+    def __deepcopy__(self, memo: Any) -> "Slots":
+        """The same: slots are a value, and cannot change."""
+        return self
 
     @functools.cached_property
     def batched(self) -> Learner:
         """The learner whose samples are the slots."""
-        return batched_by(self.by, self.learner, self.capacity)
+        try:
+            return batched_by(self.by, self.learner, self.capacity)
+        except BatchSizeError as error:
+            raise BatchSizeError(
+                "capacity",
+                got=error.got,
+                expected=error.expected,
+                repair="Give another number of slots; those that no session is in may stay vacant.",
+            ) from error
 
     def empty(self) -> SlotTable:
         """A table without sessions."""
@@ -318,6 +341,7 @@ class Slots:
 
         Raises:
           OptionError: a capacity that is no larger integer.
+          BatchSizeError: a capacity that the devices of `pb.sharded` do not divide.
         """
         check_untraced("slots.grow", table)
         with self._as_given():
@@ -351,7 +375,12 @@ class Slots:
         name = (function, *statics)
         if name not in self._programs:
             self._programs[name] = compiled(self.batched, function, *statics, axes=SampleAxes(given, made))
-        return functools.partial(_under, self._numerics, self._programs[name])
+        return functools.partial(self._at_home, self._programs[name], given)
+
+    def _at_home(self, run: Callable[..., Any], axes: Any, *args: Any) -> Any:
+        """The function on arguments that always lie alike: a fresh table, one of a file, and one after a step."""
+        with self._numerics.in_force():
+            return run(*self.batched.strategy.at_home(args, axes))
 
     def _as_given(self) -> Any:
         """The settings under which arguments are checked."""
@@ -360,11 +389,6 @@ class Slots:
 
 _OF_A_STEP: Any = (Carry.sample_axes(), Moment(0, 0, 0))  # type: ignore[arg-type]
 _DONE_AXES: Any = Done(Carry.sample_axes(), 0, 0)  # type: ignore[arg-type]
-
-
-def _under(numerics: Any, run: Callable[..., Any], *args: Any) -> Any:
-    with numerics.in_force():
-        return run(*args)
 
 
 def _aux(call: Call, done: Done) -> SlotAux:

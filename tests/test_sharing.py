@@ -274,6 +274,21 @@ for kind, algorithm, by in (
     count("clipped", over(pb.clipped_grad(batched, loss, 0.1)), params, *data)
     count("step", batched.step, params, carry, data[0][0])
     count("online", over(pb.online(batched, loss, optimizer, every=2)), params, optimizer.init(params), *data)
+
+jax.config.update("jax_enable_x64", True)
+
+
+def of_two_types(params, h, x):
+    h = jnp.tanh(x @ params["single"].astype(float) + h @ params["double"])
+    return h, h
+
+
+params = {"single": jnp.ones((3, 6), jnp.float32), "double": jnp.eye(6)}
+data = [jax.device_put(jnp.ones(x.shape), x.sharding) for x in data]
+learner, _ = pb.capture_function(of_two_types, params, jnp.zeros(6), jnp.zeros(3), algorithm=pb.ES_D_RTRL(0.9))
+params = jax.device_put(params, NamedSharding(mesh, P()))
+count("two types", over(pb.clipped_grad(pb.sharded(learner, 16, mesh=mesh), loss, 0.1)), params, *data)
+count("beside", over(pb.clipped_grad(pb.vmap(learner, 16), loss, 0.1)), params, *data)
 """
 
 
@@ -284,12 +299,12 @@ def clean_environment() -> dict[str, str]:
 
 
 def test_nothing_else_crosses_devices() -> None:
-    """One all-reduce for each gradient tree, and one number more for the count of clipped samples."""
+    """One all-reduce for each gradient tree, of several types of numbers too; a count of samples goes with it."""
     command = [sys.executable, "-c", COUNTED]
     root = Path(__file__).parents[1]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=clean_environment(), cwd=root)
-    one = [*["gradient 1 0"] * 2, "per sample 0 0", "norms 0 0", "clipped 2 0", "step 0 0", "online 1 0"]
-    assert done.stdout.splitlines() == one * 4
+    one = [*["gradient 1 0"] * 2, "per sample 0 0", "norms 0 0", "clipped 1 0", "step 0 0", "online 1 0"]
+    assert done.stdout.splitlines() == [*one * 4, "two types 1 0", "beside 1 0"]
 
 
 @every_kind

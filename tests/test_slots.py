@@ -1,5 +1,6 @@
 """Sessions in slots are samples alone, whichever come, go and make a step; and one program runs them."""
 
+import copy
 import functools
 import pickle
 from collections.abc import Callable, Iterator
@@ -10,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType
 
 import pure_batching as pb
-from pure_batching.errors import CarryError, SlotError
+from pure_batching.errors import BatchSizeError, CarryError, SlotError
 
 from .alive import assert_gradients_alive, assert_moving
 from .bench import REPRESENTATIVE_RUNS, RULES, STRATEGIES, Bench, bench
@@ -24,13 +26,20 @@ OPTIMIZER = optax.adam(1e-2)
 # Who makes each step: all orders, comings and goings; session 9 leaves after the third step, and 4 takes its slot.
 SCHEDULE = ([9], [-7, 9], [2_000_000_000, -7, 9], [4, -7], [2_000_000_000, 4])
 
-COMPILED: list[str] = []
-jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: COMPILED.append(event))
+COMPILED: list[tuple[str, str | None]] = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, *_, **known: COMPILED.append((event, known.get("fun_name")))
+)
 
 
 def programs() -> int:
     """How many programs were compiled so far."""
-    return sum(event.endswith("backend_compile_duration") for event in COMPILED)
+    return sum(event.endswith("backend_compile_duration") for event, _ in COMPILED)
+
+
+def programs_of_slots() -> int:
+    """How many of them are functions of a learner."""
+    return sum(event.endswith("backend_compile_duration") and name == "jit(run)" for event, name in COMPILED)
 
 
 @functools.cache
@@ -399,11 +408,12 @@ class TestMoreSlots:
 
 
 class TestOneProgram:
-    @pytest.mark.parametrize("strategy", ["vmap", "manual"])
+    @pytest.mark.parametrize("strategy", ["vmap", "manual", "chunked", "sharded"])
     def test_whatever_comes_and_goes(self, strategy: str, seed: int) -> None:
-        """Nothing compiles once each function has run."""
+        """Each function compiles when it runs first, one program, and nothing compiles later."""
         made = bench("LSTMCell", seed, RULES["D_RTRL published"])
-        slots = slots_of(made, strategy)
+        slots = slots_of(made, strategy, CAPACITY + 1)  # which no other test has compiled anything for
+        made.learner.init()
 
         def day(ids: list[list[int]]) -> None:
             table, state, params = slots.empty(), OPTIMIZER.init(made.params), made.params
@@ -417,8 +427,12 @@ class TestOneProgram:
                 table = slots.admit(slots.evict(table, now), now[0], carry=slots.snapshot(table, now[0]))
                 table = slots.evict(table, now[:1])
             slots.step(params, table, [], *rows(data_of(made)[0], 0, 0))
+            slots.step(params, jax.tree.map(np.asarray, table), [], *rows(data_of(made)[0], 0, 0))  # of a file
 
+        begun = programs_of_slots()
         day([[1, 2]])
+        functions = (pb.Slots.empty, *ACTS, pb.Slots.snapshot)
+        assert programs_of_slots() - begun == len(functions)
         before = programs()
         day([[3], [4, 1, 2, 5], [6, 7, 8], [9, 8]])
         assert programs() == before > 0
@@ -437,6 +451,33 @@ class TestOneProgram:
         assert pb.Slots(made.learner, 3, pb.manual) == pb.Slots(made.learner, 3, pb.manual)
         assert hash(pb.Slots(made.learner, 3)) == hash(pb.Slots(made.learner, 3, pb.vmap))
         assert pb.Slots(made.learner, 3) != pb.Slots(made.learner, 4)
+
+
+def on_four_devices(made: Bench, capacity: int = CAPACITY, kind: AxisType = AxisType.Auto) -> pb.Slots:
+    """One mesh, whatever the capacity."""
+    mesh = jax.make_mesh((4,), ("batch",), axis_types=(kind,), devices=jax.devices()[:4])
+    return pb.Slots(made.learner, capacity, functools.partial(pb.sharded, mesh=mesh))
+
+
+class TestOnDevices:
+    @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+    def test_every_table_lies_on_them(self, kind: AxisType, seed: int) -> None:
+        """A session in each slot has a device, before and after every act, and with more slots too."""
+        made = bench("delayed", seed, RULES["D_RTRL published"])
+        slots = on_four_devices(made, kind=kind)
+        table = after(made, slots)
+        larger, grown = slots.grow(table, 2 * CAPACITY)
+        saved = jax.tree.map(np.asarray, slots.snapshot(table, 4))
+        held = [slots.empty(), table, slots.admit(table, 5, carry=saved), grown, larger.admit(grown, 5, carry=saved)]
+        held += [act(made, slots, table) for act in ACTS.values()]
+        for one in held:
+            layouts = {leaf.sharding for leaf in jax.tree.leaves(one.carry)}
+            assert {layout.device_set == {*jax.devices()[:4]} for layout in layouts} == {True}
+            assert {tuple(layout.spec) for layout in layouts} == {("batch",)}
+        for one in (4, -7, 2_000_000_000):
+            assert_identical(jax.device_get(larger.snapshot(grown, one)), jax.device_get(slots.snapshot(table, one)))
+        with pytest.raises(BatchSizeError, match=r"^capacity: got .*6 on 4 devices, .*multiple of 4\. Give another"):
+            slots.grow(table, 6)
 
 
 class TestArguments:
@@ -585,4 +626,5 @@ def test_slots_that_ran_can_be_pickled() -> None:
     want = slots.step(params, table, [7], inputs)
     again = pickle.loads(pickle.dumps(slots))
     assert_identical(again.step(params, table, [7], inputs), want)
+    assert copy.copy(slots) is copy.deepcopy(slots) is slots
     assert (np.asarray(want[1]) == 2).all()

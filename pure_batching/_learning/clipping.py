@@ -1,6 +1,7 @@
 """The sum of per-sample gradients, each clipped by its norm, without the gradients themselves."""
 
 import dataclasses
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -12,14 +13,16 @@ from jax.core import Tracer
 from .._options import check_choice
 from .._precision import accumulating
 from .._program import Loss, Params
+from .._strategies.base import SUMMED, SampleAxes
 from .._tree import Tree
 from ..errors import OptionError
 from .carry import Carry
+from .compiled import compiled, in_shares
 from .learner import Learner
-from .losses import check_loss_function
+from .losses import SplitLoss, check_loss_function
 from .norms import NormFn, check_batched
-from .sequence import GradFn
-from .sequence_fn import SequenceFn
+from .sequence import gradient_of_share, reduced
+from .sequence_fn import SequenceFn, arguments_axes, keys_of_samples, share_axes
 from .steps import Steps
 from .windows import BUDGET, Windows
 
@@ -66,9 +69,11 @@ class ClippedGradFn(SequenceFn[tuple[Params, ClippedAux]]):
         norms, aux = NormFn(self.learner, self.loss, self.windows).run(params, carry, steps, key)
         bound = jnp.asarray(self.bound, norms.dtype)
         scales = jnp.minimum(1, bound / jnp.maximum(norms, jnp.finfo(norms.dtype).tiny))
-        weighted = GradFn(self.learner, _Weighted(self.loss), self.reduction, self.windows, outputs=False)
-        gradients, _ = weighted.run(params, carry, steps.with_weights(scales), key)
-        return gradients, ClippedAux(aux.carry, aux.losses, norms, (scales < 1).sum())
+        loss, arrays = SplitLoss.of(_Weighted(self.loss))
+        axes = SampleAxes((*arguments_axes(), 0), None)
+        run = compiled(self.learner, _weighted_gradient, loss, self.reduction, self.windows, axes=axes)
+        gradients, clipped = run(arrays, params, carry, steps, key, scales)
+        return self.learner.source.as_given(gradients), ClippedAux(aux.carry, aux.losses, norms, clipped)
 
 
 class _Weighted(eqx.Module):
@@ -79,6 +84,46 @@ class _Weighted(eqx.Module):
     def __call__(self, output: Tree, target: tuple[Tree, jax.Array]) -> Any:
         loss = self.loss(output, target[0])
         return loss.astype(accumulating(loss.dtype)) * target[1]
+
+
+def _weighted_gradient(
+    learner: Learner,
+    loss: Hashable,
+    reduction: str,
+    windows: Windows,
+    arrays_of_loss: Any,
+    params: Params,
+    carry: Carry | None,
+    steps: Steps,
+    key: jax.Array | None,
+    scales: jax.Array,
+) -> tuple[Params, jax.Array]:
+    """The gradient in which each sample counts by its scale, and how many samples count by less than one.
+
+    Both are sums over samples, made at once.
+    """
+    run = in_shares(learner, _weighted_share, loss, windows, axes=SampleAxes((*share_axes(), 0), SUMMED))
+    gradients, clipped = run(arrays_of_loss, params, carry, steps, keys_of_samples(learner, key), scales)
+    return reduced(learner, reduction, params, gradients), clipped
+
+
+def _weighted_share(
+    learner: Learner,
+    loss: Hashable,
+    windows: Windows,
+    arrays_of_loss: Any,
+    params: Params,
+    carry: Carry | None,
+    steps: Steps,
+    keys: jax.Array,
+    scales: jax.Array,
+) -> tuple[Params, jax.Array]:
+    """Those of the samples that run at once."""
+    per_sample = outputs = False
+    options = loss, windows, per_sample, outputs
+    weighted = steps.with_weights(scales)
+    gradients, _ = gradient_of_share(learner, *options, arrays_of_loss, params, carry, weighted, keys)
+    return gradients, (scales < 1).sum()
 
 
 def clipped_grad(

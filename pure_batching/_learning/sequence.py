@@ -141,14 +141,19 @@ def run_sequence(
     check_loss(learner, SplitLoss(loss, arrays_of_loss).whole(), steps.targets)
     per_sample = reduction == "none"
     axes = SampleAxes(share_axes(), (0 if per_sample else SUMMED, Aux.sample_axes()))
-    run = in_shares(learner, _gradient_of_share, loss, windows, per_sample, outputs, axes=axes)
+    run = in_shares(learner, gradient_of_share, loss, windows, per_sample, outputs, axes=axes)
     gradients, aux = run(arrays_of_loss, params, carry, steps, keys_of_samples(learner, key))
+    return reduced(learner, reduction, params, gradients), aux
+
+
+def reduced(learner: Learner, reduction: str, params: Params, gradients: Params) -> Params:
+    """The gradients in the params' own dtypes, divided by the number of samples where their mean is asked for."""
     if reduction == "mean" and learner.batch_size:
         gradients = jax.tree.map(lambda x: x / learner.batch_size, gradients)
-    return cast_like(gradients, params), aux
+    return cast_like(gradients, params)
 
 
-def _gradient_of_share(
+def gradient_of_share(
     learner: Learner,
     loss: Hashable,
     windows: Windows,

@@ -13,6 +13,7 @@ from .._relation import Group, Link, Relation, WeightInput
 from .._tree import named_leaves
 from ..errors import CaptureError
 from .bypass import Bypass, found_bypass
+from .callbacks import ordered_callback, unmapped_callback
 from .executing import executable
 from .hidden import FoundGroup, flattened, found_groups
 from .jacobians import Parts, specs_of
@@ -62,6 +63,8 @@ def read(traced: TracedStep, params: Params, single: Program | None = None) -> P
         derivatives=specs_of(parts),
         uses=tuple(_reported(params, uses, related, relations)),
         past=_past_specs(step, related, past),
+        ordered=ordered_callback(step.closed.jaxpr),
+        unmapped=unmapped_callback(step.closed.jaxpr),
         axis_name=traced.axis_name,
         execute=executable(step, params, states, temporaries, parts, None if past is None else past.bind(temporaries)),
     )

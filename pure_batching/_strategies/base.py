@@ -110,6 +110,18 @@ class Strategy(abc.ABC):
         del axes
         return args
 
+    def at_home(self, args: tuple[Tree, ...], axes: Any) -> tuple[Tree, ...]:
+        """Numbers and arrays laid out as the strategy lays out its results; as they are where it has no devices.
+
+        What is compiled for arguments that lie so serves every later call, whatever the arguments came from.
+
+        Args:
+          args: none of them holds a traced array.
+          axes: where the samples lie in each of them.
+        """
+        del axes
+        return args
+
     def in_shares(self, run: "RunOf", axes: SampleAxes) -> Callable[..., Any]:
         """A function of all samples from `run(strategy)`, that of as many samples as the strategy has.
 

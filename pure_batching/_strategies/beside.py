@@ -11,7 +11,7 @@ from jax.sharding import AxisType
 from .._tree import Tree
 from .base import SUMMED, RunOf, SampleAxes, Strategy
 from .devices import merged, split
-from .shares import Sharing, axes_of_arguments
+from .shares import Sharing, axes_of_arguments, axes_of_leaves, with_sums
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,12 +72,13 @@ def _put_together(made: Tree, axes: Any) -> Tree:
     def of_part(axis: Any, part: Tree) -> Tree:
         return jax.tree.map(lambda leaf: _joined(leaf, axis), part)
 
-    return jax.tree.map(of_part, axes, made, is_leaf=_is_none)
+    joined = jax.tree.map(of_part, axes, made, is_leaf=_is_none)
+    return with_sums(joined, axes_of_leaves(axes, joined), lambda sums: [leaf.sum(0) for leaf in sums])
 
 
 def _joined(leaf: jax.Array, axis: Any) -> jax.Array:
     if axis == SUMMED:
-        return leaf.sum(0)
+        return leaf
     return leaf[0] if axis is None else merged(leaf, axis)
 
 

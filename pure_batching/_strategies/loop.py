@@ -13,6 +13,7 @@ from .._tree import Tree
 from ..errors import StrategyError
 from .base import MapSamples, Strategy
 from .devices import side_by_side
+from .vmap import mappable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Loop(Strategy):
         """The step of one sample.
 
         Raises:
-          StrategyError: the samples reach each other along an axis.
+          StrategyError: the samples reach each other along an axis, or the step has a callback that keeps its order,
+            which JAX leaves out of a loop that has a derivative.
         """
         if source.axis_name is not None:
             raise StrategyError(
@@ -45,7 +47,7 @@ class Loop(Strategy):
                 expected="samples that can be run one after the other",
                 repair="Use pb.vmap or pb.manual.",
             )
-        return source.one_of(self.size)
+        return mappable(source.one_of(self.size), self.name)
 
     def execute(
         self, source: Source, params: Params, states: States, inputs: tuple[Tree, ...], perturbation: Perturbation

@@ -14,7 +14,7 @@ from .._tree import Tree, moved
 from ..errors import StrategyError
 from .alone import execute_alone
 from .base import MapSamples, Strategy
-from .vmap import each_by_vmap, execute_by_vmap
+from .vmap import each_by_vmap, execute_by_vmap, mappable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Manual(Strategy):
             # A mask or a reset moved the samples apart: each has its own write pointer, say, and the source has room
             # for one pointer only. Or the source makes one product for all samples, of an element-wise weight, of
             # which each sample needs its own derivative.
-            return execute_by_vmap(single, self.size)(params, states, inputs, perturbation)
+            return execute_by_vmap(mappable(single, self.name), self.size)(params, states, inputs, perturbation)
         axes, once = source.batch_axes(), self.kept_once(source)
         own, common = _parted(states.other, once)
         first = jax.tree.map(lambda leaf: leaf[0], common)

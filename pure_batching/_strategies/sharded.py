@@ -9,12 +9,11 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from .._program import Program
-from .._reader.callbacks import ordered_callback
 from .._sources.base import Source
 from .._tree import Tree, is_placed
 from ..errors import PickleError, StrategyError
 from .base import SUMMED, RunOf, SampleAxes, Strategy
-from .shares import Sharing, axes_of_arguments, axes_of_leaves
+from .shares import Sharing, axes_of_arguments, axes_of_leaves, with_sums
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +72,17 @@ class Sharded(Sharing):
         layout = NamedSharding(self.mesh, self._layout(axis))
         return jax.device_put(leaf, layout) if self._lies_elsewhere(leaf) else leaf
 
+    def at_home(self, args: tuple[Tree, ...], axes: Any) -> tuple[Tree, ...]:
+        """See `Strategy.at_home`. No type of an array names its place then, as in a fresh carry."""
+        mesh = self._under_automatic_axes()
+        leaves, structure = jax.tree.flatten(args)
+        layouts = [NamedSharding(mesh, self._layout(axis)) for axis in axes_of_arguments(axes, args)]
+        put = [
+            leaf if is_placed(leaf) and leaf.sharding == layout else jax.device_put(leaf, layout)
+            for leaf, layout in zip(leaves, layouts, strict=True)
+        ]
+        return jax.tree.unflatten(structure, put)
+
     def _lies_elsewhere(self, leaf: Any) -> bool:
         """Whether an array was put on other devices than those of the mesh, or on these by a mesh with other axes."""
         if not is_placed(leaf):
@@ -88,13 +98,10 @@ class Sharded(Sharing):
           StrategyError: the step has an effect that keeps its order, which JAX runs on one device alone.
         """
         program = super().program(source)
-        with source.numerics.in_force():
-            zero = program.zero_perturbation(is_complete=False)
-            step = jax.make_jaxpr(program.execute)(program.params, program.states, program.inputs, zero)
-        if found := ordered_callback(step.jaxpr):
+        if program.ordered:
             raise StrategyError(
                 self.name,
-                got=f"a step with a callback that keeps its order, {found}",
+                got=f"a step with a callback that keeps its order, {program.ordered}",
                 expected="a step that JAX runs on several devices",
                 repair="Take the callback out, or leave out ordered=True. On one device, pb.chunked runs it.",
             )
@@ -109,7 +116,7 @@ class Sharded(Sharing):
 
             def of_device(*own: jax.Array) -> Any:
                 found = self.inner.in_shares(run, axes)(*jax.tree.unflatten(structure, own))
-                return self._reduced(found, axes_of_leaves(axes.made, found))
+                return with_sums(found, axes_of_leaves(axes.made, found), lambda sums: jax.lax.psum(sums, self.names))
 
             made = jax.tree.map(self._layout, axes.made, is_leaf=lambda axis: axis is None)
             layouts: dict[str, Any] = {"in_specs": tuple(given), "out_specs": made, "axis_names": {*self.names}}
@@ -126,6 +133,9 @@ class Sharded(Sharing):
         context = jax.sharding.get_abstract_mesh()
         if not context.empty:
             self._check_same(dict(context.shape))
+        return self._under_automatic_axes()
+
+    def _under_automatic_axes(self) -> Mesh:
         types = (AxisType.Auto,) * len(self.mesh.axis_names)
         return Mesh(self.mesh.devices, self.mesh.axis_names, axis_types=types)
 
@@ -142,14 +152,6 @@ class Sharded(Sharing):
         if axis is None or axis == SUMMED:
             return PartitionSpec()
         return PartitionSpec(*(None for _ in range(axis)), self.names)
-
-    def _reduced(self, found: Tree, axes: list[Any]) -> Tree:
-        """The result, whose sums are those over all devices."""
-        leaves, structure = jax.tree.flatten(found)
-        sums = [leaf for leaf, axis in zip(leaves, axes, strict=True) if axis == SUMMED]
-        totals = iter(jax.lax.psum(sums, self.names) if sums else [])
-        whole = [next(totals) if axis == SUMMED else leaf for leaf, axis in zip(leaves, axes, strict=True)]
-        return jax.tree.unflatten(structure, whole)
 
 
 def _are_alike(one: Any, other: Mesh) -> bool:

@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from .._program import Params, Perturbation, Program, States, Step
 from .._sources.base import Source
 from .._tree import Tree
-from .base import MapSamples, RunOf, SampleAxes, Strategy
+from .base import SUMMED, MapSamples, RunOf, SampleAxes, Strategy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,3 +101,31 @@ def axes_of_leaves(axes: Any, tree: Tree) -> list[Any]:
 def axes_of_arguments(axes: Sequence[Any], args: Sequence[Tree]) -> list[Any]:
     """The axis of each leaf of some arguments, of which some are None."""
     return [axis for of_one, arg in zip(axes, args, strict=True) for axis in axes_of_leaves(of_one, arg)]
+
+
+def with_sums(found: Tree, axes: Sequence[Any], add_up: Callable[[list[jax.Array]], list[jax.Array]]) -> Tree:
+    """The result of all shares, whose sums `add_up` makes of those of the shares.
+
+    It gets all of them at once and in one type of numbers, the widest among them, since XLA sums arrays over devices
+    together only where their types agree. A number of samples beside float32 is exact up to 2**24.
+
+    Args:
+      found: of one share, or of several beside each other.
+      axes: where the samples lie in each leaf.
+      add_up: adds up over the shares.
+    """
+    leaves, structure = jax.tree.flatten(found)
+    totals = iter(_in_one_type([leaf for leaf, axis in zip(leaves, axes, strict=True) if axis == SUMMED], add_up))
+    whole = [next(totals) if axis == SUMMED else leaf for leaf, axis in zip(leaves, axes, strict=True)]
+    return jax.tree.unflatten(structure, whole)
+
+
+def _in_one_type(leaves: list[jax.Array], add_up: Callable[[list[jax.Array]], list[jax.Array]]) -> list[jax.Array]:
+    """The sums in the types of the leaves; that of real numbers beside complex ones is real."""
+    if not leaves:
+        return []
+    with jax.numpy_dtype_promotion("standard"):
+        wide = jnp.result_type(*(leaf.dtype for leaf in leaves))
+    totals = add_up([leaf.astype(wide) for leaf in leaves])
+    pairs = zip(leaves, totals, strict=True)
+    return [(total if jnp.iscomplexobj(leaf) else total.real).astype(leaf.dtype) for leaf, total in pairs]

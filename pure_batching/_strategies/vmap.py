@@ -10,6 +10,7 @@ import jax
 from .._program import Params, Perturbation, Program, States, Step
 from .._sources.base import Source
 from .._tree import Tree
+from ..errors import StrategyError
 from .base import MapSamples, Strategy
 
 _AXES: Any = (0, 0, 0, None)
@@ -34,8 +35,12 @@ class Vmap(Strategy):
         return self.size
 
     def program(self, source: Source) -> Program:
-        """The step of one of `B` samples."""
-        return source.one_of(self.size)
+        """The step of one of `B` samples.
+
+        Raises:
+          StrategyError: the step has a callback that keeps its order.
+        """
+        return mappable(source.one_of(self.size), self.name)
 
     def execute(
         self, source: Source, params: Params, states: States, inputs: tuple[Tree, ...], perturbation: Perturbation
@@ -51,6 +56,22 @@ class Vmap(Strategy):
         """None: the step of one sample computes every state of that sample."""
         del source
         return frozenset()
+
+
+def mappable(program: Program, name: str) -> Program:
+    """The program, which can be mapped over samples.
+
+    Raises:
+      StrategyError: it has an `io_callback` that keeps its order: `jax.vmap` refuses it, or calls it once for all.
+    """
+    if program.unmapped:
+        raise StrategyError(
+            name,
+            got=f"a step with a callback that keeps its order, {program.unmapped}",
+            expected="a step that JAX maps over samples",
+            repair="Take the callback out, leave out ordered=True, or use jax.debug.callback, which may keep an order.",
+        )
+    return program
 
 
 def execute_by_vmap(program: Program, size: int) -> Callable[..., Step]:

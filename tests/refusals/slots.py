@@ -1,5 +1,6 @@
 """Sessions that cannot be admitted or found, and tables and rows that do not fit their slots."""
 
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from pure_batching.errors import (
     DtypeError,
     LossError,
     OptionError,
+    PickleError,
     ShapeError,
     SlotError,
     StrategyError,
@@ -58,6 +60,10 @@ def learn(ids: Any, *data: Any, loss: Any = None, optimizer: Any = None) -> Call
 
 def new(*args: Any, name: str = "LSTMCell", **options: Any) -> Callable[[int], Any]:
     return lambda seed: pb.Slots(bench(name, seed).learner, *args, **options)
+
+
+def on_two_devices(learner: pb.Learner, size: int) -> pb.Learner:
+    return pb.sharded(learner, size, mesh=jax.make_mesh((2,), ("batch",), devices=jax.devices()[:2]))
 
 
 def along_an_axis() -> pb.Learner:
@@ -276,7 +282,21 @@ SLOTS = (
         "no slots",
         new(0),
         BatchSizeError,
-        "pb.vmap: got batch size 0, expected an integer >= 1. Give the number of samples.",
+        "capacity: got batch size 0, expected an integer >= 1. Give another number of slots; those that",
+    ),
+    Refusal(
+        "slots that the devices do not divide",
+        new(3, by=on_two_devices),
+        BatchSizeError,
+        "capacity: got batch size 3 on 2 devices, expected a multiple of 2. Give another number of slots; those that "
+        "no session is in may stay vacant.",
+    ),
+    Refusal(
+        "slots on devices in a pickle",
+        lambda seed: pickle.dumps(new(4, by=on_two_devices)(seed)),
+        PickleError,
+        "pb.sharded: got a strategy with the devices of this process, expected what another process can make sense of. "
+        "Send the learner of one sample",
     ),
     Refusal(
         "slots of nothing",

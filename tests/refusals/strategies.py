@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import io_callback
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import pure_batching as pb
@@ -45,6 +46,26 @@ def leaky(params: jax.Array, h: jax.Array, x: jax.Array) -> tuple[jax.Array, jax
 def telling(params: jax.Array, h: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     jax.debug.print("{}", x[0], ordered=True)
     return leaky(params, h, x)
+
+
+def asking(params: jax.Array, h: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    answer = io_callback(lambda: 1.0, jax.ShapeDtypeStruct((), float), ordered=True)
+    return leaky(params, h, answer * x)
+
+
+def counting(params: jax.Array, state: Any, x: jax.Array) -> tuple[Any, jax.Array]:
+    h, steps = state
+    io_callback(lambda: None, None, ordered=True)
+    h, output = leaky(params, h, x + steps)
+    return (h, steps + 1), output
+
+
+def apart_by_manual(step: Any) -> Any:
+    """A gradient whose samples no longer share their counter."""
+    start = jnp.ones(3), jnp.zeros((), int)
+    learner, params = pb.capture_function(step, start[0], start, start[0], algorithm=pb.BPTT())
+    data = jnp.ones((2, 2, 3))
+    return pb.sequence_grad(pb.manual(learner, 2), squared)(params, None, data, data, mask=jnp.ones((2, 2), bool))
 
 
 def plain(step: Any = leaky) -> pb.Learner:
@@ -191,6 +212,28 @@ STRATEGY = (
         lambda seed: pb.sharded(bench("tutorial", seed).learner, 8, mesh=jax.devices()),
         OptionError,
         "mesh: got list, expected a jax.sharding.Mesh. Pass jax.make_mesh(",
+    ),
+    *(
+        Refusal(
+            f"{name} of a callback that keeps its order",
+            lambda _, call=call: call(plain(asking), 2),
+            StrategyError,
+            f"pb.{by}: got a step with a callback that keeps its order, io_callback(ordered=True) at strategies.py: ~ "
+            "(asking), expected a step that JAX maps over samples. Take the callback out, leave out ordered=True, or",
+        )
+        for name, by, call in (
+            ("vmap", "vmap", pb.vmap),
+            ("loop", "loop", pb.loop),
+            ("chunks", "vmap", MAKERS["chunked"]),
+            ("devices", "vmap", sharded),
+        )
+    ),
+    Refusal(
+        "manual of a callback that keeps its order, and samples that a mask moves apart",
+        lambda _: apart_by_manual(counting),
+        StrategyError,
+        "pb.manual: got a step with a callback that keeps its order, io_callback(ordered=True) at strategies.py: ~ "
+        "(counting), expected a step that JAX maps over samples. Take the callback out",
     ),
     Refusal(
         "devices for a callback that keeps its order",
