@@ -35,9 +35,8 @@ from .base import (
     credit_of,
 )
 
-# How many maxima of a trace are found side by side, and the size of an array from which that pays.
+# How many maxima of a trace are found side by side.
 _MAXIMA = 4
-_LARGE = 2**13
 
 
 class D_RTRL(Algorithm):
@@ -230,12 +229,10 @@ def _instantaneous(
 def _largest(array: jax.Array) -> jax.Array:
     """The divisor that leaves no entry above 1: the largest magnitude, and at least 1.
 
-    A maximum waits for the one before it. So there are several of a large array, each of a part of it, which XLA finds
-    side by side in one pass.
+    A maximum waits for the one before it. So there are several, each of a part of the array, which XLA finds side by
+    side in one pass.
     """
     flat = jax.lax.stop_gradient(array).reshape(-1)
-    if len(flat) < _LARGE:
-        return jnp.maximum(jnp.abs(flat).max(), 1)
     size = len(flat) // _MAXIMA
     parts, left = [flat[i * size : (i + 1) * size] for i in range(_MAXIMA)], flat[_MAXIMA * size :]
     found = jax.lax.reduce(parts, [jnp.zeros((), array.dtype)] * _MAXIMA, _larger, (0,))
