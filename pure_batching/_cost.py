@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from ._learning.learner import Learner, check_learner
-from ._learning.records import record_spec
 from ._learning.sequence import sequence_grad
 from ._learning.steps import Steps, Timed
+from ._learning.windows import record_spec
 from ._options import is_count
 from ._tree import Tree, mantissa, nbytes, with_lead
 from .errors import OptionError

@@ -4,19 +4,16 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 
 from .._algorithms.base import Trace
 from .._program import Jacobians, Params, States
 from .carry import Carry
-from .following import followed
 from .lives import continued, counted, credited
 from .moving import parted, put_together
-from .records import Given
-from .steps import Steps
+from .steps import Steps, select
 from .sums import summed
 from .task import Task, Window, blanked, frozen, losses_of, neutral, restarted, runnable
-from .traces import trace_gradient, window_trace
+from .traces import step_trace, trace_gradient, window_trace
 
 if TYPE_CHECKING:
     from .learner import Learner
@@ -83,9 +80,15 @@ def _updated(
     fresh: Carry,
 ) -> Carry:
     """The carry after the window: the trace has made every step of it, and the update count grows by one."""
-    counts = jnp.broadcast_to(carry.update_count, (steps.length, *carry.update_count.shape))
-    given = Given(jacobians, None, counts)
-    carried, records = followed(learner, params, carry.trace, fresh.trace, steps, given)
+    signal = learner.program.signal(learner.zero_perturbation())
+
+    def one(trace: Trace, step: tuple[Jacobians, Any, Any]) -> tuple[Trace, Any]:
+        before = trace if step[2] is None else select(step[2], fresh.trace, trace)
+        start = runnable(before, fresh.trace, step[1])
+        new, record = step_trace(learner, params, start, step[0], signal, carry.update_count)
+        return frozen(new, before, step[1]), record
+
+    carried, records = jax.lax.scan(one, carry.trace, (jacobians, steps.mask, steps.reset))
     old, records = continued(carry.trace, records, steps, fresh.trace)
     trace = window_trace(learner, params, old, carried, records)
     return Carry(*states, trace=trace, update_count=counted(carry.update_count, steps))

@@ -1,7 +1,5 @@
 """A window with credit by the trace: one scan over the steps, and the gradient of the traced weights at its end."""
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,10 +8,8 @@ from .._algorithms.base import Trace, add_gradients
 from .._program import Params, Perturbation, Signal, States, Step
 from .._tree import Tree
 from .carry import Carry
-from .following import followed, follows_later
 from .lives import continued, credited
 from .order import after
-from .records import Given
 from .scan import scan
 from .steps import StepData, Steps
 from .sums import accumulating_part, summed
@@ -58,22 +54,6 @@ def with_trace(task: Task, params: Params, done: Collected, steps: Steps, trace_
 
 def collect(task: Task, params: Params, carry: Carry, steps: Steps, fresh: Carry) -> Collected:
     """Run the steps of a window, each with its learning signal."""
-    learner = task.learner
-    if steps.length == 1 or not follows_later(learner):
-        return _stepped(task, params, carry, steps, fresh, partial(step_trace, learner, params))
-    done = _stepped(task, params, carry._replace(trace=()), steps, fresh._replace(trace=()), _for_later)
-    trace, records = followed(learner, params, carry.trace, fresh.trace, steps, done.records)
-    return done._replace(carry=done.carry._replace(trace=trace), records=records)
-
-
-def _for_later(trace: Trace, *given: Any) -> tuple[Trace, Given]:
-    return trace, Given(*given)
-
-
-def _stepped(
-    task: Task, params: Params, carry: Carry, steps: Steps, fresh: Carry, follow: Callable[..., tuple[Trace, Any]]
-) -> Collected:
-    """The steps of a window, at each of which `follow` gets the arguments of `Algorithm.step` from the trace on."""
 
     def one(state: tuple[Carry, Params], changing: Any) -> tuple[tuple[Carry, Params], Any]:
         data = steps.at(changing)
@@ -81,7 +61,7 @@ def _stepped(
         start = runnable(before, fresh, data.mask)
         done, direct, signal, losses = _signal(task, params, start, data)
         jacobians = neutral(done.jacobians, data)
-        trace, record = follow(start.trace, jacobians, signal, start.update_count)
+        trace, record = step_trace(task.learner, params, start.trace, jacobians, signal, start.update_count)
         new = Carry(*done.states, trace=trace, update_count=start.update_count + 1)
         after = frozen(new, before, data.mask)
         outputs = blanked(done.output, data.mask) if task.outputs else None

@@ -1,19 +1,18 @@
 """How a sequence is cut into windows."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-from .._algorithms.base import Record, Trace
 from .._options import is_count
-from .._program import Params, States
+from .._program import Jacobians, Params, States
 from .._reader.early import cut_step
 from .._tree import Tree, nbytes, with_lead
 from ..errors import OptionError
 from .compiled import kept
-from .following import follows_later, stacked_spec
 from .learner import Learner
-from .records import given_spec, record_spec, trace_spec
 
 # The bytes that a window may keep, unless a user says otherwise.
 BUDGET = 256 * 2**20
@@ -107,22 +106,19 @@ def _kept_bytes(learner: Learner) -> tuple[int, int]:
 def _kept_specs(learner: Learner) -> tuple[Tree, Tree]:
     """The specifications of what each step of one sample keeps until the end of its window, and of the trace.
 
-    A step keeps its record or what the trace follows later, and at the end of the window the factors that are made of
-    the record, their terms and the adjoints.
+    A step keeps its record, and at the end of the window the factors that are made of it, their terms and the adjoints.
     """
     program, algorithm = learner.program, learner.algorithm
-    trace, record = trace_spec(learner), record_spec(learner)
 
-    def factors(params: Params, trace: Trace, record: Record) -> Any:
+    def of_step(params: Params, *step: Any) -> tuple[Tree, Tree]:
+        trace = algorithm.init(program)
+        jacobians, record = _first_record(learner, params, *step)
         parts = algorithm.window_gradient(program, params, trace, jax.tree.map(lambda x: x[None], record))
-        return [factors.dys for factors in parts.factors]
+        made = [factors.dys for factors in parts.factors]
+        stacked = jacobians if algorithm.credit == "window" else ()
+        return (record, stacked, made, made, made), trace
 
-    made = jax.eval_shape(factors, program.params, trace, record)
-    if algorithm.credit == "window":
-        record = record, given_spec(learner).jacobians
-    elif follows_later(learner):
-        record = stacked_spec(learner)
-    return (record, made, made, made), trace
+    return jax.eval_shape(of_step, *_step_specs(learner))
 
 
 def _early_products(learner: Learner) -> list[jax.ShapeDtypeStruct]:
@@ -137,3 +133,25 @@ def _early_products(learner: Learner) -> list[jax.ShapeDtypeStruct]:
 
     inputs = with_lead(learner.program.inputs, learner.lead)
     return jax.eval_shape(products, learner.program.params, learner.carry_spec().states, inputs)
+
+
+def record_spec(learner: Learner) -> Tree:
+    """The specification of the record of one step of one sample."""
+    return jax.eval_shape(partial(_first_record, learner), *_step_specs(learner))[1]
+
+
+def _step_specs(learner: Learner) -> tuple[Any, ...]:
+    program = learner.program
+    return program.params, program.states, program.inputs, program.derivatives
+
+
+def _first_record(
+    learner: Learner, params: Params, states: States, inputs: tuple[Tree, ...], jacobians: Jacobians
+) -> tuple[Jacobians, Any]:
+    """The derivatives and the record of a step from a fresh start, without a learning signal."""
+    program, algorithm = learner.program, learner.algorithm
+    if algorithm.derivatives is not None:
+        jacobians = algorithm.derivatives(program, params, states, inputs, jacobians)
+    signal = program.signal(program.zero_perturbation(is_complete=algorithm.is_complete))
+    start = algorithm.init(program), jacobians, signal, jnp.zeros((), jnp.int32)
+    return jacobians, algorithm.step(program, params, *start)[1]
