@@ -1,6 +1,7 @@
 """The sum of per-sample gradients, each clipped by its norm, without the gradients themselves."""
 
 import dataclasses
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -10,16 +11,19 @@ import numpy as np
 from jax.core import Tracer
 
 from .._options import check_choice
-from .._precision import accumulating
+from .._precision import accumulating, cast_like
 from .._program import Loss, Params
+from .._strategies.base import SampleAxes
 from .._tree import Tree
 from ..errors import OptionError
 from .carry import Carry
+from .compiled import compiled
+from .euclid import exponent_of, power_of_two
 from .learner import Learner
-from .losses import check_loss_function
+from .losses import SplitLoss, check_loss_function
 from .norms import NormFn, check_batched
-from .sequence import GradFn
-from .sequence_fn import SequenceFn
+from .sequence import added_up
+from .sequence_fn import SequenceFn, arguments_axes
 from .steps import Steps
 from .windows import BUDGET, Windows
 
@@ -64,11 +68,46 @@ class ClippedGradFn(SequenceFn[tuple[Params, ClippedAux]]):
     ) -> tuple[Params, ClippedAux]:
         """The gradient for arguments that were checked; both passes draw the same random numbers."""
         norms, aux = NormFn(self.learner, self.loss, self.windows).run(params, carry, steps, key)
+        axes = SampleAxes((0, None, *arguments_axes()), (None, None))
+        loss, arrays = SplitLoss.of(_Weighted(self.loss))
+        run = compiled(self.learner, _clipped, loss, self.reduction, self.windows, axes=axes)
         bound = jnp.asarray(self.bound, norms.dtype)
-        scales = jnp.minimum(1, bound / jnp.maximum(norms, jnp.finfo(norms.dtype).tiny))
-        weighted = GradFn(self.learner, _Weighted(self.loss), self.reduction, self.windows, outputs=False)
-        gradients, _ = weighted.run(params, carry, steps.with_weights(scales), key)
-        return gradients, ClippedAux(aux.carry, aux.losses, norms, (scales < 1).sum())
+        gradients, clipped = run(norms, bound, arrays, params, carry, steps, key)
+        return self.learner.source.as_given(gradients), ClippedAux(aux.carry, aux.losses, norms, clipped)
+
+
+def _clipped(
+    learner: Learner,
+    loss: Hashable,
+    reduction: str,
+    windows: Windows,
+    norms: jax.Array,
+    bound: jax.Array,
+    arrays_of_loss: Any,
+    params: Params,
+    carry: Carry | None,
+    steps: Steps,
+    key: jax.Array | None,
+) -> tuple[Params, jax.Array]:
+    """The clipped gradient, and how many samples were clipped."""
+    weights, lift = _weights(norms, bound)
+    given = (arrays_of_loss, params, carry, steps.with_weights(weights), key)
+    gradients, _ = added_up(learner, loss, reduction, windows, False, *given)  # noqa: FBT003
+    whole = jax.tree.map(lambda x: x / lift.astype(x.dtype), gradients)
+    return cast_like(whole, params), (weights < lift).sum()
+
+
+def _weights(norms: jax.Array, bound: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The scale of each sample `[B]` times a power of two, and that power, by which the sum has to be divided.
+
+    A scale `bound / norm` may be no normal number, or one that is lost beside a small derivative. The power is 1 unless
+    a scale is below the root of the smallest normal number.
+    """
+    limits = jnp.finfo(norms.dtype)
+    largest = jnp.where(jnp.isfinite(norms), norms, 0).max()
+    least = exponent_of(jnp.minimum(bound, largest)) - exponent_of(largest)
+    lift = power_of_two(jnp.maximum(limits.minexp // 2 - least, 0), norms.dtype)
+    return jnp.minimum(lift, bound * lift / jnp.maximum(norms, limits.tiny)), lift
 
 
 class _Weighted(eqx.Module):

@@ -138,6 +138,24 @@ def run_sequence(
     key: jax.Array | None,
 ) -> tuple[Params, Aux]:
     """The gradient function of these options, on arguments that were checked."""
+    given = (arrays_of_loss, params, carry, steps, key)
+    gradients, aux = added_up(learner, loss, reduction, windows, outputs, *given)
+    return cast_like(gradients, params), aux
+
+
+def added_up(
+    learner: Learner,
+    loss: Hashable,
+    reduction: str,
+    windows: Windows,
+    outputs: bool,  # noqa: FBT001
+    arrays_of_loss: Any,
+    params: Params,
+    carry: Carry | None,
+    steps: Steps,
+    key: jax.Array | None,
+) -> tuple[Params, Aux]:
+    """What `run_sequence` gives, in the dtypes in which gradients are added up."""
     check_loss(learner, SplitLoss(loss, arrays_of_loss).whole(), steps.targets)
     per_sample = reduction == "none"
     axes = SampleAxes(share_axes(), (0 if per_sample else SUMMED, Aux.sample_axes()))
@@ -145,7 +163,7 @@ def run_sequence(
     gradients, aux = run(arrays_of_loss, params, carry, steps, keys_of_samples(learner, key))
     if reduction == "mean" and learner.batch_size:
         gradients = jax.tree.map(lambda x: x / learner.batch_size, gradients)
-    return cast_like(gradients, params), aux
+    return gradients, aux
 
 
 def _gradient_of_share(
