@@ -87,7 +87,7 @@ def _updated(
     given = Given(jacobians, None, counts)
     carried, records = followed(learner, params, carry.trace, fresh.trace, steps, given)
     old, records = continued(carry.trace, records, steps, fresh.trace)
-    trace = window_trace(learner, params, old, carried, records)
+    trace = window_trace(learner, params, old, carried, records, states)
     return Carry(*states, trace=trace, update_count=counted(carry.update_count, steps))
 
 

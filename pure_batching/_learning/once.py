@@ -4,7 +4,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from .._tree import Tree
@@ -18,6 +20,40 @@ def first_derivative(tree: Tree) -> Tree:
       AlgorithmError: when JAX differentiates through them.
     """
     return _mapped(_gradient, tree)
+
+
+def depending(trace: Tree, sources: Tree) -> Tree:
+    """The same trace, of which JAX knows that it moves with the sources; its derivative by them is zero all the same.
+
+    Traces are made of derivatives that are held constant, so that JAX would know of no dependence.
+    """
+    moving, still = eqx.partition(trace, eqx.is_inexact_array)
+    return eqx.combine(_depending(moving, eqx.filter(sources, eqx.is_inexact_array)), still)
+
+
+@jax.custom_jvp
+def _depending(trace: Tree, sources: Tree) -> Tree:
+    del sources
+    return trace
+
+
+@partial(_depending.defjvp, symbolic_zeros=True)
+def _zeros_that_count(primals: tuple[Tree, Tree], tangents: tuple[Tree, Tree]) -> tuple[Tree, Tree]:
+    """Zeros that are made from a tangent, unless nothing moves: JAX takes others for those of a constant."""
+    moving = [leaf for leaf in jax.tree.leaves(tangents) if not isinstance(leaf, SymbolicZero)]
+    if not moving:
+        return primals[0], tangents[0]
+    zero = jnp.where(False, jnp.real(moving[0]).sum(), 0)  # noqa: FBT003
+    return primals[0], jax.tree.map(lambda leaf: jnp.broadcast_to(zero, leaf.shape).astype(leaf.dtype), primals[0])
+
+
+def constant_trace(trace: Tree) -> Tree:
+    """The same trace, where a gradient reads it; a derivative through it is an error, where JAX would leave it out.
+
+    Raises:
+      AlgorithmError: when JAX differentiates through it.
+    """
+    return _mapped(_trace, trace)
 
 
 def without_derivative(numbers: Tree) -> Tree:
@@ -51,11 +87,21 @@ def _held(where: str, **refusal: str) -> Callable[..., Sequence[jax.Array]]:
     return held
 
 
+_REPAIR = (
+    "Use pb.BPTT() where second derivatives are needed. pb.RTRL() and vjp=\"multi-step\" have them inside one window "
+    "whose carry does not depend on what is differentiated: one that is fresh, or went through jax.lax.stop_gradient."
+)
 _gradient = _held(
     "the gradient",
     got="a derivative of a derivative by eligibility traces",
     expected="a first derivative: an online rule holds its traces constant, so that the second would be wrong",
-    repair='Use pb.BPTT(), or vjp="multi-step" for the steps inside a window, where second derivatives are needed.',
+    repair=_REPAIR,
+)
+_trace = _held(
+    "the trace of the carry",
+    got="a derivative of a gradient through the steps that made the trace",
+    expected="a carry that is held constant: so is its trace, and the derivative would be wrong",
+    repair=_REPAIR,
 )
 _numbers = _held(
     "algorithm",

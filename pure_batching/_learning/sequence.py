@@ -20,7 +20,6 @@ from .carry import Carry
 from .compiled import compiled, in_shares
 from .learner import Learner, check_learner
 from .losses import SplitLoss, check_loss, check_loss_function
-from .once import first_derivative
 from .sequence_fn import SequenceFn, arguments_axes, begin, keys_of_samples, share_axes
 from .steps import Steps
 from .sums import summed
@@ -241,10 +240,7 @@ def _windows(
     if left:
         done, last = after(done, left, done.carry.trace)
         emitted.append(last)
-    gradients = done.gradients
-    if jax.tree.leaves(done.carry.trace):  # between windows, a trace is held constant
-        gradients = first_derivative(gradients)
-    return gradients, Aux(done.carry, *jax.tree.map(lambda *x: jnp.concatenate(x), *emitted))
+    return done.gradients, Aux(done.carry, *jax.tree.map(lambda *x: jnp.concatenate(x), *emitted))
 
 
 def _lead(task: Task) -> tuple[int, ...]:
