@@ -22,29 +22,22 @@ def first_derivative(tree: Tree) -> Tree:
     return _mapped(_gradient, tree)
 
 
-def depending(trace: Tree, sources: Tree) -> Tree:
+def depending(trace: Tree, sources: Sequence[jax.Array]) -> Tree:
     """The same trace, of which JAX knows that it moves with the sources; its derivative by them is zero all the same.
 
-    Traces are made of derivatives that are held constant, so that JAX would know of no dependence.
+    Traces are made of derivatives that are held constant, so that JAX would know of no dependence. XLA removes a choice
+    that is always the same. JAX keeps it, where it leaves out custom derivatives (as it does in a scan).
     """
+    number = sum(
+        (jnp.real(array).reshape(-1)[:1].astype(jnp.float32).sum() for array in sources),
+        start=jnp.zeros((), jnp.float32),
+    )
+
+    def chosen(leaf: jax.Array) -> jax.Array:
+        return jnp.where(True, leaf, number.astype(leaf.dtype))  # noqa: FBT003
+
     moving, still = eqx.partition(trace, eqx.is_inexact_array)
-    return eqx.combine(_depending(moving, eqx.filter(sources, eqx.is_inexact_array)), still)
-
-
-@jax.custom_jvp
-def _depending(trace: Tree, sources: Tree) -> Tree:
-    del sources
-    return trace
-
-
-@partial(_depending.defjvp, symbolic_zeros=True)
-def _zeros_that_count(primals: tuple[Tree, Tree], tangents: tuple[Tree, Tree]) -> tuple[Tree, Tree]:
-    """Zeros that are made from a tangent, unless nothing moves: JAX takes others for those of a constant."""
-    moving = [leaf for leaf in jax.tree.leaves(tangents) if not isinstance(leaf, SymbolicZero)]
-    if not moving:
-        return primals[0], tangents[0]
-    zero = jnp.where(False, jnp.real(moving[0]).sum(), 0)  # noqa: FBT003
-    return primals[0], jax.tree.map(lambda leaf: jnp.broadcast_to(zero, leaf.shape).astype(leaf.dtype), primals[0])
+    return eqx.combine(jax.tree.map(chosen, moving), still)
 
 
 def constant_trace(trace: Tree) -> Tree:
@@ -88,7 +81,7 @@ def _held(where: str, **refusal: str) -> Callable[..., Sequence[jax.Array]]:
 
 
 _REPAIR = (
-    "Use pb.BPTT() where second derivatives are needed. pb.RTRL() and vjp=\"multi-step\" have them inside one window "
+    'Use pb.BPTT() where second derivatives are needed. pb.RTRL() and vjp="multi-step" have them inside one window '
     "whose carry does not depend on what is differentiated: one that is fresh, or went through jax.lax.stop_gradient."
 )
 _gradient = _held(

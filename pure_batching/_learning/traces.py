@@ -1,9 +1,11 @@
 """The algorithm's functions of one sample, run for every sample, and the gradient of the traced weights."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import chex
+import equinox as eqx
 import jax
 
 from .._algorithms.base import Parts, Trace, add_gradients, computed, contract, kept
@@ -38,13 +40,15 @@ def window_trace(
     """
     algorithm, program = learner.algorithm, learner.program
 
-    def trace(params: Params, before: Trace, after: Trace, records: Any) -> Trace:
+    def trace(params: Params, before: Trace, after: Trace, records: Any, states: Sequence[jax.Array]) -> Trace:
         before, after = (computed(algorithm, program, end) for end in (before, after))
-        return kept(algorithm, algorithm.window_trace(program, params, before, after, records))
+        made = kept(algorithm, algorithm.window_trace(program, params, before, after, records))
+        return depending(made, states)
 
-    after = learner.each(trace, (0, 0, 1))(params, trace_before, trace_after, records)
+    moving = jax.tree.leaves(eqx.filter((states.hidden, states.other), eqx.is_inexact_array))
+    after = learner.each(trace, (0, 0, 1, 0))(params, trace_before, trace_after, records, moving)
     chex.assert_tree_shape_prefix(after, learner.lead)
-    return depending(after, (params, trace_before, states))
+    return after
 
 
 def window_parts(learner: "Learner", params: Params, trace_before: Trace, records: Any) -> Parts:
