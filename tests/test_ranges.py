@@ -63,8 +63,8 @@ class TestEuclid:
         assert_equals(jax.jit(jax.vmap(SCALED.of_products))(x, dy), want, dtype)
 
     def test_a_step_without_input_does_not_set_the_scale(self) -> None:
-        x = np.float32([[1, 1], [0, 0]]) * np.float32(2**-60)
-        dy = np.float32([[2**-60, 0], [2**60, 2**60]])
+        x = np.array([[1, 1], [0, 0]], np.float32) * np.float32(2**-60)
+        dy = np.array([[2**-60, 0], [2**60, 2**60]], np.float32)
         np.testing.assert_allclose(SCALED.of_products(x, dy), 2**0.5 * 2**-120, rtol=1e-6)
 
     @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -147,10 +147,10 @@ def test_clipped_gradients_of_every_size(way: str, dtype: Any) -> None:
 def test_a_large_sample_leaves_a_small_one(scale: float, bound: float, want: list[float]) -> None:
     """Each has a row of the weight to itself: the norm of the small one is below every bound."""
     learner, params, _ = linear("contracted", np.float32)
-    inputs = np.float32([[1, 0, 0], [0, 1, 0]])[None]
+    inputs = np.array([[[1, 0, 0], [0, 1, 0]]], np.float32)
     targets = np.array([[[scale, 0, 0], [0, 1e-4 * 2, 0]]], np.float32)
     if np.isfinite(scale):
-        targets = targets * np.float32([[[8], [1]]])
+        targets = targets * np.array([[[8], [1]]], np.float32)
     fun = pb.clipped_grad(pb.vmap(learner, 2), product, bound, reduction="sum")
     gradients, _ = fun(params, None, inputs, targets)
-    np.testing.assert_allclose(np.asarray(gradients)[[0, 1], [0, 1]], np.float32(want), rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(gradients)[[0, 1], [0, 1]], np.array(want, np.float32), rtol=1e-5)
