@@ -65,7 +65,7 @@ class TestEuclid:
     def test_a_step_without_input_does_not_set_the_scale(self) -> None:
         x = np.array([[1, 1], [0, 0]], np.float32) * np.float32(2**-60)
         dy = np.array([[2**-60, 0], [2**60, 2**60]], np.float32)
-        np.testing.assert_allclose(SCALED.of_products(x, dy), 2**0.5 * 2**-120, rtol=1e-6)
+        np.testing.assert_allclose(SCALED.of_products(jnp.asarray(x), jnp.asarray(dy)), 2**0.5 * 2**-120, rtol=1e-6)
 
     @pytest.mark.parametrize("bad", [np.nan, np.inf])
     def test_what_is_no_number_stays_none(self, bad: float) -> None:
