@@ -130,6 +130,41 @@ FAULTS = (
         "tests/test_second_derivative.py::test_of_an_online_rule_is_refused",
     ),
     Fault(
+        "a trace of a carry is taken for a constant",
+        "_learning/traces.py",
+        "return depending(made, states)",
+        "return made",
+        "tests/test_second_derivative.py::TestThroughACarry::test_of_a_trace_is_refused",
+    ),
+    Fault(
+        "a gradient reads a trace that moves",
+        "_learning/traces.py",
+        "    before = constant_trace(trace)\n",
+        "    before = trace\n",
+        "tests/test_second_derivative.py::TestThroughACarry::test_of_a_trace_is_refused",
+    ),
+    Fault(
+        "a norm is divided by a number whose reciprocal is subnormal",
+        "_learning/euclid.py",
+        "jnp.clip(jnp.frexp(held)[1] - 1, limits.minexp, -limits.minexp)",
+        "jnp.clip(jnp.frexp(held)[1] - 1, limits.minexp, 1 - limits.minexp)",
+        "tests/test_ranges.py::TestEuclid::test_several_arrays_at_every_power_of_two[float32]",
+    ),
+    Fault(
+        "an empty step sets the scale of a norm",
+        "_learning/euclid.py",
+        "jnp.where((of_x > 0) & (of_dy > 0), exponent_x + exponent_dy, 4 * jnp.finfo(x.dtype).minexp)",
+        "exponent_x + exponent_dy",
+        "tests/test_ranges.py::TestEuclid::test_a_step_without_input_does_not_set_the_scale",
+    ),
+    Fault(
+        "a scale of clipping is subnormal, and taken for zero",
+        "_learning/clipping.py",
+        "jnp.maximum(limits.minexp // 2 - least, 0)",
+        "jnp.zeros_like(least)",
+        "tests/test_ranges.py::test_clipped_gradients_of_every_size",
+    ),
+    Fault(
         "squares of a norm overflow",
         "_learning/euclid.py",
         "return jax.lax.cond(is_exact, lambda: plain, lambda: measured(SCALED))",
@@ -437,8 +472,8 @@ FAULTS = (
     Fault(
         "clipping scales up what is small",
         "_learning/clipping.py",
-        "scales = jnp.minimum(1, bound",
-        "scales = jnp.maximum(1, bound",
+        "jnp.minimum(lift, bound",
+        "jnp.maximum(lift, bound",
         "tests/test_norms.py::TestClippedGrad::test_a_large_bound_clips_nothing",
     ),
     Fault(

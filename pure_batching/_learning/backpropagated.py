@@ -90,7 +90,7 @@ def _updated(
 
     carried, records = jax.lax.scan(one, carry.trace, (jacobians, steps.mask, steps.reset))
     old, records = continued(carry.trace, records, steps, fresh.trace)
-    trace = window_trace(learner, params, old, carried, records)
+    trace = window_trace(learner, params, old, carried, records, states)
     return Carry(*states, trace=trace, update_count=counted(carry.update_count, steps))
 
 

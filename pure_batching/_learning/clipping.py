@@ -18,6 +18,7 @@ from .._tree import Tree
 from ..errors import OptionError
 from .carry import Carry
 from .compiled import compiled, in_shares
+from .euclid import exponent_of, power_of_two
 from .learner import Learner
 from .losses import SplitLoss, check_loss_function
 from .norms import NormFn, check_batched
@@ -68,11 +69,10 @@ class ClippedGradFn(SequenceFn[tuple[Params, ClippedAux]]):
         """The gradient for arguments that were checked; both passes draw the same random numbers."""
         norms, aux = NormFn(self.learner, self.loss, self.windows).run(params, carry, steps, key)
         bound = jnp.asarray(self.bound, norms.dtype)
-        scales = jnp.minimum(1, bound / jnp.maximum(norms, jnp.finfo(norms.dtype).tiny))
         loss, arrays = SplitLoss.of(_Weighted(self.loss))
-        axes = SampleAxes((*arguments_axes(), 0), None)
-        run = compiled(self.learner, _weighted_gradient, loss, self.reduction, self.windows, axes=axes)
-        gradients, clipped = run(arrays, params, carry, steps, key, scales)
+        axes = SampleAxes((*arguments_axes(), 0, None), None)
+        run = compiled(self.learner, _clipped, loss, self.reduction, self.windows, axes=axes)
+        gradients, clipped = run(arrays, params, carry, steps, key, norms, bound)
         return self.learner.source.as_given(gradients), ClippedAux(aux.carry, aux.losses, norms, clipped)
 
 
@@ -86,7 +86,7 @@ class _Weighted(eqx.Module):
         return loss.astype(accumulating(loss.dtype)) * target[1]
 
 
-def _weighted_gradient(
+def _clipped(
     learner: Learner,
     loss: Hashable,
     reduction: str,
@@ -96,18 +96,19 @@ def _weighted_gradient(
     carry: Carry | None,
     steps: Steps,
     key: jax.Array | None,
-    scales: jax.Array,
+    norms: jax.Array,
+    bound: jax.Array,
 ) -> tuple[Params, jax.Array]:
-    """The gradient in which each sample counts by its scale, and how many samples count by less than one.
+    """The gradient in which each sample counts by its scale, and how many samples were scaled down.
 
     Both are sums over samples, made at once.
     """
-    run = in_shares(learner, _weighted_share, loss, windows, axes=SampleAxes((*share_axes(), 0), SUMMED))
-    gradients, clipped = run(arrays_of_loss, params, carry, steps, keys_of_samples(learner, key), scales)
+    run = in_shares(learner, _clipped_share, loss, windows, axes=SampleAxes((*share_axes(), 0, None), SUMMED))
+    gradients, clipped = run(arrays_of_loss, params, carry, steps, keys_of_samples(learner, key), norms, bound)
     return reduced(learner, reduction, params, gradients), clipped
 
 
-def _weighted_share(
+def _clipped_share(
     learner: Learner,
     loss: Hashable,
     windows: Windows,
@@ -116,14 +117,28 @@ def _weighted_share(
     carry: Carry | None,
     steps: Steps,
     keys: jax.Array,
-    scales: jax.Array,
+    norms: jax.Array,
+    bound: jax.Array,
 ) -> tuple[Params, jax.Array]:
     """Those of the samples that run at once."""
     per_sample = outputs = False
-    options = loss, windows, per_sample, outputs
-    weighted = steps.with_weights(scales)
-    gradients, _ = gradient_of_share(learner, *options, arrays_of_loss, params, carry, weighted, keys)
-    return gradients, (scales < 1).sum()
+    weights, lift = _weights(norms, bound)
+    given = (arrays_of_loss, params, carry, steps.with_weights(weights), keys)
+    gradients, _ = gradient_of_share(learner, loss, windows, per_sample, outputs, *given)
+    return jax.tree.map(lambda x: x / lift.astype(x.dtype), gradients), (weights < lift).sum()
+
+
+def _weights(norms: jax.Array, bound: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The scale of each sample `[B]` times a power of two, and that power, by which the sum has to be divided.
+
+    A scale `bound / norm` may be no normal number, or one that is lost beside a small derivative. The power is 1 unless
+    a scale is below the root of the smallest normal number.
+    """
+    limits = jnp.finfo(norms.dtype)
+    largest = jnp.where(jnp.isfinite(norms), norms, 0).max()
+    least = exponent_of(jnp.minimum(bound, largest)) - exponent_of(largest)
+    lift = power_of_two(jnp.maximum(limits.minexp // 2 - least, 0), norms.dtype)
+    return jnp.minimum(lift, bound * lift / jnp.maximum(norms, limits.tiny)), lift
 
 
 def clipped_grad(

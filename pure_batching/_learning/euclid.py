@@ -1,7 +1,7 @@
 """The Euclidean norm, without squares that overflow or vanish where the norm itself does not."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,31 +39,52 @@ def _root_of_sum(squares: Sequence[jax.Array]) -> jax.Array:
 
 
 def norm_of(arrays: Sequence[jax.Array]) -> jax.Array:
-    """`sqrt(sum of squares)` of all entries, `[]`: the largest magnitude is taken out first."""
-    scale = _divisor(arrays)
-    return scale * _root_of_sum([jnp.square(array / scale).sum() for array in arrays])
+    """`sqrt(sum of squares)` of all entries, `[]`: a power of two near the largest magnitude is taken out first."""
+    exponent = exponent_of(jnp.stack([jnp.abs(array).max() for array in arrays]).max())
+    down = power_of_two(-exponent, arrays[0].dtype)
+    return _times_power(_root_of_sum([jnp.square(array * down).sum() for array in arrays]), exponent)
 
 
 def _norm_of_products(x: jax.Array, dy: jax.Array) -> jax.Array:
     """The root of `sum_{t, s} (x[t] . x[s]) (dy[t] . dy[s])`.
 
-    Each step's vectors are divided by their largest entries, and the products of these by the largest product. A step
-    whose vector is zero weighs nothing.
+    A power of two is taken out of each step's vectors, and the largest product of two such powers out of all steps. A
+    step whose vector is zero weighs nothing.
     """
     of_x, of_dy = (jnp.abs(vectors).max(1) for vectors in (x, dy))
-    most_x, most_dy = _divisor([of_x]), _divisor([of_dy])
-    weights = (of_x / most_x) * (of_dy / most_dy)
-    largest = _divisor([weights])
-    unit_x, unit_dy = (vectors / jax.vmap(lambda one: _divisor([one]))(vectors)[:, None] for vectors in (x, dy))
-    unit_dy = (weights / largest)[:, None] * unit_dy
+    exponent_x, exponent_dy = exponent_of(of_x), exponent_of(of_dy)
+    exponents = jnp.where((of_x > 0) & (of_dy > 0), exponent_x + exponent_dy, 4 * jnp.finfo(x.dtype).minexp)
+    largest = exponents.max()
+    unit_x = x * power_of_two(-exponent_x, x.dtype)[:, None]
+    unit_dy = dy * power_of_two(-exponent_dy, dy.dtype)[:, None] * power_of_two(exponents - largest, dy.dtype)[:, None]
     square = ((unit_x @ unit_x.T) * (unit_dy @ unit_dy.T)).sum()
-    return most_x * largest * most_dy * jnp.sqrt(jnp.maximum(square, 0))
+    return _times_power(jnp.sqrt(jnp.maximum(square, 0)), largest)
 
 
-def _divisor(arrays: Sequence[jax.Array]) -> jax.Array:
-    """The largest magnitude, `[]`; 1 where that is 0, NaN or infinite, which the norm is then too."""
-    largest = jnp.stack([jnp.abs(array).max() for array in arrays]).max()
-    return jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+def exponent_of(magnitudes: jax.Array) -> jax.Array:
+    """The whole part of `log2`, or the nearest exponent that `power_of_two` knows.
+
+    It is 0 where there is none, that is of 0, NaN and infinity, which the norm is then too.
+    """
+    held, limits = jax.lax.stop_gradient(magnitudes), jnp.finfo(magnitudes.dtype)
+    exponents = jnp.clip(jnp.frexp(held)[1] - 1, limits.minexp, -limits.minexp)
+    return jnp.where((held > 0) & jnp.isfinite(held), exponents, 0)
+
+
+def power_of_two(exponent: jax.Array, dtype: Any) -> jax.Array:
+    """`2**exponent` without rounding, or the nearest power that is a normal number with a normal reciprocal.
+
+    A product with a subnormal number, such as the reciprocal of a very large one, is zero on many processors.
+    """
+    limits = jnp.finfo(dtype)
+    biased = jnp.clip(exponent, limits.minexp, -limits.minexp) - limits.minexp + 1
+    return jax.lax.bitcast_convert_type(biased.astype(f"int{limits.bits}") << limits.nmant, dtype)
+
+
+def _times_power(number: jax.Array, exponent: jax.Array) -> jax.Array:
+    """`number * 2**exponent` by two factors, since one of them might be no normal number."""
+    half = exponent // 2
+    return number * power_of_two(half, number.dtype) * power_of_two(exponent - half, number.dtype)
 
 
 PLAIN = Measure(_square_of, lambda x, dy: jnp.square(_norm_of_products(x, dy)), _root_of_sum)

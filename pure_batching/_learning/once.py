@@ -4,7 +4,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from .._tree import Tree
@@ -18,6 +20,33 @@ def first_derivative(tree: Tree) -> Tree:
       AlgorithmError: when JAX differentiates through them.
     """
     return _mapped(_gradient, tree)
+
+
+def depending(trace: Tree, sources: Sequence[jax.Array]) -> Tree:
+    """The same trace, of which JAX knows that it moves with the sources; its derivative by them is zero all the same.
+
+    Traces are made of derivatives that are held constant, so that JAX would know of no dependence. XLA removes a choice
+    that is always the same. JAX keeps it, where it leaves out custom derivatives (as it does in a scan).
+    """
+    number = sum(
+        (jnp.real(array).reshape(-1)[:1].astype(jnp.float32).sum() for array in sources),
+        start=jnp.zeros((), jnp.float32),
+    )
+
+    def chosen(leaf: jax.Array) -> jax.Array:
+        return jnp.where(True, leaf, number.astype(leaf.dtype))  # noqa: FBT003
+
+    moving, still = eqx.partition(trace, eqx.is_inexact_array)
+    return eqx.combine(jax.tree.map(chosen, moving), still)
+
+
+def constant_trace(trace: Tree) -> Tree:
+    """The same trace, where a gradient reads it; a derivative through it is an error, where JAX would leave it out.
+
+    Raises:
+      AlgorithmError: when JAX differentiates through it.
+    """
+    return _mapped(_trace, trace)
 
 
 def without_derivative(numbers: Tree) -> Tree:
@@ -51,11 +80,21 @@ def _held(where: str, **refusal: str) -> Callable[..., Sequence[jax.Array]]:
     return held
 
 
+_REPAIR = (
+    'Use pb.BPTT() where second derivatives are needed. pb.RTRL() and vjp="multi-step" have them inside one window '
+    "whose carry does not depend on what is differentiated: one that is fresh, or went through jax.lax.stop_gradient."
+)
 _gradient = _held(
     "the gradient",
     got="a derivative of a derivative by eligibility traces",
     expected="a first derivative: an online rule holds its traces constant, so that the second would be wrong",
-    repair='Use pb.BPTT(), or vjp="multi-step" for the steps inside a window, where second derivatives are needed.',
+    repair=_REPAIR,
+)
+_trace = _held(
+    "the trace of the carry",
+    got="a derivative of a gradient through the steps that made the trace",
+    expected="a carry that is held constant: so is its trace, and the derivative would be wrong",
+    repair=_REPAIR,
 )
 _numbers = _held(
     "algorithm",

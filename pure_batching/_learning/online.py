@@ -49,7 +49,8 @@ def run_online(task: Task, params: Params, carry: Carry, steps: Steps, trace_bef
 def with_trace(task: Task, params: Params, done: Collected, steps: Steps, trace_before: Trace, fresh: Carry) -> Carry:
     """The carry after a window, with the trace of its end; the arguments are those of `run_window`."""
     before, records = continued(trace_before, done.records, steps, fresh.trace)
-    return done.carry._replace(trace=window_trace(task.learner, params, before, done.carry.trace, records))
+    trace = window_trace(task.learner, params, before, done.carry.trace, records, done.carry.states)
+    return done.carry._replace(trace=trace)
 
 
 def collect(task: Task, params: Params, carry: Carry, steps: Steps, fresh: Carry) -> Collected:

@@ -20,7 +20,6 @@ from .carry import Carry
 from .compiled import compiled, in_shares
 from .learner import Learner, check_learner
 from .losses import SplitLoss, check_loss, check_loss_function
-from .once import first_derivative
 from .sequence_fn import SequenceFn, arguments_axes, begin, keys_of_samples, share_axes
 from .steps import Steps
 from .sums import summed
@@ -106,7 +105,8 @@ def sequence_grad(
       `(params, carry, inputs, targets, *, mask=None, reset=None, key=None) -> (gradients, Aux)`; see `GradFn`
       and its `__call__`. It is compiled once for each learner, loss and shape: define the loss once, outside the
       training loop. With an online rule its results have no derivative: `jax.grad` through them raises
-      AlgorithmError.
+      AlgorithmError. With `vjp="multi-step"` and RTRL they have one inside one window; a derivative through the trace
+      of the carry, or of several windows, raises it likewise.
 
       Dtypes: an array is converted where JAX would promote it to the captured dtype (bool and integers to any float,
       float32 to float64); a conversion that would lose digits or the kind is a DtypeError. With x64 off, a float64
@@ -228,10 +228,7 @@ def _windows(
     if left:
         done, last = after(done, left, done.carry.trace)
         emitted.append(last)
-    gradients = done.gradients
-    if jax.tree.leaves(done.carry.trace):  # between windows, a trace is held constant
-        gradients = first_derivative(gradients)
-    return gradients, Aux(done.carry, *jax.tree.map(lambda *x: jnp.concatenate(x), *emitted))
+    return done.gradients, Aux(done.carry, *jax.tree.map(lambda *x: jnp.concatenate(x), *emitted))
 
 
 def _lead(task: Task) -> tuple[int, ...]:

@@ -54,7 +54,7 @@ def _through_trace(learner: "Learner") -> tuple[Any, Any]:
         zero = learner.zero_perturbation()
         output, pullback, (states, jacobians) = jax.vjp(run, direct, inputs, zero, has_aux=True)
         carried, records = one_step(params, carry, jacobians, zero)
-        trace = window_trace(learner, params, carry.trace, carried, records)
+        trace = window_trace(learner, params, carry.trace, carried, records, states)
         new = Carry(*states, trace=trace, update_count=carry.update_count + 1)
         return (new, output), (pullback, params, carry, jacobians)
 
@@ -87,7 +87,7 @@ def _through_window(learner: "Learner") -> tuple[Any, Any]:
         output, pullback, (states, jacobians) = jax.vjp(run, params, inputs, moving, has_aux=True)
         signal = program.signal(learner.zero_perturbation())
         carried, record = step_trace(learner, params, carry.trace, jacobians, signal, carry.update_count)
-        trace = window_trace(learner, params, carry.trace, carried, _alone(record))
+        trace = window_trace(learner, params, carry.trace, carried, _alone(record), states)
         new = Carry(*states, trace=trace, update_count=carry.update_count + 1)
         return (new, output), (pullback, params, carry.trace, carry.update_count)
 

@@ -1,14 +1,16 @@
 """The algorithm's functions of one sample, run for every sample, and the gradient of the traced weights."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import chex
+import equinox as eqx
 import jax
 
 from .._algorithms.base import Parts, Trace, add_gradients, computed, contract, kept
 from .._program import Jacobians, Params, Perturbation, Signal, States
-from .once import first_derivative
+from .once import constant_trace, depending, first_derivative
 from .sums import accumulating_part
 from .tiles import sum_of_samples
 
@@ -29,15 +31,22 @@ def step_trace(
     return learner.each(step)(params, trace, jacobians, signal, count)
 
 
-def window_trace(learner: "Learner", params: Params, trace_before: Trace, trace_after: Trace, records: Any) -> Trace:
-    """`Algorithm.window_trace` for every sample, from records `[K, B, ...]`."""
+def window_trace(
+    learner: "Learner", params: Params, trace_before: Trace, trace_after: Trace, records: Any, states: States
+) -> Trace:
+    """`Algorithm.window_trace` for every sample, from records `[K, B, ...]` and the states after the window.
+
+    What a derivative of a step depends on, its new states depend on.
+    """
     algorithm, program = learner.algorithm, learner.program
 
-    def trace(params: Params, before: Trace, after: Trace, records: Any) -> Trace:
+    def trace(params: Params, before: Trace, after: Trace, records: Any, states: Sequence[jax.Array]) -> Trace:
         before, after = (computed(algorithm, program, end) for end in (before, after))
-        return kept(algorithm, algorithm.window_trace(program, params, before, after, records))
+        made = kept(algorithm, algorithm.window_trace(program, params, before, after, records))
+        return depending(made, states)
 
-    after = learner.each(trace, (0, 0, 1))(params, trace_before, trace_after, records)
+    moving = jax.tree.leaves(eqx.filter((states.hidden, states.other), eqx.is_inexact_array))
+    after = learner.each(trace, (0, 0, 1, 0))(params, trace_before, trace_after, records, moving)
     chex.assert_tree_shape_prefix(after, learner.lead)
     return after
 
@@ -60,8 +69,9 @@ def window_gradient(
     learner: "Learner", params: Params, trace_before: Trace, records: Any, *, per_sample: bool
 ) -> Params:
     """The gradient of the traced weights from records `[K, B, ...]`."""
-    parts = window_parts(learner, params, trace_before, records)
-    return traced_gradient(learner, params, trace_before, parts, per_sample=per_sample)
+    before = constant_trace(trace_before)
+    parts = window_parts(learner, params, before, records)
+    return traced_gradient(learner, params, before, parts, per_sample=per_sample)
 
 
 def traced_gradient(learner: "Learner", params: Params, trace: Trace, parts: Parts, *, per_sample: bool) -> Params:
@@ -127,6 +137,7 @@ def trace_gradient(learner: "Learner", params: Params, trace: Any, of_states: St
     def gradient(params: Params, trace: Trace, *own: Any) -> Any:
         return algorithm.gradient_of_trace(program, params, computed(algorithm, program, trace), *own)
 
-    parts = learner.each(gradient)(params, trace, signal, count)
+    before = constant_trace(trace)
+    parts = learner.each(gradient)(params, before, signal, count)
     of_one_step = parts._replace(factors=jax.tree.map(lambda x: x[None], parts.factors))
-    return traced_gradient(learner, params, trace, of_one_step, per_sample=False)
+    return traced_gradient(learner, params, before, of_one_step, per_sample=False)
