@@ -1004,7 +1004,7 @@ FAULTS = (
     Fault(
         "a trace sums over what a norm mixes",
         "_reader/uses.py",
-        "    if step.traced.marks.is_strict:",
+        "    if step.traced.is_strict:",
         "    if False:",
         "tests/test_followed.py::test_what_is_mixed_gets_the_gradient_of_the_step[a norm]",
     ),

@@ -107,6 +107,8 @@ class Use(NamedTuple):
       groups: the hidden groups that the trace is of, by name.
       where: the source line of the use, "" where it is not known.
       reason: why there is no trace, "" where there is one.
+      mixed: what lies between the weight's output and the hidden states that its trace takes no account of; "" where
+        there is no such thing, as in the program of a complete rule.
     """
 
     weight: str
@@ -115,6 +117,7 @@ class Use(NamedTuple):
     groups: tuple[str, ...]
     where: str
     reason: str
+    mixed: str = ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

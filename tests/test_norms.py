@@ -209,7 +209,7 @@ def test_a_loss_that_cannot_be_called_is_refused_at_once(make: Any, seed: int) -
         make(bench("GRUCell", seed).batched("vmap"), None)
 
 
-# Operations of a user's own that add their product to itself, so that its derivative is no outer product of `x` and `dy`.
+# Operations of a user's own that add their product to itself: the derivative is no outer product of `x` and `dy`.
 ADDED_TWICE = {
     "after a number": lambda x, w: ((y := x @ w) + 1.0) + y,
     "in part": lambda x, w: ((y := x @ w) + 1.0) + y[..., :1],

@@ -306,7 +306,7 @@ def _reported(
 def _row(use: FoundUse, relation: Relation | None, *, is_direct: bool) -> Use:
     if relation is not None:
         groups = tuple(link.group.name for link in relation.links)
-        return Use(use.weight, "trace", relation.name, groups, place(use.eqn), "")
+        return Use(use.weight, "trace", relation.name, groups, place(use.eqn), "", use.mixed)
     has_gradient = is_direct and use.has_gradient
     way: Way = "gradient of the step" if has_gradient else "none"
     return Use(use.weight, way, "", (), place(use.eqn), use.reason)
