@@ -75,15 +75,12 @@ class Jacobians(NamedTuple):
       dfs: `dh/dy` of each relation and group, `[..., *varshape, ns]`.
       diagonals: `dh[t]/dh[t-1]` of each group, element by element, `[..., *varshape, ns, ns]`.
       within: `dh/dperturbation` of each group whose states feed each other within a step, shaped as `diagonals`.
-      between: the same from one group to another one that it feeds within a step, `[..., *varshape, ns of the other,
-        ns]`, by their names.
     """
 
     xs: dict[str, jax.Array]
     dfs: dict[str, jax.Array]
     diagonals: dict[str, jax.Array]
     within: dict[str, jax.Array]
-    between: dict[tuple[str, str], jax.Array]
 
 
 class Step(NamedTuple):
