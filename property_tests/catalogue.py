@@ -505,6 +505,42 @@ FAULTS = (
         "tests/test_function.py::test_equals_backpropagation[its elements turned round-vmap-2]",
     ),
     Fault(
+        "the pieces of a product that is unstacked are lost",
+        "_reader/primitives.py",
+        '"tile", "transpose", "unstack"',
+        '"tile", "transpose"',
+        "tests/test_moves.py::test_its_trace_is_exact[vmap]",
+    ),
+    Fault(
+        "places that data choose are taken for known",
+        "_reader/constants.py",
+        "        if not is_known or",
+        "        free = [np.zeros(var.aval.shape, var.aval.dtype) for var in piece.free] if not is_known else free\n"
+        "        if",
+        "tests/test_moves.py::test_other_moves_get_the_gradient_of_the_step",
+    ),
+    Fault(
+        "what a gather fills in is taken for an element of a product",
+        "_reader/places.py",
+        '_NOWHERE if name == "fill_value" else value',
+        "value",
+        "tests/test_moves.py::test_its_trace_is_exact[vmap]",
+    ),
+    Fault(
+        "of two elements that a scatter writes to one place, the last one stays",
+        "_reader/primitives.py",
+        'not eqn.params["unique_indices"]',
+        "False",
+        "tests/test_moves.py::test_other_moves_get_the_gradient_of_the_step",
+    ),
+    Fault(
+        "a refusal of a draw names what another draw and a state make",
+        "_reader/draws.py",
+        "var in drawn and _may_be_key(var)",
+        "var in drawn",
+        "tests/test_manual_noise.py::test_a_refusal_names_the_draw_that_cannot_be_done",
+    ),
+    Fault(
         "the hidden Jacobian is not arranged as the elements of a product",
         _one("_diagonal_window"),
         "k.seen(adjoints[k.name][leaf.name].own)",

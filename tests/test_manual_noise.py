@@ -1,6 +1,7 @@
 """`pb.manual` draws for each sample what `pb.loop` draws, whatever the shape in which the step asks for it."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -85,6 +86,14 @@ def of_several_keys(_: Any, key: Any, x: Any, s: Any) -> tuple[Any, Any]:
     return same(draw(key) if x.ndim == 1 else jax.vmap(draw)(jax.random.split(key, len(x))[::-1]))
 
 
+def of_a_drawn_rate(_: Any, key: Any, x: Any, s: Any) -> tuple[Any, Any]:
+    """A draw that is the rate of another, and meets the state elsewhere."""
+    one, other = jax.random.split(key)
+    rate = jax.random.uniform(one, s["h"].shape, minval=1.0, maxval=4.0)
+    spikes = jax.random.poisson(other, rate)
+    return 0.2 * s["h"] * rate + 0.2 * spikes, (rate, spikes)
+
+
 def of_raw_keys(p: Any, key: Any, x: Any, s: Any) -> tuple[Any, Any]:
     return of_several_keys(p, jax.random.split(jax.random.key_data(key))[1], x, s)
 
@@ -162,6 +171,7 @@ DRAWS: dict[str, Draw] = {
     "a key of the count": of_the_count,
     "a key of the input": of_the_input,
     "a fixed key": of_a_fixed_key,
+    "a drawn rate": of_a_drawn_rate,
     "raw keys": of_raw_keys,
     "several keys": of_several_keys,
     "in a loop": in_a_loop,
@@ -427,6 +437,24 @@ def test_what_cannot_be_told_apart_is_refused(name: str) -> None:
     with pytest.raises(RandomnessError, match=rf"^pb\.manual: .*{text}.*Use pb\.vmap"):
         pb.manual(learner, SAMPLES)
     assert pb.vmap(learner, SAMPLES).batch_size == SAMPLES
+
+
+def behind_another(_: Any, key: Any, x: Any, s: Any) -> tuple[Any, Any]:
+    early, late = jax.random.split(key)
+    driven = s["h"] + jax.random.uniform(early, s["h"].shape)
+    current = jnp.sin(driven)
+    spikes = jax.random.poisson(late, jnp.exp(driven))
+    return current + spikes, ()
+
+
+def test_a_refusal_names_the_draw_that_cannot_be_done() -> None:
+    """And not what reads the state and an earlier draw, as the rate of this one does."""
+    lines, start = inspect.getsourcelines(behind_another)
+    line = start + next(i for i, text in enumerate(lines) if "poisson" in text)
+    learner, _ = captured(behind_another)
+    text = rf"a draw of shape \(4,\) at \S+:{line} \(behind_another\) that depends on 'state.h', expected"
+    with pytest.raises(RandomnessError, match=text):
+        pb.manual(learner, SAMPLES)
 
 
 def test_a_key_that_a_state_changes() -> None:

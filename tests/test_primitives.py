@@ -19,15 +19,19 @@ from pure_batching._independence.rules import RULES
 from pure_batching._independence.walk import INSIDE
 from pure_batching._reader.alignment import aligned_axes
 from pure_batching._reader.jaxprs import Jaxpr, Literal, closed, evaluate, inner
-from pure_batching._reader.primitives import CALLS, ELEMENT_WISE, LOOPS, POSITION_WISE, called
+from pure_batching._reader.places import moved_numbers
+from pure_batching._reader.primitives import CALLS, ELEMENT_WISE, LOOPS, MOVING, POSITION_WISE, called, moved_operands
 
 # Some version of JAX from 0.9.2 to 0.12 lacks these.
-NOT_IN_EVERY_JAX = {"log2", "mulhi", "one_minus_square", "polynomial"}
+NOT_IN_EVERY_JAX = {"log2", "mulhi", "one_minus_square", "polynomial", "stack", "tile", "unstack"}
 
 # Other libraries bring these.
 OF_OTHERS = {"exprel": "saiunit", "heaviside_surrogate_gradient": "braintools"}
 
 SIZE = 3
+
+# So many equations of a primitive are looked at.
+FEW = 4
 
 
 def floats(rng: np.random.Generator) -> jax.Array:
@@ -160,6 +164,85 @@ class TestElementWise:
     def test_the_walk_has_a_rule_for_each(self) -> None:
         assert set(RULES) >= ELEMENT_WISE | POSITION_WISE
         assert set(INSIDE) == CALLS | LOOPS
+
+
+@functools.cache
+def equations_of_matrices() -> dict[str, list[Any]]:
+    """Those of `equations_found`, and those that functions of `jax.numpy` of a matrix or two are made of."""
+    found = {name: eqns[:FEW] for name, eqns in equations_found().items()}
+    calls = (
+        lambda function, a: function(a),
+        lambda function, a: function([a, a]),
+        lambda function, a: function(a, (2, 1)),
+    )
+    of_numpy = [function for name, function in functions().items() if name.startswith("jax.numpy.")]
+    for function, call in itertools.product(of_numpy, calls):
+        for eqn in traced_equations(functools.partial(call, function), [jnp.ones((SIZE, SIZE))]):
+            if len(found.setdefault(eqn.primitive.name, [])) < 4 * FEW:
+                found[eqn.primitive.name].append(eqn)
+    return found
+
+
+def is_of_floats(eqn: Any) -> bool:
+    """Whether an equation makes floats of floats, and of integers that may say where."""
+    operands = [var.aval for var in eqn.invars if not isinstance(var, Literal)]
+    kinds = [getattr(getattr(aval, "dtype", None), "kind", "") for aval in (*operands, *(v.aval for v in eqn.outvars))]
+    has_both = "f" in kinds[: len(operands)] and set(kinds[len(operands) :]) == {"f"}
+    return has_both and set(kinds) <= {"f", "i"} and not eqn.effects
+
+
+def moves(eqn: Any, rng: np.random.Generator) -> bool:
+    """Whether each element of the results is the same element of the operands, whatever these hold."""
+    operands = [var for var in eqn.invars if not isinstance(var, Literal)]
+    part, names = closed(_alone(eqn, operands)), list(dict.fromkeys(operands))
+    first, second = ([_drawn(var, rng) for var in names] for _ in range(2))
+    other = [b if jnp.issubdtype(b.dtype, jnp.inexact) else a for a, b in zip(first, second, strict=True)]
+    one, same = (_origins(given, evaluate(part, *given)) for given in (first, other))
+    return one.size > 0 and bool((one >= 0).all()) and np.array_equal(one, same)
+
+
+def _origins(given: list[jax.Array], results: list[jax.Array]) -> np.ndarray:
+    """Where each element of the results stands among those of the operands; -1 where it does not."""
+    elements, whole = (np.concatenate([np.asarray(x).ravel() for x in arrays]) for arrays in (given, results))
+    matches = whole[:, None] == elements
+    return np.where(matches.any(1), matches.argmax(1), -1)
+
+
+class TestMoving:
+    """The table names what JAX has, and `moved_numbers` says where each element is moved to."""
+
+    def test_every_moving_primitive_is_in_the_table(self) -> None:
+        rng, others = np.random.default_rng(0), ELEMENT_WISE | LOOPS | CALLS
+        found = {name: [*filter(is_of_floats, eqns)] for name, eqns in equations_of_matrices().items()}
+        tried = {name: eqns for name, eqns in found.items() if eqns and name not in others}
+        moving = {name for name, eqns in tried.items() if all(moves(eqn, rng) for eqn in eqns)}
+        assert moving <= MOVING
+        assert moving >= {"concatenate", "gather", "reshape", "slice", "tile", "transpose"}
+
+    def test_jax_has_every_name(self) -> None:
+        assert MOVING - primitives() <= NOT_IN_EVERY_JAX
+
+    def test_elements_are_where_they_are_said_to_be(self) -> None:
+        rng, tried = np.random.default_rng(0), set()
+        found = [eqn for primitive in MOVING for eqn in equations_of_matrices().get(primitive, ())]
+        for eqn in found:
+            name, operands = eqn.primitive.name, [var for var in eqn.invars if not isinstance(var, Literal)]
+            names = list(dict.fromkeys(operands))
+            values = dict(zip(names, [_drawn(var, rng) for var in names], strict=True))
+            results = evaluate(closed(_alone(eqn, operands)), *values.values())
+            for k in [k for k in moved_operands(eqn) if not isinstance(eqn.invars[k], Literal)]:
+                given, held = np.asarray(values[eqn.invars[k]]).ravel(), list(values.items())
+                known = {var: value for var, value in held if var is not eqn.invars[k]}
+                said = moved_numbers(eqn, k, np.arange(len(given)), lambda atom, known=known: _value(atom, known))
+                for result, numbers in zip(results, said or (), strict=True):
+                    kept = numbers >= 0
+                    assert np.array_equal(np.asarray(result)[kept], given[numbers[kept]]), name
+                    tried |= {name} if kept.any() else set()
+        assert tried == {eqn.primitive.name for eqn in found if moved_operands(eqn)}
+
+
+def _value(atom: Any, known: dict[Any, Any]) -> Any:
+    return np.asarray(atom.val) if isinstance(atom, Literal) else known.get(atom)
 
 
 UNARY = sorted(

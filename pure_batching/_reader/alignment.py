@@ -12,16 +12,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax.core
-import numpy as np
-
 from .._relation import Axes, Scattered
-from .jaxprs import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, evaluate, inner
-from .pieces import cut_piece, order_of, spec_of_var
+from .constants import Numbers, nothing, numbers_of
+from .jaxprs import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, inner
+from .pieces import spec_of_var
 from .primitives import ELEMENT_WISE, POSITION_WISE, called
-
-# The value of a variable that depends on no input of the operation; None for any other.
-Numbers = Callable[[Any], np.ndarray | None]
 
 # A rule: the alignment of an equation's result, given that of its operands, None for one that the weight cannot reach.
 Rule = Callable[[JaxprEqn, Sequence[Axes | None], Numbers], Axes]
@@ -33,7 +28,7 @@ def aligned_axes(operation: Jaxpr | ClosedJaxpr, leaf: Var) -> Axes:
     It is None where an element of the leaf spreads along an axis of the output, and may be None for one of size one.
     """
     jaxpr, _ = inner(operation)
-    (axes,) = _follow(jaxpr, {leaf: tuple(range(len(spec_of_var(leaf).shape)))}, _numbers_of(operation))
+    (axes,) = _follow(jaxpr, {leaf: tuple(range(len(spec_of_var(leaf).shape)))}, numbers_of(operation))
     return _spread(jaxpr.outvars[0]) if axes is None else axes
 
 
@@ -66,23 +61,6 @@ def _only_reader(jaxpr: Jaxpr, var: Var) -> JaxprEqn | None:
     return readers[0] if len(readers) == 1 else None
 
 
-def _numbers_of(operation: Jaxpr | ClosedJaxpr) -> Numbers:
-    jaxpr, consts = inner(operation)
-    known, order = dict(zip(jaxpr.constvars, consts, strict=False)), order_of(jaxpr)
-
-    def value(atom: Any) -> np.ndarray | None:
-        if isinstance(atom, Literal):
-            return np.asarray(atom.val)
-        piece = cut_piece(jaxpr.eqns, (), [atom], order)
-        free = [known.get(var) for var in piece.free]
-        if any(const is None or isinstance(const, jax.core.Tracer) for const in free):
-            return None
-        (number,) = evaluate(ClosedJaxpr(piece.jaxpr, ()), *free)
-        return np.asarray(number)
-
-    return value
-
-
 def _follow(jaxpr: Jaxpr, known: Mapping[Var, Axes], numbers: Numbers) -> list[Axes | None]:
     axes: dict[Any, Axes] = dict(known)
     for eqn in jaxpr.eqns:
@@ -107,7 +85,7 @@ def _apply(eqn: JaxprEqn, given: Sequence[Axes | None], numbers: Numbers) -> lis
 def _call(body: ClosedJaxpr, eqn: JaxprEqn, given: Sequence[Axes | None]) -> list[Axes]:
     equations, _ = inner(body)
     known = {var: axes for var, axes in zip(equations.invars, given, strict=True) if axes is not None}
-    found = _follow(equations, known, lambda _: None)
+    found = _follow(equations, known, nothing)
     return [_spread(var) if axes is None else axes for axes, var in zip(found, eqn.outvars, strict=True)]
 
 
@@ -171,6 +149,14 @@ def _concatenate(eqn: JaxprEqn, given: Sequence[Axes | None], _: Numbers) -> Axe
     return tuple(None if i == joined or len(column) > 1 else next(iter(column)) for i, column in enumerate(columns))
 
 
+def _stack(eqn: JaxprEqn, given: Sequence[Axes | None], _: Numbers) -> Axes:
+    """Every axis but the new one along which operands are put together."""
+    new = range(len(_shape(eqn.outvars[0])))[eqn.params["axis"]]
+    columns = [set(column) for column in zip(*(axes for axes in given if axes is not None), strict=True)]
+    kept = [column.pop() if len(column) == 1 else None for column in columns]
+    return (*kept[:new], None, *kept[new:])
+
+
 def _dot(eqn: JaxprEqn, given: Sequence[Axes | None], _: Numbers) -> Axes:
     """Batch axes and the free axes of the side that depends on the weight stay aligned; the other side's spread."""
     (contract_l, contract_r), (batch_l, batch_r) = eqn.params["dimension_numbers"]
@@ -224,6 +210,7 @@ _RULES: dict[str, Rule] = {
     "squeeze": _drop,
     "reshape": _reshape,
     "concatenate": _concatenate,
+    "stack": _stack,
     "dot_general": _dot,
     "conv_general_dilated": _convolution,
     "scatter-add": _scatter_add,

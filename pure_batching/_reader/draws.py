@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from .._tree import is_key
 from ..errors import RandomnessError
@@ -162,9 +163,18 @@ def _typed_keys(jaxpr: Jaxpr, drawn: set[Any], sampled: set[Any]) -> set[Var]:
 
 
 def _with_what_makes_them(jaxpr: Jaxpr, keys: set[Any], drawn: set[Any]) -> set[Any]:
-    """The keys, and what leads to them from the step's own: the numbers of a key in a raw form."""
+    """The keys, and what leads to them from the step's own: the numbers of a key in a raw form.
+
+    What else an equation reads that makes a key is none, as the state that a loop over keys is given.
+    """
     found = set(keys)
     for eqn in reversed(jaxpr.eqns):
         if not found.isdisjoint(eqn.outvars):
-            found.update(var for var in eqn.invars if isinstance(var, Var) and var in drawn)
+            found.update(var for var in eqn.invars if isinstance(var, Var) and var in drawn and _may_be_key(var))
     return found
+
+
+def _may_be_key(var: Var) -> bool:
+    """Whether a variable has the type of a key, or that of a key's numbers."""
+    dtype = spec_of_var(var).dtype
+    return is_key(dtype) or dtype == jnp.uint32

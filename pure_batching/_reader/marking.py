@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from .flat import Test
 from .jaxprs import ClosedJaxpr, Jaxpr, JaxprEqn, Var, inner, program
 from .pieces import cut_piece, order_of, reads, spec_of_var
-from .places import MOVING, is_element_wise
-from .primitives import name_of
+from .places import is_element_wise
+from .primitives import moved_operands, name_of
 
 # The names of the calls that hold a use: one that mixes its data, one that is element-wise in them, and a sum.
 MIXING, ELEMENT_WISE_USE, ADDITIVE = "use_of_weights", "element_wise_use_of_weights", "sum_with_weights"
@@ -108,11 +108,10 @@ class _Marking:
 
     def _copies(self, eqn: JaxprEqn) -> bool:
         """Whether the result holds elements of the data several times, as `x[:, None] * w` does before a sum."""
-        if not is_element_wise(eqn) and eqn.primitive.name not in MOVING:
-            return False
-        data = [atom for atom in eqn.invars if isinstance(atom, Var) and atom in self.data and _size(atom) > 1]
-        joins = eqn.primitive.name in ("concatenate", "pad")
-        results = 0 if joins else sum(map(_size, eqn.outvars))
+        moved = [eqn.invars[i] for i in moved_operands(eqn)]
+        operands = eqn.invars if is_element_wise(eqn) else moved
+        data = [atom for atom in operands if isinstance(atom, Var) and atom in self.data and _size(atom) > 1]
+        results = 0 if len(moved) > 1 else sum(map(_size, eqn.outvars))  # several are put beside each other
         return bool(data) and all(var in self.copied or _size(var) < results for var in data)
 
 

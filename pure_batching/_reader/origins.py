@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from .constants import Numbers, numbers_inside
 from .jaxprs import ClosedJaxpr, JaxprEqn, Literal, Var, inner, scan_parts
 from .pieces import reads, spec_of_var, tainted_by
-from .places import MOVING, followed_through, is_element_wise, moved_numbers
-from .primitives import called
+from .places import followed_through, is_element_wise, moved_numbers
+from .primitives import called, moved_operands
 
 _NOWHERE = -1
 
@@ -24,7 +25,12 @@ Origins = np.ndarray | None
 
 
 def is_stretched(
-    eqns: Iterable[JaxprEqn], y: Var, state: Var, varshape: tuple[int, ...], is_blocked: Callable[[JaxprEqn], bool]
+    eqns: Iterable[JaxprEqn],
+    y: Var,
+    state: Var,
+    varshape: tuple[int, ...],
+    is_blocked: Callable[[JaxprEqn], bool],
+    numbers: Numbers,
 ) -> bool:
     """Whether each element of a state is made of that element of `y` which broadcasting puts there, or of none.
 
@@ -34,12 +40,13 @@ def is_stretched(
       state: a new hidden state, `[*varshape]`, or several along a last axis.
       varshape: the shape that `y` is broadcast to.
       is_blocked: which equations are not followed.
+      numbers: what is known of the step's variables before it runs.
     """
-    found = _origins((eqn for eqn in eqns if not is_blocked(eqn)), {y: _numbers(y)}).get(state)
+    found = _origins((eqn for eqn in eqns if not is_blocked(eqn)), {y: _counted(y)}, numbers).get(state)
     if found is None:
         return False
     try:
-        wanted = np.broadcast_to(_numbers(y), varshape)[..., None]
+        wanted = np.broadcast_to(_counted(y), varshape)[..., None]
     except ValueError:
         return False
     columns = found.reshape(*varshape, -1)
@@ -47,12 +54,16 @@ def is_stretched(
 
 
 def lost_at(
-    eqns: Sequence[JaxprEqn], y: Var, states: Iterable[Var], is_blocked: Callable[[JaxprEqn], bool]
+    eqns: Sequence[JaxprEqn],
+    y: Var,
+    states: Iterable[Var],
+    is_blocked: Callable[[JaxprEqn], bool],
+    numbers: Numbers,
 ) -> JaxprEqn | None:
     """The first equation on the way to a state behind which `y` cannot be followed; None if there is none."""
     open_eqns = [eqn for eqn in eqns if not is_blocked(eqn)]
-    forward = followed_through(open_eqns, {y: np.arange(math.prod(spec_of_var(y).shape))})
-    back = _origins(open_eqns, {y: _numbers(y)})
+    forward = followed_through(open_eqns, {y: np.arange(math.prod(spec_of_var(y).shape))}, numbers)
+    back = _origins(open_eqns, {y: _counted(y)}, numbers)
     wanted = set(states)
     for eqn in open_eqns:
         lost = [var for var in eqn.outvars if var in back and back[var] is None and forward[var] is None]
@@ -61,12 +72,12 @@ def lost_at(
     return None
 
 
-def _numbers(var: Var) -> np.ndarray:
+def _counted(var: Var) -> np.ndarray:
     shape = spec_of_var(var).shape
     return np.arange(math.prod(shape)).reshape(shape)
 
 
-def _origins(eqns: Iterable[JaxprEqn], start: dict[Any, Origins]) -> dict[Any, Origins]:
+def _origins(eqns: Iterable[JaxprEqn], start: dict[Any, Origins], numbers: Numbers) -> dict[Any, Origins]:
     """The origins of every variable that depends on those of `start`."""
     known = dict(start)
     for eqn in eqns:
@@ -74,7 +85,7 @@ def _origins(eqns: Iterable[JaxprEqn], start: dict[Any, Origins]) -> dict[Any, O
             given = [
                 _absent(atom) if isinstance(atom, Literal) else known.get(atom, _absent(atom)) for atom in eqn.invars
             ]
-            results = [None] * len(eqn.outvars) if any(one is None for one in given) else _through(eqn, given)
+            results = [None] * len(eqn.outvars) if any(one is None for one in given) else _through(eqn, given, numbers)
             known.update(zip(eqn.outvars, results, strict=True))
     return known
 
@@ -83,39 +94,50 @@ def _absent(atom: Any) -> np.ndarray:
     return np.full(spec_of_var(atom).shape, _NOWHERE)
 
 
-def _through(eqn: JaxprEqn, given: Sequence[Any]) -> Sequence[Origins]:
+def _through(eqn: JaxprEqn, given: Sequence[Any], numbers: Numbers) -> Sequence[Origins]:
     body = called(eqn)
-    if eqn.primitive.name in MOVING:
-        columns = [moved_numbers(eqn, k, one) for k, one in enumerate(given) if (one >= 0).any()]
-        return [_united(column) for column in zip(*columns, strict=True)] or [_absent(var) for var in eqn.outvars]
+    if moved_operands(eqn):
+        return _moved(eqn, given, numbers)
     if body is not None:
-        return _inside(body, given)
+        return _inside(body, given, numbers_inside(body, eqn.invars, numbers))
     if eqn.primitive.name == "scan":
-        return _rounds(eqn, given)
+        return _rounds(eqn, given, numbers)
     if eqn.primitive.name == "cond":
-        branches = [_inside(branch, given[1:]) for branch in eqn.params["branches"]]
+        operands = eqn.invars[1:]
+        branches = [
+            _inside(branch, given[1:], numbers_inside(branch, operands, numbers)) for branch in eqn.params["branches"]
+        ]
         return [_united(column) for column in zip(*branches, strict=True)]
     if not is_element_wise(eqn):
         return [None] * len(eqn.outvars)
     return [_united([np.broadcast_to(one, spec_of_var(var).shape) for one in given]) for var in eqn.outvars]
 
 
-def _inside(body: ClosedJaxpr, given: Sequence[Any]) -> list[Origins]:
+def _moved(eqn: JaxprEqn, given: Sequence[Any], numbers: Numbers) -> Sequence[Origins]:
+    ways = [moved_numbers(eqn, k, one, numbers) for k, one in enumerate(given) if (one >= 0).any()]
+    known = [way for way in ways if way is not None]
+    if len(known) < len(ways):
+        return [None] * len(eqn.outvars)
+    return [_united(column) for column in zip(*known, strict=True)] or [_absent(var) for var in eqn.outvars]
+
+
+def _inside(body: ClosedJaxpr, given: Sequence[Any], numbers: Numbers) -> list[Origins]:
     jaxpr, _ = inner(body)
     start = {var: one for var, one in zip(jaxpr.invars, given, strict=True) if (one >= 0).any()}
-    known = _origins(jaxpr.eqns, start)
+    known = _origins(jaxpr.eqns, start, numbers)
     return [_absent(atom) if isinstance(atom, Literal) else known.get(atom, _absent(atom)) for atom in jaxpr.outvars]
 
 
-def _rounds(eqn: JaxprEqn, given: Sequence[Any]) -> list[Origins]:
+def _rounds(eqn: JaxprEqn, given: Sequence[Any], numbers: Numbers) -> list[Origins]:
     """The origins behind a loop: those of its carry are made until another round adds none."""
     consts, count = scan_parts(eqn)
     first, carry, rows = given[:consts], list(given[consts : consts + count]), given[consts + count :]
     if any((one >= 0).any() for one in rows):  # each round reads another row
         return [None] * len(eqn.outvars)
     body, one_row = eqn.params["jaxpr"], [one[0] if len(one) else one.reshape(one.shape[1:]) for one in rows]
+    same = numbers_inside(body, eqn.invars[:consts], numbers)
     while True:
-        made = _inside(body, [*first, *carry, *one_row])
+        made = _inside(body, [*first, *carry, *one_row], same)
         new = [one for pair in zip(carry, made[:count], strict=True) if (one := _united(pair)) is not None]
         if len(new) < count:
             return [None] * len(eqn.outvars)

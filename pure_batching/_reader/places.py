@@ -11,22 +11,16 @@ from typing import Any
 import jax
 import numpy as np
 
+from .constants import Numbers, numbers_inside
 from .jaxprs import ClosedJaxpr, JaxprEqn, Literal, Var, inner
 from .pieces import reads, spec_of_var
-from .primitives import ELEMENT_WISE, called
+from .primitives import ELEMENT_WISE, called, moved_operands
 
-# Operations that move elements, and change none of them.
-MOVING = frozenset(
-    [
-        *("broadcast_in_dim", "concatenate", "copy", "expand_dims", "pad", "reshape", "rev", "slice", "split"),
-        *("squeeze", "transpose"),
-    ]
-)
 _NOWHERE = -1
 
 
 def places_of(
-    eqns: Iterable[JaxprEqn], y: Var, state: Var, is_blocked: Callable[[JaxprEqn], bool]
+    eqns: Iterable[JaxprEqn], y: Var, state: Var, is_blocked: Callable[[JaxprEqn], bool], numbers: Numbers
 ) -> np.ndarray | None:
     """For each element of `y` the index of the element of a flattened state that it reaches, -1 where it reaches none.
 
@@ -35,23 +29,26 @@ def places_of(
       y: the product.
       state: a new hidden state.
       is_blocked: which equations are not followed.
+      numbers: what is known of the step's variables before it runs.
 
     Returns:
       `[*y.shape]`, or None where an element reaches several, or by a way that is not followed.
     """
     size = math.prod(spec_of_var(y).shape)
-    known = followed_through((eqn for eqn in eqns if not is_blocked(eqn)), {y: np.arange(size)})
+    known = followed_through((eqn for eqn in eqns if not is_blocked(eqn)), {y: np.arange(size)}, numbers)
     found = known.get(state)
     return None if found is None else found.reshape(spec_of_var(y).shape)
 
 
-def followed_through(eqns: Iterable[JaxprEqn], start: dict[Any, np.ndarray | None]) -> dict[Any, np.ndarray | None]:
+def followed_through(
+    eqns: Iterable[JaxprEqn], start: dict[Any, np.ndarray | None], numbers: Numbers
+) -> dict[Any, np.ndarray | None]:
     """The places in every variable that depends on those of `start`; None where one is not known."""
     known, size = dict(start), len(next(one for one in start.values() if one is not None))
     for eqn in eqns:
         if reads(eqn, set(known)):
             given = [None if isinstance(atom, Literal) else known.get(atom, _absent(size)) for atom in eqn.invars]
-            results = [None] * len(eqn.outvars) if _are_unknown(eqn, given) else _through(eqn, given)
+            results = [None] * len(eqn.outvars) if _are_unknown(eqn, given) else _through(eqn, given, numbers)
             known.update(zip(eqn.outvars, results, strict=True))
     return known
 
@@ -82,16 +79,18 @@ def _are_unknown(eqn: JaxprEqn, given: Sequence[np.ndarray | None]) -> bool:
     return any(places is None for atom, places in atoms if not isinstance(atom, Literal))
 
 
-def _through(eqn: JaxprEqn, given: Sequence[np.ndarray | None]) -> list[np.ndarray | None]:
+def _through(eqn: JaxprEqn, given: Sequence[np.ndarray | None], numbers: Numbers) -> list[np.ndarray | None]:
     operands = [(atom, places) for atom, places in zip(eqn.invars, given, strict=True) if places is not None]
-    if eqn.primitive.name in MOVING:
-        return _moved(eqn, given)
+    reaching = [(atom, places) for atom, places in operands if (places >= 0).any()]
+    if not reaching:
+        return [_absent(len(operands[0][1]))] * len(eqn.outvars)
+    if moved_operands(eqn):
+        return _moved(eqn, given, numbers)
     if eqn.primitive.name == "reduce_sum":
         return [_summed(eqn, places) for places in given]
     body = called(eqn)
     if body is not None:
-        return _inside(body, given)
-    reaching = [(atom, places) for atom, places in operands if (places >= 0).any()]
+        return _inside(body, given, numbers_inside(body, eqn.invars, numbers))
     shapes = {tuple(spec_of_var(atom).shape) for atom, _ in reaching}
     if not is_element_wise(eqn) or any(tuple(spec_of_var(var).shape) not in shapes for var in eqn.outvars):
         return [None] * len(eqn.outvars)
@@ -109,32 +108,50 @@ def _summed(eqn: JaxprEqn, places: np.ndarray | None) -> np.ndarray | None:
     return np.where(places >= 0, arrival.take(places, mode="clip") if arrival.size else _NOWHERE, _NOWHERE)
 
 
-def _inside(body: ClosedJaxpr, given: Sequence[np.ndarray | None]) -> list[np.ndarray | None]:
+def _inside(body: ClosedJaxpr, given: Sequence[np.ndarray | None], numbers: Numbers) -> list[np.ndarray | None]:
     jaxpr, _ = inner(body)
     pairs = zip(jaxpr.invars, given, strict=True)
     start = {var: places for var, places in pairs if places is not None and (places >= 0).any()}
-    known = followed_through(jaxpr.eqns, dict(start))
+    known = followed_through(jaxpr.eqns, dict(start), numbers)
     size = len(next(iter(start.values())))
     return [_absent(size) if isinstance(atom, Literal) else known.get(atom, _absent(size)) for atom in jaxpr.outvars]
 
 
-def _moved(eqn: JaxprEqn, given: Sequence[np.ndarray | None]) -> list[np.ndarray | None]:
+def _moved(eqn: JaxprEqn, given: Sequence[np.ndarray | None], numbers: Numbers) -> list[np.ndarray | None]:
     """The places after elements were moved, found by moving their numbers."""
-    results: list[list[np.ndarray | None]] = []
+    ways: list[list[np.ndarray | None]] = []
     for k, places in enumerate(given):
         if places is not None and (places >= 0).any():
-            numbers = moved_numbers(eqn, k, np.arange(math.prod(spec_of_var(eqn.invars[k]).shape)))
-            results.append([_followed(places, number.reshape(-1)) for number in numbers])
-    return [united(column) for column in zip(*results, strict=True)]
+            arrived = moved_numbers(eqn, k, np.arange(math.prod(spec_of_var(eqn.invars[k]).shape)), numbers)
+            if arrived is None:
+                return [None] * len(eqn.outvars)
+            ways.append([_followed(places, one.reshape(-1)) for one in arrived])
+    return [united(column) for column in zip(*ways, strict=True)]
 
 
-def moved_numbers(eqn: JaxprEqn, k: int, numbers: np.ndarray) -> list[np.ndarray]:
-    """The results of an equation of `MOVING` where operand `k` holds these numbers, and the others hold -1."""
-    specs = [spec_of_var(atom) for atom in eqn.invars]
-    operands = [np.full(spec.shape, _NOWHERE, np.int32) for spec in specs]
-    operands[k] = numbers.astype(np.int32).reshape(specs[k].shape)
+def moved_numbers(eqn: JaxprEqn, k: int, elements: np.ndarray, numbers: Numbers) -> list[np.ndarray] | None:
+    """What the results of a moving equation hold.
+
+    Args:
+      eqn: the equation.
+      k: one of its operands.
+      elements: the numbers of that operand's elements; -1 for one that does not count.
+      numbers: what is known of the step's variables before it runs.
+
+    Returns:
+      For each result the numbers of its elements, -1 for one of another operand and for what fills a gap; None where
+      it is not known at capture what goes where.
+    """
+    specs, moved = [spec_of_var(atom) for atom in eqn.invars], moved_operands(eqn)
+    operands: list[Any] = [np.full(spec.shape, _NOWHERE, np.int32) for spec in specs]
+    operands[k] = elements.astype(np.int32).reshape(specs[k].shape)
+    for i in set(range(len(operands))) - set(moved):
+        operands[i] = numbers(eqn.invars[i])
+    if k not in moved or any(one is None for one in operands):
+        return None
+    params = {name: _NOWHERE if name == "fill_value" else value for name, value in eqn.params.items()}
     with jax.ensure_compile_time_eval():
-        results = eqn.primitive.bind(*operands, **eqn.params)
+        results = eqn.primitive.bind(*operands, **params)
     return [np.asarray(one) for one in (results if eqn.primitive.multiple_results else [results])]
 
 

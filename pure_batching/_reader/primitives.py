@@ -4,6 +4,8 @@ This is the only table of its kind. The alignment of weights, the walk of the sa
 comparisons read it.
 """
 
+from collections.abc import Mapping
+
 from .jaxprs import ClosedJaxpr, JaxprEqn, closed
 
 # Element `i` of the result depends on element `i` of each operand alone. An operand has the shape of the result, or
@@ -28,6 +30,17 @@ ELEMENT_WISE = frozenset(
 # Result `k` is operand `k`.
 POSITION_WISE = frozenset(["device_put", "optimization_barrier"])
 
+# Elements move, and none changes. The slice says which operands hold them; the others say where, or how wide.
+_MOVING: Mapping[str, slice] = {
+    **dict.fromkeys(("broadcast_in_dim", "concatenate", "copy", "pad", "reshape", "rev"), slice(None)),
+    **dict.fromkeys(("slice", "split", "squeeze", "stack", "tile", "transpose", "unstack"), slice(None)),
+    **dict.fromkeys(POSITION_WISE, slice(None)),
+    **dict.fromkeys(("dynamic_slice", "gather"), slice(1)),
+    "dynamic_update_slice": slice(2),
+    "scatter": slice(0, None, 2),
+}
+MOVING = frozenset(_MOVING)
+
 # A call holds one jaxpr, which takes the call's operands and gives the call's results.
 CALLS = frozenset(
     [
@@ -44,6 +57,15 @@ LOOPS = frozenset(["cond", "scan", "while"])
 def name_of(eqn: JaxprEqn) -> str:
     """The name of the jitted function that an equation calls; "" for an equation that calls none."""
     return str(eqn.params.get("name", "")) if eqn.primitive.name in ("jit", "pjit") else ""
+
+
+def moved_operands(eqn: JaxprEqn) -> tuple[int, ...]:
+    """The operands whose elements an equation moves and leaves as they are; none for any other equation.
+
+    Where a scatter may write twice to one place, JAX does not say which element stays.
+    """
+    is_open = eqn.primitive.name == "scatter" and not eqn.params["unique_indices"]
+    return () if is_open else tuple(range(len(eqn.invars))[_MOVING.get(eqn.primitive.name, slice(0))])
 
 
 def called(eqn: JaxprEqn) -> ClosedJaxpr | None:

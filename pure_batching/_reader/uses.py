@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..errors import CaptureError
+from .constants import numbers_of
 from .hidden import FoundGroup
 from .jaxprs import JaxprEqn, Var
 from .lines import place
@@ -210,7 +211,8 @@ def _reaches(step: FlatStep, sources: Sequence[Var], group: FoundGroup, others: 
 def _end(step: FlatStep, y: Var, group: FoundGroup, reached: set[Any]) -> End | None:
     """A group with the place of each element of `y`, without it if `y` is broadcast to its states; None for others."""
     states = reached.intersection(group.after)
-    whole = united([places_of(step.eqns, y, var, step.is_blocked) for var in states])
+    numbers = numbers_of(step.closed)
+    whole = united([places_of(step.eqns, y, var, step.is_blocked, numbers) for var in states])
     if whole is not None and not any(group.widths):
         return End(group, _unless_same(whole, group))
     return End(group, None) if _is_in_place(step, y, group, reached) else None
@@ -218,8 +220,8 @@ def _end(step: FlatStep, y: Var, group: FoundGroup, reached: set[Any]) -> End | 
 
 def _is_in_place(step: FlatStep, y: Var, group: FoundGroup, reached: set[Any]) -> bool:
     """Whether each element of a group is made of that element of `y` which broadcasting puts there, or of none."""
-    states = reached.intersection(group.after)
-    return all(is_stretched(step.eqns, y, var, group.varshape, step.is_blocked) for var in states)
+    states, numbers = reached.intersection(group.after), numbers_of(step.closed)
+    return all(is_stretched(step.eqns, y, var, group.varshape, step.is_blocked, numbers) for var in states)
 
 
 def _mixed(step: FlatStep, y: Var, end: End, reached: set[Any]) -> str:
@@ -244,7 +246,7 @@ def _is_mixed(y: Var, ends: Sequence[End]) -> bool:
 
 def _lost(step: FlatStep, y: Var, group: FoundGroup) -> str:
     """Why the elements of a use are not followed to a group."""
-    mixing = lost_at(step.eqns, y, group.after, step.is_blocked)
+    mixing = lost_at(step.eqns, y, group.after, step.is_blocked, numbers_of(step.closed))
     line = "" if mixing is None else place(mixing)
     way = f"is mixed or copied at {line} before it reaches" if line else "does not reach"
     return f"its output {way} {group.paths[0]}" + ("" if line else " element by element")
@@ -252,10 +254,10 @@ def _lost(step: FlatStep, y: Var, group: FoundGroup) -> str:
 
 def _arranged(step: FlatStep, y: Var, near: Sequence[FoundGroup], reached: set[Any]) -> list[End]:
     """The groups with the place of each element of `y` among their states; none unless all places are known."""
-    ends = []
+    ends, numbers = [], numbers_of(step.closed)
     for group in near:
-        found = [places_of(step.eqns, y, var, step.is_blocked) for var in reached.intersection(group.after)]
-        whole = united(found)
+        states = reached.intersection(group.after)
+        whole = united([places_of(step.eqns, y, var, step.is_blocked, numbers) for var in states])
         if whole is None or any(group.widths):
             return []
         ends.append(End(group, _unless_same(whole, group)))

@@ -12,13 +12,12 @@ import jax.numpy as jnp
 
 from .jaxprs import ClosedJaxpr, JaxprEqn, Literal, evaluate, inner, program
 from .pieces import spec_of_var
-from .primitives import ELEMENT_WISE, called
+from .primitives import ELEMENT_WISE, MOVING, called
 
 # Operations that are the same in every float type, apart from a parameter that names the type.
 _OF_EVERY_TYPE = ELEMENT_WISE - {"bitcast_convert_type"} | {
-    *("broadcast_in_dim", "concatenate", "conv_general_dilated", "cumsum", "dot_general", "dynamic_slice", "gather"),
-    *("pad", "reduce_max", "reduce_min", "reduce_sum", "reshape", "rev", "scatter-add", "slice", "squeeze"),
-    "transpose",
+    *MOVING,
+    *("conv_general_dilated", "cumsum", "dot_general", "reduce_max", "reduce_min", "reduce_sum", "scatter-add"),
 }
 _TYPE_PARAMETERS = ("new_dtype", "preferred_element_type")
 
