@@ -169,7 +169,7 @@ def _related(step: FlatStep, groups: Sequence[FoundGroup], path: str, eqn: Jaxpr
         return FoundUse(path, eqn, None, f"its input is {spec_of_var(x).dtype}, no float", is_operation=True)
     if ends:
         needed = None if step.traced.marks.is_additive(eqn) else x
-        mixed = next(filter(None, (_mixed(step, y, end, reached) for end in ends)), "")
+        mixed = "" if step.traced.is_strict else _mixed(step, y, ends, reached)
         return FoundUse(path, eqn, FoundRelation(needed, y, tuple(ends)), "", is_operation=True, mixed=mixed)
     reason = reason or (_misfit(y, near[0]) if near else _unreached(step, groups, y))
     return FoundUse(path, eqn, None, reason, is_operation=True)
@@ -224,13 +224,14 @@ def _is_in_place(step: FlatStep, y: Var, group: FoundGroup, reached: set[Any]) -
     return all(is_stretched(step.eqns, y, var, group.varshape, step.is_blocked, numbers) for var in states)
 
 
-def _mixed(step: FlatStep, y: Var, end: End, reached: set[Any]) -> str:
-    """Why a trace that has `y` broadcast to a group is not right; "" where it is."""
-    if end.places is not None or _is_in_place(step, y, end.group, reached):
+def _mixed(step: FlatStep, y: Var, ends: Sequence[End], reached: set[Any]) -> str:
+    """Why a trace that has `y` broadcast to some groups is not right; "" where it is."""
+    stretched = (end.group for end in ends if end.places is None)
+    group = next((one for one in stretched if not _is_in_place(step, y, one, reached)), None)
+    if group is None:
         return ""
-    if _end(step, y, end.group, reached) is None:
-        return _lost(step, y, end.group)
-    return f"its output reaches {end.group.paths[0]} in another order"
+    is_mixed = _end(step, y, group, reached) is None
+    return _lost(step, y, group) if is_mixed else f"its output reaches {group.paths[0]} in another order"
 
 
 def _unless_same(places: np.ndarray, group: FoundGroup) -> np.ndarray | None:
