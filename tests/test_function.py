@@ -213,7 +213,12 @@ def first_rows(learner: pb.Learner) -> list[Any]:
 
 def test_a_recurrent_product_by_hand_is_no_path_of_its_own() -> None:
     """`(h[:, None] * u).sum(0)` mixes neurons as `h @ u` does, so that no trace follows it either."""
-    products = (lambda h, u: h @ u, lambda h, u: (h[..., :, None] * u).sum(-2))
+    rows = np.repeat(np.arange(4), 4)
+    products = (
+        lambda h, u: h @ u,
+        lambda h, u: (h[..., :, None] * u).sum(-2),
+        lambda h, u: (h[..., rows].reshape(*h.shape, 4) * u).sum(-2),
+    )
     data, found = WRITTEN["a product"].data(), []
     for product in products:
 
@@ -226,6 +231,7 @@ def test_a_recurrent_product_by_hand_is_no_path_of_its_own() -> None:
         assert {row.way for row in pb.explain(learner).rows} == {"trace"}
         found.append(pb.sequence_grad(pb.vmap(learner, SAMPLES), squared)(weights, None, *data)[0])
     assert_close(found[1], found[0])
+    assert_close(found[2], found[0])
 
 
 def test_a_trace_of_gates_has_the_weight_s_size() -> None:
