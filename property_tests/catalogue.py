@@ -1080,6 +1080,13 @@ FAULTS = (
         "tests/test_mixed_products.py::test_one_step_equals_backpropagation[softmax]",
     ),
     Fault(
+        "a product is broadcast to several states in one array as if they were neurons",
+        "_reader/origins.py",
+        "wanted = np.broadcast_to(_counted(y), varshape)[..., None]",
+        "wanted = np.broadcast_to(_counted(y), varshape)[..., ::-1, None]",
+        "tests/test_mixed_products.py::test_states_in_one_array_are_followed",
+    ),
+    Fault(
         "the default rule does not say that it takes mixed products for others",
         "_reader/uses.py",
         'mixed = "" if step.traced.is_strict else _mixed(step, y, ends, reached)',

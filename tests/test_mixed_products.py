@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from brainscale.nn import Linear
-from brainstate import HiddenState
+from brainstate import HiddenGroupState, HiddenState
 
 import pure_batching as pb
 from pure_batching.testing._alive import assert_gradients_alive
@@ -114,6 +114,33 @@ def test_strategies_are_interchangeable(name: str) -> None:
     )
     assert_gradients_alive(one)
     assert_close(one, other)
+
+
+class Pair(brainstate.nn.Module):
+    """Two states in one array, of which the product reaches one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with brainstate.random.seed_context(0):
+            self.inp = Linear(INPUTS, NEURONS)
+
+    def init_state(self, *_: Any, **__: Any) -> None:
+        self.pair = HiddenGroupState(jnp.zeros((NEURONS, 2)))
+
+    def update(self, x: jax.Array) -> Any:
+        slow, fast = self.pair.get_value(0), self.pair.get_value(1)
+        self.pair.set_value([0.9 * slow + 0.2 * fast, 0.5 * fast - 0.1 * slow + jnp.tanh(self.inp(x))])
+        return self.pair.get_value(0)
+
+
+def test_states_in_one_array_are_followed() -> None:
+    inputs, found = 2 * normal(STEPS, INPUTS, seed=1), []
+    for rule, window in ((D, 2), (EXACT, None)):
+        learner, params = pb.capture(Pair(), inputs[0], algorithm=rule)
+        assert (way(learner).way, way(learner).groups) == ("trace", ("pair",))
+        found.append(pb.sequence_grad(learner, squared, window=window)(params, None, inputs, np.ones(STEPS))[0])
+    assert_gradients_alive(found[0])
+    assert_close(*found)
 
 
 class TestDefaultRule:
