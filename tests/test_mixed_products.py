@@ -39,8 +39,9 @@ class Mixed(brainstate.nn.Module):
         self.h = HiddenState(jnp.zeros((NEURONS,) if batch_size is None else (batch_size, NEURONS)))
 
     def update(self, x: jax.Array) -> jax.Array:
-        self.h.value = 0.5 * self.h.value + self.change(self.inp(x))
-        return jnp.tanh(self.h.value)
+        h: Any = 0.5 * self.h.value + self.change(self.inp(x))
+        self.h.value = h
+        return jnp.tanh(h)
 
 
 # Each element of the product reaches several neurons.

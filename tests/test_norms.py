@@ -224,8 +224,8 @@ class AddedTwice(brainstate.nn.Module):
         super().__init__()
 
         class Operation(brainscale.ETraceOp):
-            def xw_to_y(self, x: Any, w: Any) -> Any:
-                return ADDED_TWICE[form](x, w["weight"])
+            def xw_to_y(self, inputs: Any, weights: Any) -> Any:
+                return ADDED_TWICE[form](inputs, weights["weight"])
 
         weight = 0.1 * np.random.default_rng(3).standard_normal((30, 40))
         self.w = brainscale.ETraceParam({"weight": jnp.asarray(weight)}, Operation())
@@ -233,8 +233,9 @@ class AddedTwice(brainstate.nn.Module):
     def init_state(self, *_: Any, **__: Any) -> None:
         self.h = brainstate.HiddenState(jnp.zeros(40))
 
-    def update(self, x: jax.Array) -> jax.Array:
-        self.h.value = 0.5 * self.h.value + jnp.tanh(self.w.execute(x))
+    def update(self, x: jax.Array) -> Any:
+        y: Any = self.w.execute(x)
+        self.h.value = 0.5 * self.h.value + jnp.tanh(y)
         return self.h.value
 
 
