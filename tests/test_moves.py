@@ -193,10 +193,10 @@ def test_a_module_s_trace_is_exact(strategy: Any) -> None:
 
 def test_a_module_of_brainscale_keeps_brainscale_s_rule_by_default() -> None:
     """A product has a trace there if its shape fits the hidden states, however it is cut in pieces."""
-    ways = {D: [], pb.D_RTRL(): []}
+    complete, by_default = [], []
     for cut in (jnp.unstack, tuple, lambda y: (y[0], y[1])):
-        for rule, found in ways.items():
+        for rule, found in ((D, complete), (pb.D_RTRL(), by_default)):
             learner, _ = pb.capture(Turned(brainscale.nn.Linear, cut), jnp.zeros(3), algorithm=rule)
             found += [(row.way, row.reason) for row in pb.explain(learner).rows]
-    assert ways[D] == [("trace", "")] * 3
-    assert ways[pb.D_RTRL()] == [("gradient of the step", "its output of shape (8,) does not fit h of shape (4,)")] * 3
+    assert complete == [("trace", "")] * 3
+    assert by_default == [("gradient of the step", "its output of shape (8,) does not fit h of shape (4,)")] * 3
