@@ -62,7 +62,7 @@ def capture(
         )
     check_numbers(example_inputs, "example_inputs")
     with without_mesh():
-        source = ModuleSource(net, example_inputs, environ, axis_name)
+        source = ModuleSource(net, example_inputs, environ, axis_name, is_strict=algorithm.is_complete)
         return _checked(Learner.of(source, algorithm, Alone())), source.params()
 
 

@@ -8,6 +8,7 @@ import jax
 from ._algorithms.base import Trace, kept
 from ._learning.learner import Learner, check_learner
 from ._program import Program, Use, Way
+from ._relation import Relation
 from ._tree import nbytes
 
 _HEADER = ("weight", "learns by", "hidden states", "trace", "for one sample", "where")
@@ -26,7 +27,8 @@ class Row:
       nbytes: the size of these traces, in bytes for one sample; a trace that several uses share counts for each.
       where: the source line of the use, such as `net.py:33 (Net.update)`; "" where it is not known.
       reason: why there is no trace; "" where there is one.
-      incomplete: what the learning rule leaves out of the gradient of a step, or counts twice; "" where it is complete.
+      incomplete: what the learning rule leaves out of the gradient of a step, counts twice or puts in another place; ""
+        where it is complete.
     """
 
     weight: str
@@ -102,6 +104,13 @@ def _incomplete(program: Program, use: Use) -> str:
     relation = next((one for one in program.relations if one.name == use.relation), None)
     if relation is None:
         return ""
+    mixed = f"takes each element of its output for one that stays in its place, although {use.mixed}"
+    lost = _left_out(program, relation)
+    return "; it ".join(filter(None, (mixed if use.mixed else "", lost)))
+
+
+def _left_out(program: Program, relation: Relation) -> str:
+    """What such a rule leaves out of the gradient of a step, or counts twice."""
     if relation.weight in program.direct:
         return "counts what this use does within a step twice, as another use has no trace"
     read = [path for link in relation.links for path in link.group.paths if path in program.past.old]

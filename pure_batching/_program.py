@@ -75,15 +75,12 @@ class Jacobians(NamedTuple):
       dfs: `dh/dy` of each relation and group, `[..., *varshape, ns]`.
       diagonals: `dh[t]/dh[t-1]` of each group, element by element, `[..., *varshape, ns, ns]`.
       within: `dh/dperturbation` of each group whose states feed each other within a step, shaped as `diagonals`.
-      between: the same from one group to another one that it feeds within a step, `[..., *varshape, ns of the other,
-        ns]`, by their names.
     """
 
     xs: dict[str, jax.Array]
     dfs: dict[str, jax.Array]
     diagonals: dict[str, jax.Array]
     within: dict[str, jax.Array]
-    between: dict[tuple[str, str], jax.Array]
 
 
 class Step(NamedTuple):
@@ -107,6 +104,8 @@ class Use(NamedTuple):
       groups: the hidden groups that the trace is of, by name.
       where: the source line of the use, "" where it is not known.
       reason: why there is no trace, "" where there is one.
+      mixed: what lies between the weight's output and the hidden states that its trace takes no account of; "" where
+        there is no such thing, as in the program of a complete rule.
     """
 
     weight: str
@@ -115,6 +114,7 @@ class Use(NamedTuple):
     groups: tuple[str, ...]
     where: str
     reason: str
+    mixed: str = ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -38,7 +38,9 @@ With braintrace 0.2.6 the arrays of reason 2 differ too: those of `readout`, and
 tests run with 0.2.6 by default (`requirements.lock`), since 0.2.8 needs Python 3.12.
 
 A weight has a trace here wherever BrainTrace's compiler relates it to a hidden state, and reaches the same groups of
-hidden states; `tests/test_braintrace.py` compares them for every row.
+hidden states; `tests/test_braintrace.py` compares them for every row. No row has a product whose elements are mixed on
+their way, by a norm say: BrainTrace has a trace of it that takes each element for one that stays in its place; here the
+weight gets the gradient of the step.
 """
 
 

@@ -89,7 +89,7 @@ def _differing(name: str, algorithm: str) -> str:
 
 def cell(name: str, rule: str) -> str:
     """The numbers, and which strategies refuse the model."""
-    refusing = [strategy for strategy in PLAIN if strategy not in EVERY[name].strategies]
+    refusing = [strategy for strategy in PLAIN if strategy not in EVERY[name].runs_by(RULES[rule])]
     return "; ".join([numbers(name, rule), *(f"{strategy}: refused" for strategy in refusing)])
 
 

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from brainpy.state import ALIF, LIF
 
+import pure_batching as pb
+
 from . import modules
 
 Tree = Any
@@ -65,7 +67,8 @@ class Model:
       draws: the arguments of a step, one drawing function each.
       target: what the loss is given besides the output.
       loss: of one sample and one step.
-      strategies: what runs it.
+      strategies: what runs it with every rule.
+      strategies_if_complete: what runs it besides with a rule that is complete.
       spikes: whether its output is silent until a neuron fires.
       environ: the settings of its capture, besides dt.
       is_random: whether its step draws random numbers.
@@ -77,9 +80,14 @@ class Model:
     target: Draw = one
     loss: Callable[[Tree, Tree], jax.Array] = squared
     strategies: tuple[str, ...] = EVERY_STRATEGY
+    strategies_if_complete: tuple[str, ...] = ()
     spikes: bool = False
     environ: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     is_random: bool = False
+
+    def runs_by(self, algorithm: pb.Algorithm) -> tuple[str, ...]:
+        """The strategies that run it with a rule."""
+        return (*self.strategies, *(self.strategies_if_complete if algorithm.is_complete else ()))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -135,7 +143,12 @@ _ALL = (
     Model("trees", lambda: modules.Trees(N_IN, N_REC), draws=(_tree_of_inputs,)),
     Model("used_twice", lambda: modules.UsedTwice(N_REC), draws=(floats(N_REC),)),
     # BrainScale finds no relation where a batch of outputs cannot be broadcast to a batch of states side by side.
-    Model("group_state", lambda: modules.GroupState(N_IN, 2), strategies=("loop", "vmap")),
+    Model(
+        "group_state",
+        lambda: modules.GroupState(N_IN, 2),
+        strategies=("loop", "vmap"),
+        strategies_if_complete=("manual",),
+    ),
     Model("readouts", lambda: modules.Readouts(N_IN, N_REC, N_OUT)),
     Model("delayed", lambda: modules.Delayed(N_IN, N_REC)),
     Model("counting", lambda: modules.Counting(N_IN, N_REC)),

@@ -76,7 +76,10 @@ NOT_BY_HAND: Mapping[str, tuple[str, str]] = {
     "normalized": _COUPLES,
     "brainscale.nn.BatchNorm2d (fit)": _COUPLES,
     "brainpy.state.CurrentProj (delay)": ("with a batch axis", "its delay has no batch axis"),
-    "group_state": ("with a batch axis", "no relation is found for a state with an axis of its own"),
+    "group_state": (
+        "with a batch axis",
+        "with the default rules no relation is found for a state with an axis of its own",
+    ),
 }
 
 

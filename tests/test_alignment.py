@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pure_batching._reader.alignment import aligned_axes
+from pure_batching._reader.alignment import aligned_axes, is_product
+from pure_batching._reader.flat import flat
 from pure_batching._relation import Axes, Scattered
 
 Array = jax.Array
@@ -285,3 +286,47 @@ class TestCompositions:
             assert_sound(fun, axes, arrays)
             aligned += axes != (None,) * len(axes)
         assert 0 < aligned < COMPOSITIONS
+
+
+# One product of a vector and a square matrix, plus terms without the matrix; and what only looks like one.
+PRODUCTS: dict[str, Callable[[Array, Array], Array]] = {
+    "x w": lambda w, x: x @ w,
+    "w x": lambda w, x: w @ x,
+    "with terms": lambda w, x: jnp.tanh(x) + (x @ w + 1.0),
+}
+NO_PRODUCTS: dict[str, Callable[[Array, Array], Array]] = {
+    "twice in one sum": lambda w, x: (y := x @ w) + y,
+    "again after a number": lambda w, x: ((y := x @ w) + 1.0) + y,
+    "again after the input": lambda w, x: ((y := x @ w) + x[:1]) + y,
+    "twice with numbers": lambda w, x: ((y := x @ w) + 1.0) + (y + 2.0),
+    "again in part": lambda w, x: ((y := x @ w) + 1.0) + y[:1],
+    "again in a function": lambda w, x: ((y := x @ w) + 1.0) + jnp.tanh(y),
+    "scaled": lambda w, x: 2.0 * (x @ w),
+    "two products": lambda w, x: x @ w + jnp.cos(x) @ w,
+}
+
+
+def recognised(form: Callable[[Array, Array], Array]) -> bool:
+    x, w = jnp.ones(4), jnp.ones((4, 4))
+    jaxpr = flat(jax.make_jaxpr(form)(w, x)).jaxpr
+    return is_product(jaxpr, jaxpr.invars[1], jaxpr.invars[0])
+
+
+def is_outer(form: Callable[[Array, Array], Array], seed: int) -> bool:
+    """Whether the derivative by the matrix is the outer product of the input and the cotangent."""
+    w, x, dy = (jnp.asarray(np.random.default_rng(seed).standard_normal(s)) for s in ((4, 4), (4,), (4,)))
+    (got,) = jax.vjp(lambda w: form(w, x), w)[1](dy)
+    assert jnp.abs(got).max() > 0
+    return any(np.allclose(got, want) for want in (jnp.outer(x, dy), jnp.outer(dy, x)))
+
+
+class TestProducts:
+    @pytest.mark.parametrize("name", PRODUCTS)
+    def test_are_recognised(self, name: str, seed: int) -> None:
+        assert recognised(PRODUCTS[name])
+        assert is_outer(PRODUCTS[name], seed)
+
+    @pytest.mark.parametrize("name", NO_PRODUCTS)
+    def test_nothing_else_is(self, name: str, seed: int) -> None:
+        assert not recognised(NO_PRODUCTS[name])
+        assert not is_outer(NO_PRODUCTS[name], seed)

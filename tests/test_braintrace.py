@@ -101,6 +101,32 @@ class TestStructure:
         assert row.way == "gradient of the step"
 
 
+class TestMixed:
+    """A product whose elements are mixed: a complete rule has no trace of it, another one says what it does."""
+
+    def test_one_step_is_exact(self):
+        learner, got = self.gradient(pb.D_RTRL(rule="published"))
+        (row,) = pb.explain(learner).rows
+        assert row.way == "gradient of the step"
+        assert row.reason.startswith("its output is mixed or copied at ")
+        _, exact = self.gradient(pb.BPTT())
+        assert_gradients_alive(got)
+        for leaf, value in got.items():
+            assert native.distance(value, exact[leaf]) < native.EQUAL
+
+    def test_the_default_rule_has_a_trace_and_says_what_is_wrong(self):
+        (row,) = pb.explain(self.gradient(pb.D_RTRL())[0]).rows
+        assert row.way == "trace"
+        assert "although its output is mixed or copied at " in row.incomplete
+
+    def gradient(self, rule: pb.Algorithm) -> tuple[pb.Learner, dict[str, jax.Array]]:
+        with brainstate.random.seed_context(0):
+            layer = operation(lambda x, w: jax.nn.softmax(braintrace.matmul(x, w)), (3, 4))
+        x = jnp.asarray(np.random.RandomState(0).randn(1, 3))
+        learner, params = pb.capture(layer, x[0], algorithm=rule)
+        return learner, pb.sequence_grad(learner, native.loss)(params, None, x, jnp.arange(4.0)[None])[0]
+
+
 def explained(module: brainstate.nn.Module, name: str) -> pb.Explanation:
     example = native.inputs(MODELS[name])[0, 0]
     return pb.explain(pb.capture(module, example, algorithm=pb.D_RTRL(rule="published"))[0])

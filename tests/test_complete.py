@@ -119,7 +119,7 @@ def test_norms() -> None:
 
 
 class Passing(brainstate.nn.Module):
-    """Two states without a memory lead to one that has one, within the step; each is a group of its own."""
+    """Two states without a memory lead to one that has one, within the step; all are one group of a complete rule."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class Passing(brainstate.nn.Module):
 def test_a_way_from_group_to_group_within_a_step_counts_once(window: int | None) -> None:
     inputs = np.random.default_rng(0).standard_normal((5, 3))
     learner, _ = pb.capture(Passing(), inputs[0], algorithm=D)
-    assert {row.groups for row in pb.explain(learner).rows} == {("u", "v", "z")}
+    assert {row.groups for row in pb.explain(learner).rows} == {("u, v, z",)}
     got, want = gradient(Passing(), "D_RTRL published", inputs, window=window), gradient(Passing(), "BPTT", inputs)
     assert_gradients_alive(got)
     assert_close(got, want)

@@ -63,7 +63,7 @@ MOVES: dict[str, Move] = {
     "take along an axis": lambda y: jnp.take_along_axis(y, jnp.broadcast_to(TURNED, (*y.shape[:-1], SIZE)), -1),
     "a mask": lambda y: y[..., np.arange(8) % 3 < 1 + (np.arange(8) > 5)][..., :SIZE],
     "set": lambda y: jnp.zeros((*y.shape[:-1], SIZE)).at[..., 1:3].set(y[..., 5:7]),
-    "set at places": lambda y: jnp.zeros((*y.shape[:-1], SIZE)).at[..., TURNED].set(y[..., 3:7], unique_indices=True),
+    "set at places": lambda y: jnp.zeros((*y.shape[:-1], SIZE)).at[..., TURNED].set(y[..., 3:7]),
     "an empty piece": lambda y: y[..., 2:6] + jnp.sin(y[..., ::-1][..., :0][..., ::-1].sum(-1, keepdims=True)),
     "barrier": lambda y: jax.lax.optimization_barrier((y[..., ::2], y.sum(-1)))[0],
 }  # fmt: skip
@@ -191,10 +191,12 @@ def test_a_module_s_trace_is_exact(strategy: Any) -> None:
     assert all(np.abs(leaf).max() > 1e-2 for leaf in jax.tree.leaves(got))
 
 
-def test_a_module_of_brainscale_keeps_brainscale_s_rule() -> None:
+def test_a_module_of_brainscale_keeps_brainscale_s_rule_by_default() -> None:
     """A product has a trace there if its shape fits the hidden states, however it is cut in pieces."""
-    reasons = []
+    complete, by_default = [], []
     for cut in (jnp.unstack, tuple, lambda y: (y[0], y[1])):
-        learner, _ = pb.capture(Turned(brainscale.nn.Linear, cut), jnp.zeros(3), algorithm=D)
-        reasons += [(row.way, row.reason) for row in pb.explain(learner).rows]
-    assert reasons == [("gradient of the step", "its output of shape (8,) does not fit h of shape (4,)")] * 3
+        for rule, found in ((D, complete), (pb.D_RTRL(), by_default)):
+            learner, _ = pb.capture(Turned(brainscale.nn.Linear, cut), jnp.zeros(3), algorithm=rule)
+            found += [(row.way, row.reason) for row in pb.explain(learner).rows]
+    assert complete == [("trace", "")] * 3
+    assert by_default == [("gradient of the step", "its output of shape (8,) does not fit h of shape (4,)")] * 3

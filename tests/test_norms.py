@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import brainscale
 import brainstate
 import brainunit as u
 import jax
@@ -206,3 +207,47 @@ class TestClippedGrad:
 def test_a_loss_that_cannot_be_called_is_refused_at_once(make: Any, seed: int) -> None:
     with pytest.raises(LossError, match="loss: got NoneType, expected a function"):
         make(bench("GRUCell", seed).batched("vmap"), None)
+
+
+# Operations of a user's own that add their product to itself: the derivative is no outer product of `x` and `dy`.
+ADDED_TWICE = {
+    "after a number": lambda x, w: ((y := x @ w) + 1.0) + y,
+    "in part": lambda x, w: ((y := x @ w) + 1.0) + y[..., :1],
+    "with numbers": lambda x, w: ((y := x @ w) + 1.0) + (y + 2.0),
+}
+
+
+class AddedTwice(brainstate.nn.Module):
+    """A leaky layer with such an operation; its matrix is large enough that norms are made by the Gram form."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+
+        class Operation(brainscale.ETraceOp):
+            def xw_to_y(self, inputs: Any, weights: Any) -> Any:
+                return ADDED_TWICE[form](inputs, weights["weight"])
+
+        weight = 0.1 * np.random.default_rng(3).standard_normal((30, 40))
+        self.w = brainscale.ETraceParam({"weight": jnp.asarray(weight)}, Operation())
+
+    def init_state(self, *_: Any, **__: Any) -> None:
+        self.h = brainstate.HiddenState(jnp.zeros(40))
+
+    def update(self, x: jax.Array) -> Any:
+        y: Any = self.w.execute(x)
+        self.h.value = 0.5 * self.h.value + jnp.tanh(y)
+        return self.h.value
+
+
+@pytest.mark.parametrize("form", ADDED_TWICE)
+def test_of_a_product_that_is_added_to_itself(form: str) -> None:
+    x, t = (np.random.default_rng(1).standard_normal((3, 2, size)) for size in (30, 40))
+    learner, params = pb.capture(AddedTwice(form), x[0, 0], algorithm=RULES["D_RTRL published"])
+    batched = pb.vmap(learner, 2)
+    exact = pb.vmap(pb.capture(AddedTwice(form), x[0, 0], algorithm=RULES["BPTT"])[0], 2)
+    each, _ = pb.sequence_grad(exact, squared, reduction="none")(params, None, x, t)
+    norms, _ = pb.sample_norms(batched, squared)(params, None, x, t)
+    assert_gradients_alive(each)
+    assert_close(norms, jnp.sqrt((each["w"]["weight"] ** 2).sum((1, 2))))
+    total, _ = pb.sequence_grad(batched, squared, window=1, reduction="sum")(params, None, x, t)
+    assert_close(total["w"]["weight"], each["w"]["weight"].sum(0))

@@ -8,25 +8,12 @@ from .base import apply_transposed
 
 
 def own_signals(program: Program, jacobians: Jacobians, signal: Signal) -> dict[str, jax.Array]:
-    """The signal of each state, `[*varshape, ns]` by group, without the paths through other states that have a trace.
+    """The signal of each state, `[*varshape, ns]` by group, without the paths through other states of its group.
 
-    A group that feeds others within the step comes after these.
+    Where it reads a step for a complete rule, the reader sees to it that no product reaches one group by itself and
+    through another one.
     """
-    own: dict[str, jax.Array] = {}
-
-    def add(group: Group) -> None:
-        whole = signal.new[group.name]
-        for one, other in jacobians.between:
-            if one == group.name:
-                if other not in own:
-                    add(by_name[other])
-                whole = whole - apply_transposed(jacobians.between[one, other], own[other])
-        own[group.name] = _own_signal(group, jacobians, whole)
-
-    by_name = {group.name: group for group in program.groups}
-    for group in program.groups:
-        add(group)
-    return own
+    return {group.name: _own_signal(group, jacobians, signal.new[group.name]) for group in program.groups}
 
 
 def past_hidden(

@@ -85,7 +85,11 @@ class Algorithm(eqx.Module):
 
     @property
     def is_complete(self) -> bool:
-        """Whether the gradient of a step has the parts that reach the output past the new hidden states."""
+        """Whether the gradient of a step has the parts that reach the output past the new hidden states.
+
+        The program of such a rule has a trace of a weight only where each hidden element is made of one element of the
+        weight's output. That of another rule has BrainScale's traces of a module, which take mixed elements for others.
+        """
         return False
 
     @property

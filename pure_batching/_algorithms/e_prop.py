@@ -167,14 +167,7 @@ class EProp(Algorithm):
             dfs={k: jnp.concatenate([df, df], -1) if k in links else df for k, df in jacobians.dfs.items()},
             diagonals={k: self._filtering(d) if k in filtered else d for k, d in jacobians.diagonals.items()},
             within={k: _apart(m) if k in filtered else m for k, m in jacobians.within.items()},
-            between={k: self._between(m, *(name in filtered for name in k)) for k, m in jacobians.between.items()},
         )
-
-    def _between(self, matrix: jax.Array, *is_filtered: bool) -> jax.Array:
-        """The same between two groups: their signals are those of the filtered states where there are some."""
-        first, second = is_filtered
-        wide = jnp.concatenate([jnp.zeros_like(matrix), matrix], -1) if first else matrix
-        return jnp.concatenate([jnp.zeros_like(wide), wide], -2) if second else wide
 
     def _filtering(self, diagonal: jax.Array) -> jax.Array:
         """`[[D, 0], [D, kappa]]`."""

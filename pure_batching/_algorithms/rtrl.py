@@ -172,7 +172,7 @@ def _whole(
     after, pullback = jax.vjp(new, *held)
     of_old, of_params = jax.vmap(pullback)(jnp.eye(after.size, dtype=after.dtype))
     dfs: Any = {path: tuple(x.astype(dtype) for x in jax.tree.leaves(of)) for path, of in of_params.items()}
-    return Jacobians({}, dfs, {_ALL: of_old.astype(dtype)}, {}, {})
+    return Jacobians({}, dfs, {_ALL: of_old.astype(dtype)}, {})
 
 
 def _followed(states: States) -> tuple[Tree, Tree]:

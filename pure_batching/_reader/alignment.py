@@ -41,18 +41,24 @@ def stretched(axes: Axes, old: Sequence[int], new: Sequence[int]) -> Axes:
 
 def is_product(jaxpr: Jaxpr, x: Var, leaf: Var) -> bool:
     """Whether the output is `x @ leaf` or `leaf @ x`, of a vector and a matrix, plus terms without the leaf."""
-    readers = [eqn for eqn in jaxpr.eqns if leaf in eqn.invars]
-    if len(readers) != 1 or readers[0].primitive.name != "dot_general":
+    eqn = _only_reader(jaxpr, leaf)
+    if eqn is None or eqn.primitive.name != "dot_general":
         return False
     products: Any = {(x, leaf): ((0,), (0,)), (leaf, x): ((1,), (0,))}
-    contracted, batched = readers[0].params["dimension_numbers"]
-    found = products.get((readers[0].invars[0], readers[0].invars[1])) == contracted and batched == ((), ())
-    var = readers[0].outvars[0]
-    for eqn in jaxpr.eqns:
-        if var in eqn.invars:
-            is_one_term = eqn.primitive.name == "add" and list(eqn.invars).count(var) == 1
-            found, var = found and is_one_term, eqn.outvars[0]
-    return found and var is jaxpr.outvars[0]
+    contracted, batched = eqn.params["dimension_numbers"]
+    if products.get(tuple(eqn.invars)) != contracted or batched != ((), ()):
+        return False
+    while eqn.outvars[0] is not jaxpr.outvars[0]:
+        eqn = _only_reader(jaxpr, eqn.outvars[0])
+        if eqn is None or eqn.primitive.name != "add":
+            return False
+    return True
+
+
+def _only_reader(jaxpr: Jaxpr, var: Var) -> JaxprEqn | None:
+    """The equation that reads a variable, None if it is read several times or never."""
+    readers = [eqn for eqn in jaxpr.eqns for atom in eqn.invars if atom is var]
+    return readers[0] if len(readers) == 1 else None
 
 
 def _follow(jaxpr: Jaxpr, known: Mapping[Var, Axes], numbers: Numbers) -> list[Axes | None]:

@@ -112,7 +112,7 @@ def found_groups(step: FlatStep) -> tuple[FoundGroup, ...]:
     trace follows, and both have one shape. A state that none leads to is alone. Where traces are strict, two states are
     of one group too where the new value of one leads to that of the other, so that this way counts once.
     """
-    is_strict = step.traced.marks.is_strict
+    is_strict = step.traced.is_strict
     paths = step.traced.of_kind("hidden")
     shape = {path: _varshape(step.hidden(path)[1], step.traced.widths[path]) for path in paths}
     members = {path: {path} for path in paths}

@@ -23,14 +23,12 @@ class Parts(NamedTuple):
       to_hidden: from a weight's output to the new states of a group.
       transitions: from the old states of a group to its new ones.
       within: from the perturbations of a group to its new states, for groups whose states feed each other.
-      between: from the perturbations of a group to the new states of another one that it feeds within a step.
     """
 
     xs: dict[str, tuple[int, jax.ShapeDtypeStruct]]
     to_hidden: tuple[tuple[Link, Slice], ...]
     transitions: tuple[tuple[Group, Slice], ...]
     within: tuple[tuple[Group, Slice], ...]
-    between: tuple[tuple[tuple[Group, Group], Slice], ...]
 
 
 def jacobians(parts: Parts, temporaries: Arrays) -> Jacobians:
@@ -38,9 +36,8 @@ def jacobians(parts: Parts, temporaries: Arrays) -> Jacobians:
     return Jacobians(
         xs={name: temporaries[i].astype(spec.dtype) for name, (i, spec) in parts.xs.items()},
         dfs={link.df: _df(link, piece, temporaries) for link, piece in parts.to_hidden},
-        diagonals={group.name: _diagonal(group, group, piece, temporaries) for group, piece in parts.transitions},
-        within={group.name: _diagonal(group, group, piece, temporaries) for group, piece in parts.within},
-        between={(a.name, b.name): _diagonal(a, b, piece, temporaries) for (a, b), piece in parts.between},
+        diagonals={group.name: _diagonal(group, piece, temporaries) for group, piece in parts.transitions},
+        within={group.name: _diagonal(group, piece, temporaries) for group, piece in parts.within},
     )
 
 
@@ -49,9 +46,8 @@ def specs_of(parts: Parts) -> Jacobians:
     return Jacobians(
         xs={name: cast("Any", x) for name, (_, x) in parts.xs.items()},
         dfs={link.df: _spec(link.shape, link.group) for link, _ in parts.to_hidden},
-        diagonals={group.name: _spec_of_diagonal(group, group) for group, _ in parts.transitions},
-        within={group.name: _spec_of_diagonal(group, group) for group, _ in parts.within},
-        between={(a.name, b.name): _spec_of_diagonal(a, b) for (a, b), _ in parts.between},
+        diagonals={group.name: _spec_of_diagonal(group) for group, _ in parts.transitions},
+        within={group.name: _spec_of_diagonal(group) for group, _ in parts.within},
     )
 
 
@@ -59,8 +55,8 @@ def _spec(shape: tuple[int, ...], group: Group) -> Any:
     return jax.ShapeDtypeStruct(shape, group.dtype)
 
 
-def _spec_of_diagonal(old: Group, new: Group) -> Any:
-    return _spec((*new.shape, old.num_states), new)
+def _spec_of_diagonal(group: Group) -> Any:
+    return _spec((*group.shape, group.num_states), group)
 
 
 def _df(link: Link, piece: Slice, temporaries: Arrays) -> jax.Array:
@@ -100,8 +96,8 @@ def _rows(new: jax.Array) -> jax.Array:
     return jnp.broadcast_to(jnp.eye(ns, dtype=new.dtype), (*new.shape, ns))
 
 
-def _diagonal(old: Group, new: Group, piece: Slice, temporaries: Arrays) -> jax.Array:
+def _diagonal(group: Group, piece: Slice, temporaries: Arrays) -> jax.Array:
     """`dnew[i]/dold[j]`, `[..., *varshape, i, j]`: products with ones, exact where elements do not mix."""
     fun, before = piece.at(temporaries)
-    after, pullback = jax.vjp(lambda joined: new.join(fun(*old.part(joined))), old.join(before))
+    after, pullback = jax.vjp(lambda joined: group.join(fun(*group.part(joined))), group.join(before))
     return jax.vmap(lambda row: pullback(row)[0], in_axes=-2, out_axes=-2)(_rows(after))

@@ -26,15 +26,6 @@ class Marks(abc.ABC):
     def is_followed(self, eqn: JaxprEqn) -> bool:
         """Whether what comes before a marked use reaches hidden states through it, as through any other equation."""
 
-    @property
-    @abc.abstractmethod
-    def is_strict(self) -> bool:
-        """Whether a use has a trace only if each of the hidden elements that it reaches is made of one of its own.
-
-        Elsewhere it has one wherever its result fits the hidden states, as in BrainScale, whose trace sums over what is
-        mixed on the way.
-        """
-
     @abc.abstractmethod
     def why_untraced(self, path: str) -> str:
         """Why no use of a weight may have a trace; "" where one may."""

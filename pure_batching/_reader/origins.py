@@ -25,18 +25,32 @@ Origins = np.ndarray | None
 
 
 def is_stretched(
-    eqns: Iterable[JaxprEqn], y: Var, state: Var, is_blocked: Callable[[JaxprEqn], bool], numbers: Numbers
+    eqns: Iterable[JaxprEqn],
+    y: Var,
+    state: Var,
+    varshape: tuple[int, ...],
+    is_blocked: Callable[[JaxprEqn], bool],
+    numbers: Numbers,
 ) -> bool:
-    """Whether each element of a state is made of that element of `y` which broadcasting puts there, or of none."""
-    size, shape = math.prod(spec_of_var(y).shape), spec_of_var(state).shape
+    """Whether each element of a state is made of that element of `y` which broadcasting puts there, or of none.
+
+    Args:
+      eqns: of the step.
+      y: the product.
+      state: a new hidden state, `[*varshape]`, or several along a last axis.
+      varshape: the shape that `y` is broadcast to.
+      is_blocked: which equations are not followed.
+      numbers: what is known of the step's variables before it runs.
+    """
     found = _origins((eqn for eqn in eqns if not is_blocked(eqn)), {y: _counted(y)}, numbers).get(state)
     if found is None:
         return False
     try:
-        wanted = np.broadcast_to(np.arange(size).reshape(spec_of_var(y).shape), shape)
+        wanted = np.broadcast_to(_counted(y), varshape)[..., None]
     except ValueError:
         return False
-    return bool(((found == wanted) | (found == _NOWHERE)).all())
+    columns = found.reshape(*varshape, -1)
+    return bool(((columns == wanted) | (columns == _NOWHERE)).all())
 
 
 def lost_at(

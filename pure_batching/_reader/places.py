@@ -147,12 +147,26 @@ def moved_numbers(eqn: JaxprEqn, k: int, elements: np.ndarray, numbers: Numbers)
     operands[k] = elements.astype(np.int32).reshape(specs[k].shape)
     for i in set(range(len(operands))) - set(moved):
         operands[i] = numbers(eqn.invars[i])
-    if k not in moved or any(one is None for one in operands):
+    if k not in moved or any(one is None for one in operands) or _writes_twice(eqn, operands):
         return None
+    return _results(eqn, operands)
+
+
+def _results(eqn: JaxprEqn, operands: Sequence[Any]) -> list[np.ndarray]:
     params = {name: _NOWHERE if name == "fill_value" else value for name, value in eqn.params.items()}
     with jax.ensure_compile_time_eval():
         results = eqn.primitive.bind(*operands, **params)
     return [np.asarray(one) for one in (results if eqn.primitive.multiple_results else [results])]
+
+
+def _writes_twice(eqn: JaxprEqn, operands: Sequence[Any]) -> bool:
+    """Whether a scatter may write twice to one place: JAX does not say which element stays there."""
+    if eqn.primitive.name != "scatter" or eqn.params["unique_indices"]:
+        return False
+    operand, indices, updates = operands
+    each = np.arange(updates.size, dtype=np.int32).reshape(updates.shape)
+    (written,) = _results(eqn, [np.full_like(operand, _NOWHERE), indices, each])
+    return int((written >= 0).sum()) < updates.size
 
 
 def _followed(places: np.ndarray, numbers: np.ndarray) -> np.ndarray | None:

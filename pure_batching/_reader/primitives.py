@@ -60,12 +60,8 @@ def name_of(eqn: JaxprEqn) -> str:
 
 
 def moved_operands(eqn: JaxprEqn) -> tuple[int, ...]:
-    """The operands whose elements an equation moves and leaves as they are; none for any other equation.
-
-    Where a scatter may write twice to one place, JAX does not say which element stays.
-    """
-    is_open = eqn.primitive.name == "scatter" and not eqn.params["unique_indices"]
-    return () if is_open else tuple(range(len(eqn.invars))[_MOVING.get(eqn.primitive.name, slice(0))])
+    """The operands whose elements an equation moves and leaves as they are; none for any other equation."""
+    return tuple(range(len(eqn.invars))[_MOVING.get(eqn.primitive.name, slice(0))])
 
 
 def called(eqn: JaxprEqn) -> ClosedJaxpr | None:

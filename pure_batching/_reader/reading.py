@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from itertools import permutations
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +19,7 @@ from .jacobians import Parts, specs_of
 from .jaxprs import Var
 from .lines import place
 from .operations import leaves_of, operation_of
-from .pieces import Piece, cut_piece, order_of, reachable, reads, spec_of_var, tainted_by
+from .pieces import Piece, cut_piece, order_of, reachable, reads, spec_of_var
 from .states import split_states, with_duties_of
 from .step import FlatStep, TracedStep
 from .sums import sum_of
@@ -242,9 +241,8 @@ def _parts(
     to_hidden = [(link, _cut(step, [y], after[link.group.name], order)) for link, y in links]
     transitions = [(groups[one.name], _cut(step, one.before, one.after, order)) for one in found]
     within = [(groups[one.name], piece) for one in found if (piece := _within(step, one, order)) is not None]
-    between = [((groups[a.name], groups[b.name]), piece) for a, b, piece in _between(step, found, relations, order)]
     inputs = {r.x.name: (one.relation.x, r.x.spec) for one, r in zip(related, relations, strict=True) if r.x}
-    pieces = [piece for part in (to_hidden, transitions, within, between) for _, piece in part]
+    pieces = [piece for part in (to_hidden, transitions, within) for _, piece in part]
     wanted = {var for piece in pieces for var in (*piece.free, *piece.cut)} | {x for x, _ in inputs.values() if x}
     wanted |= set(() if past is None else past.piece.free)
     temporaries = sorted(wanted, key=order.__getitem__)
@@ -253,7 +251,6 @@ def _parts(
         to_hidden=tuple((link, piece.bind(temporaries)) for link, piece in to_hidden),
         transitions=tuple((group, piece.bind(temporaries)) for group, piece in transitions),
         within=tuple((group, piece.bind(temporaries)) for group, piece in within),
-        between=tuple((pair, piece.bind(temporaries)) for pair, piece in between),
     )
 
 
@@ -267,28 +264,6 @@ def _within(step: FlatStep, group: FoundGroup, order: Mapping[Var, int]) -> Piec
     sources = [step.perturbations[path] for path in group.paths]
     piece = _cut(step, sources, group.after, order)
     return piece if len(piece.jaxpr.eqns) > len(group.paths) else None
-
-
-def _between(
-    step: FlatStep, found: Sequence[FoundGroup], relations: Sequence[Relation], order: Mapping[Var, int]
-) -> list[tuple[FoundGroup, FoundGroup, Piece]]:
-    """From the perturbations of a group to the new states of another, where each use that reaches it reaches both."""
-    reached = [{link.group.name for link in relation.links} for relation in relations]
-    pieces = []
-    for one, other in permutations(found, 2):
-        ends = [names for names in reached if one.name in names]
-        if one.varshape == other.varshape and ends and all(other.name in names for names in ends):
-            sources = [step.perturbations[path] for path in one.paths]
-            if not tainted_by(step.eqns, sources, step.is_blocked).isdisjoint(other.after):
-                pieces.append((one, other, _cut(step, sources, other.after, order)))
-    leads = _transitive({(one.name, other.name) for one, other, _ in pieces})
-    return [(one, other, piece) for one, other, piece in pieces if (other.name, one.name) not in leads]
-
-
-def _transitive(pairs: set[tuple[str, str]]) -> set[tuple[str, str]]:
-    """The pairs, and what they lead to one after the other."""
-    more = pairs | {(a, d) for a, b in pairs for c, d in pairs if b == c}
-    return pairs if more == pairs else _transitive(more)
 
 
 def _reported(
@@ -309,7 +284,7 @@ def _reported(
 def _row(use: FoundUse, relation: Relation | None, *, is_direct: bool) -> Use:
     if relation is not None:
         groups = tuple(link.group.name for link in relation.links)
-        return Use(use.weight, "trace", relation.name, groups, place(use.eqn), "")
+        return Use(use.weight, "trace", relation.name, groups, place(use.eqn), "", use.mixed)
     has_gradient = is_direct and use.has_gradient
     way: Way = "gradient of the step" if has_gradient else "none"
     return Use(use.weight, way, "", (), place(use.eqn), use.reason)

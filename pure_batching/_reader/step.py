@@ -24,6 +24,9 @@ class TracedStep(NamedTuple):
       kinds: the duty of each state.
       widths: for each hidden state, how many states it holds along its last axis; 0 for one without an axis of its own.
       marks: how uses of weights are recognised.
+      is_strict: whether a use has a trace only if each hidden element that it reaches is made of one of its own.
+        Otherwise it has one wherever its result fits the hidden states, as in BrainScale, whose trace takes what is
+        mixed on the way as if it were not.
       axis_name: the named axis along which the step reaches other samples, None where there is none.
     """
 
@@ -34,6 +37,7 @@ class TracedStep(NamedTuple):
     kinds: Mapping[str, Kind]
     widths: Mapping[str, int]
     marks: Marks
+    is_strict: bool
     axis_name: str | None
 
     def variables(self, jaxpr: Any) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:

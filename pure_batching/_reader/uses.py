@@ -45,6 +45,7 @@ class FoundUse(NamedTuple):
       is_operation: whether this is a use of the weight by its own operation, which BrainScale counts when it decides
         whether a weight has a trace; it leaves out what reads the value in another way.
       has_gradient: whether the step has a derivative there.
+      mixed: where traces are not strict, what its trace takes no account of; "" for a trace that is right.
     """
 
     weight: str
@@ -53,6 +54,7 @@ class FoundUse(NamedTuple):
     reason: str
     is_operation: bool
     has_gradient: bool = True
+    mixed: str = ""
 
 
 def found_uses(step: FlatStep, groups: Sequence[FoundGroup]) -> tuple[FoundUse, ...]:
@@ -158,7 +160,7 @@ def _related(step: FlatStep, groups: Sequence[FoundGroup], path: str, eqn: Jaxpr
     x, (y,) = next(iter(_inputs_of(step, path, eqn)), None), eqn.outvars
     reached = tainted_by(step.eqns, [y], step.is_blocked)
     near = [group for group in groups if reached.intersection(group.after)]
-    if step.traced.marks.is_strict:
+    if step.traced.is_strict:
         ends, reason = _followed(step, y, near, reached)
     else:
         ends, reason = step.traced.marks.is_shared(path) and _arranged(step, y, near, reached), ""
@@ -167,7 +169,8 @@ def _related(step: FlatStep, groups: Sequence[FoundGroup], path: str, eqn: Jaxpr
         return FoundUse(path, eqn, None, f"its input is {spec_of_var(x).dtype}, no float", is_operation=True)
     if ends:
         needed = None if step.traced.marks.is_additive(eqn) else x
-        return FoundUse(path, eqn, FoundRelation(needed, y, tuple(ends)), "", is_operation=True)
+        mixed = "" if step.traced.is_strict else _mixed(step, y, ends, reached)
+        return FoundUse(path, eqn, FoundRelation(needed, y, tuple(ends)), "", is_operation=True, mixed=mixed)
     reason = reason or (_misfit(y, near[0]) if near else _unreached(step, groups, y))
     return FoundUse(path, eqn, None, reason, is_operation=True)
 
@@ -210,10 +213,25 @@ def _end(step: FlatStep, y: Var, group: FoundGroup, reached: set[Any]) -> End | 
     states = reached.intersection(group.after)
     numbers = numbers_of(step.closed)
     whole = united([places_of(step.eqns, y, var, step.is_blocked, numbers) for var in states])
-    if whole is not None:
+    if whole is not None and not any(group.widths):
         return End(group, _unless_same(whole, group))
-    is_whole = all(is_stretched(step.eqns, y, var, step.is_blocked, numbers) for var in states)
-    return End(group, None) if is_whole else None
+    return End(group, None) if _is_in_place(step, y, group, reached) else None
+
+
+def _is_in_place(step: FlatStep, y: Var, group: FoundGroup, reached: set[Any]) -> bool:
+    """Whether each element of a group is made of that element of `y` which broadcasting puts there, or of none."""
+    states, numbers = reached.intersection(group.after), numbers_of(step.closed)
+    return all(is_stretched(step.eqns, y, var, group.varshape, step.is_blocked, numbers) for var in states)
+
+
+def _mixed(step: FlatStep, y: Var, ends: Sequence[End], reached: set[Any]) -> str:
+    """Why a trace that has `y` broadcast to some groups is not right; "" where it is."""
+    stretched = (end.group for end in ends if end.places is None)
+    group = next((one for one in stretched if not _is_in_place(step, y, one, reached)), None)
+    if group is None:
+        return ""
+    is_mixed = _end(step, y, group, reached) is None
+    return _lost(step, y, group) if is_mixed else f"its output reaches {group.paths[0]} in another order"
 
 
 def _unless_same(places: np.ndarray, group: FoundGroup) -> np.ndarray | None:

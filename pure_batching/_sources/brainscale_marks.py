@@ -46,11 +46,6 @@ class BrainScaleMarks(Marks):
         """Whether the operation is element-wise in its input (`is_diagonal`)."""
         return name_of(eqn).startswith(_FOLLOWED)
 
-    @property
-    def is_strict(self) -> bool:
-        """No: a trace is there where BrainScale has one."""
-        return False
-
     def why_untraced(self, path: str) -> str:
         """Which kind of weight has no marks."""
         weight = self._weights[path]

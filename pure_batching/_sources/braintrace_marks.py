@@ -72,11 +72,6 @@ class BrainTraceMarks(Marks):
         """No."""
         return self._others.is_additive(eqn)
 
-    @property
-    def is_strict(self) -> bool:
-        """No: a trace is there where BrainTrace has one."""
-        return False
-
     def why_untraced(self, path: str) -> str:
         """That no operation reads the weight."""
         reason = "" if path in self._weights else self._others.why_untraced(path)

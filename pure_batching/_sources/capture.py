@@ -32,7 +32,13 @@ class ModuleSource(Source):
     """A private copy of a module, and the programs that were traced from it, each once."""
 
     def __init__(
-        self, net: Any, examples: tuple[Tree, ...], environ: dict[str, Any] | None, axis_name: str | None
+        self,
+        net: Any,
+        examples: tuple[Tree, ...],
+        environ: dict[str, Any] | None,
+        axis_name: str | None,
+        *,
+        is_strict: bool,
     ) -> None:
         """Copy a module and trace its step of one sample.
 
@@ -41,6 +47,7 @@ class ModuleSource(Source):
           examples: the arguments of one step of one sample.
           environ: settings (`dt`, `fit`) on top of those in force.
           axis_name: the name of the axis along which the module's own code reaches other samples, or None.
+          is_strict: see `TracedStep`.
 
         Raises:
           CaptureError: the module cannot be traced, or its step cannot be carried on.
@@ -48,7 +55,7 @@ class ModuleSource(Source):
         self._blueprint = Blueprint(net, environ)
         self.name, self.axis_name, self.numerics = self._blueprint.name, axis_name, self._blueprint.numerics
         self.memory: dict[Hashable, Any] = {}
-        self._inputs = spec_of(examples)
+        self._inputs, self._is_strict = spec_of(examples), is_strict
         self._param_specs = self._explained(lambda: spec_of(jax.tree.map(jnp.asarray, self._blueprint.params())))
         self._initial_values = self._explained(self._blueprint.initial_values)
         self.draws_at_start = self._initial_values.draws
@@ -129,7 +136,7 @@ class ModuleSource(Source):
         found: list[TracedStep] = []
 
         def trace(_: Any) -> None:
-            found.append(traced_step(build(), inputs, self.axis_name))
+            found.append(traced_step(build(), inputs, self.axis_name, is_strict=self._is_strict))
 
         def along() -> None:
             mapped = trace if self.axis_name is None else jax.vmap(trace, axis_name=self.axis_name)

@@ -143,7 +143,17 @@ class FunctionSource(Source):
         jaxpr, (output, *_) = run(inputs, weights, list(states.values()))
         specs = {**self._specs, **states}
         widths = {path: 0 for path, kind in self._kinds.items() if kind == "hidden"}
-        return TracedStep(flat(jaxpr), inputs, spec_of(output), specs, self._kinds, widths, self._marks, None)
+        return TracedStep(
+            jaxpr=flat(jaxpr),
+            inputs=inputs,
+            output=spec_of(output),
+            states=specs,
+            kinds=self._kinds,
+            widths=widths,
+            marks=self._marks,
+            is_strict=True,
+            axis_name=None,
+        )
 
     def _marked(self, step: TracedStep) -> TracedStep:
         """The same step with each use of a weight in a call of its own, lookups as products."""

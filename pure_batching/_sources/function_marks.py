@@ -37,11 +37,6 @@ class FunctionMarks(Marks):
         """Whether a use is a sum."""
         return name_of(eqn) == ADDITIVE
 
-    @property
-    def is_strict(self) -> bool:
-        """Yes."""
-        return True
-
     def why_untraced(self, path: str) -> str:
         """The user's own wish."""
         return "trace= asks for no trace of it" if path in self._untraced else ""

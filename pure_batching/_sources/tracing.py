@@ -19,19 +19,22 @@ from .braintrace_marks import with_braintrace
 RANDOM = "brainstate.random.DEFAULT"
 
 
-def traced_step(module: brainstate.nn.Module, inputs: tuple[Tree, ...], axis_name: str | None) -> TracedStep:
+def traced_step(
+    module: brainstate.nn.Module, inputs: tuple[Tree, ...], axis_name: str | None, *, is_strict: bool
+) -> TracedStep:
     """The step of a module, which is changed by this and must therefore be a copy.
 
     Args:
       module: its `update(*inputs)` is one step; its states are initialised.
       inputs: the specifications of the arguments.
       axis_name: the named axis along which the module reaches other samples, None where there is none.
+      is_strict: see `TracedStep`.
     """
     apply_weight_functions_once(module)
     step, states = _traced_once(module, inputs, axis_name)
     while _settled(states, step):
         step, states = _traced_once(module, inputs, axis_name)
-    return with_braintrace(step)
+    return with_braintrace(step._replace(is_strict=is_strict))
 
 
 def _traced_once(
@@ -51,6 +54,7 @@ def _traced_once(
         kinds={path: _kind(state) for path, state in states.items()},
         widths={path: _width(state) for path, state in states.items() if isinstance(state, brainstate.HiddenState)},
         marks=BrainScaleMarks(states),
+        is_strict=False,
         axis_name=axis_name,
     )
     return step, states
