@@ -29,6 +29,7 @@ def is_stretched(
     y: Var,
     state: Var,
     varshape: tuple[int, ...],
+    lead: int,
     is_blocked: Callable[[JaxprEqn], bool],
     numbers: Numbers,
 ) -> bool:
@@ -39,18 +40,19 @@ def is_stretched(
       y: the product.
       state: a new hidden state, `[*varshape]`, or several along a last axis.
       varshape: the shape that `y` is broadcast to.
+      lead: how many axes in front are of samples; `y` may have them or not.
       is_blocked: which equations are not followed.
       numbers: what is known of the step's variables before it runs.
     """
     found = _origins((eqn for eqn in eqns if not is_blocked(eqn)), {y: _counted(y)}, numbers).get(state)
     if found is None:
         return False
-    try:
-        wanted = np.broadcast_to(_counted(y), varshape)[..., None]
-    except ValueError:
-        return False
     columns = found.reshape(*varshape, -1)
-    return bool(((columns == wanted) | (columns == _NOWHERE)).all())
+    return any(
+        bool(((columns == wanted[..., None]) | (columns == _NOWHERE)).all())
+        for wanted in (_broadcast(_counted(y), varshape, own) for own in {0, lead})
+        if wanted is not None
+    )
 
 
 def lost_at(
@@ -70,6 +72,15 @@ def lost_at(
         if lost and tainted_by(open_eqns, lost) & wanted:
             return eqn
     return None
+
+
+def _broadcast(numbers: np.ndarray, shape: tuple[int, ...], lead: int) -> np.ndarray | None:
+    """An array whose first `lead` axes stay, broadcast to a shape behind them; None where that cannot be."""
+    missing = len(shape) - numbers.ndim
+    try:
+        return np.broadcast_to(np.expand_dims(numbers, tuple(range(lead, lead + missing))), shape)
+    except ValueError:
+        return None
 
 
 def _counted(var: Var) -> np.ndarray:

@@ -28,6 +28,7 @@ class TracedStep(NamedTuple):
         Otherwise it has one wherever its result fits the hidden states, as in BrainScale, whose trace takes what is
         mixed on the way as if it were not.
       axis_name: the named axis along which the step reaches other samples, None where there is none.
+      lead: how many axes of samples are in front of every array that belongs to a sample.
     """
 
     jaxpr: Any
@@ -39,6 +40,7 @@ class TracedStep(NamedTuple):
     marks: Marks
     is_strict: bool
     axis_name: str | None
+    lead: int = 0
 
     def variables(self, jaxpr: Any) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
         """The variables of each state's arrays before and after the step.

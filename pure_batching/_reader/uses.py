@@ -221,7 +221,8 @@ def _end(step: FlatStep, y: Var, group: FoundGroup, reached: set[Any]) -> End | 
 def _is_in_place(step: FlatStep, y: Var, group: FoundGroup, reached: set[Any]) -> bool:
     """Whether each element of a group is made of that element of `y` which broadcasting puts there, or of none."""
     states, numbers = reached.intersection(group.after), numbers_of(step.closed)
-    return all(is_stretched(step.eqns, y, var, group.varshape, step.is_blocked, numbers) for var in states)
+    lead = step.traced.lead
+    return all(is_stretched(step.eqns, y, var, group.varshape, lead, step.is_blocked, numbers) for var in states)
 
 
 def _mixed(step: FlatStep, y: Var, ends: Sequence[End], reached: set[Any]) -> str:

@@ -158,7 +158,7 @@ class ModuleSource(Source):
             self.one_of(size)  # whose step is remembered
             step = with_noise_of_each(step, self._steps[self._along(size)], size)
             check_batched(step, single, size, self.name)
-            return self._mapped(lambda: read(step, self._param_specs, single))
+            return self._mapped(lambda: read(step._replace(lead=1), self._param_specs, single))
 
     def _is_kept_once(self, path: str) -> bool:
         """Whether the module itself does not multiply a state by its samples: running statistics of a batch, say."""

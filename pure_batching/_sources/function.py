@@ -134,7 +134,7 @@ class FunctionSource(Source):
             noisy = with_noise_of_each(plain, self._step_of_one, size)
             step = self._mapped(lambda: self._marked(noisy))
             check_batched(step, single, size, self.name)
-            return self._mapped(lambda: read(step, self._specs, single))
+            return self._mapped(lambda: read(step._replace(lead=1), self._specs, single))
 
     def _traced(self, inputs: tuple[Tree, ...], states: Mapping[str, Tree]) -> TracedStep:
         """The step on inputs and states of some shapes, flat, in which no use of a weight is marked yet."""
