@@ -214,7 +214,7 @@ def _end(step: FlatStep, y: Var, group: FoundGroup, reached: set[Any]) -> End | 
     numbers = numbers_of(step.closed)
     whole = united([places_of(step.eqns, y, var, step.is_blocked, numbers) for var in states])
     if whole is not None and not any(group.widths):
-        return End(group, _unless_same(whole, group))
+        return End(group, _unless_same(whole, group, step.traced.lead))
     return End(group, None) if _is_in_place(step, y, group, reached) else None
 
 
@@ -235,8 +235,10 @@ def _mixed(step: FlatStep, y: Var, ends: Sequence[End], reached: set[Any]) -> st
     return _lost(step, y, group) if is_mixed else f"its output reaches {group.paths[0]} in another order"
 
 
-def _unless_same(places: np.ndarray, group: FoundGroup) -> np.ndarray | None:
-    is_same = places.shape == group.varshape and np.array_equal(places.reshape(-1), np.arange(places.size))
+def _unless_same(places: np.ndarray, group: FoundGroup, lead: int) -> np.ndarray | None:
+    """The places, or None where each element stays in its place; what is the same for a batch of one lacks its axes."""
+    shapes = (group.varshape, group.varshape[lead:])
+    is_same = places.shape in shapes and np.array_equal(places.reshape(-1), np.arange(places.size))
     return None if is_same else np.maximum(places, 0)
 
 
