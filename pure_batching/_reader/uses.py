@@ -264,7 +264,7 @@ def _arranged(step: FlatStep, y: Var, near: Sequence[FoundGroup], reached: set[A
         whole = united([places_of(step.eqns, y, var, step.is_blocked, numbers) for var in states])
         if whole is None or any(group.widths):
             return []
-        ends.append(End(group, _unless_same(whole, group)))
+        ends.append(End(group, _unless_same(whole, group, step.traced.lead)))
     return [] if _is_mixed(y, ends) else ends
 
 
