@@ -752,8 +752,8 @@ FAULTS = (
     ),
     Fault(
         "slots on devices are compiled for each place where a table may lie",
-        "_slots.py",
-        "return run(*self.batched.strategy.at_home(args, axes))",
+        "_slot_carries.py",
+        "return run(*self._learner.strategy.at_home(args, axes))",
         "return run(*args)",
         "tests/test_slots.py::TestOneProgram::test_whatever_comes_and_goes[sharded]",
     ),

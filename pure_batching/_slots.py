@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import pickle
-from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,14 +13,13 @@ from . import _slot_carries as carries
 from ._batching import BatchedBy, batched_by, vmap
 from ._carries import concat, split
 from ._learning.carry import Carry
-from ._learning.compiled import compiled
 from ._learning.learner import Learner, check_learner
 from ._learning.losses import Same, SplitLoss, check_loss_function
 from ._learning.optimizer import Optimizer, check_optimizer
 from ._options import is_count
 from ._program import Loss
 from ._slot_arguments import Call, found, session, some_key, to_learn, to_step
-from ._slot_carries import Done, Moment
+from ._slot_carries import Done, Moment, SlotPrograms
 from ._slot_table import (
     SlotTable,
     check_table,
@@ -32,7 +30,6 @@ from ._slot_table import (
     taken,
     vacant_row,
 )
-from ._strategies.base import SampleAxes
 from ._tree import Tree
 from .errors import BatchSizeError, OptionError, StrategyError
 
@@ -137,7 +134,7 @@ class Slots:
 
     def empty(self) -> SlotTable:
         """A table without sessions."""
-        carry = self._run(carries.vacant, (), Carry.sample_axes())()
+        carry = self._programs.of(carries.vacant, (), Carry.sample_axes())()
         return SlotTable(carry, jnp.zeros(self.capacity, jnp.int32), jnp.zeros(self.capacity, bool))
 
     def admit(
@@ -171,7 +168,7 @@ class Slots:
         ids, occupied = np.array(table.ids), np.array(table.occupied)
         ids[row], occupied[row] = number, True
         axes = (Carry.sample_axes(), None, None)
-        placed = self._run(carries.placed, axes, Carry.sample_axes())(table.carry, np.int32(row), sample)
+        placed = self._programs.of(carries.placed, axes, Carry.sample_axes())(table.carry, np.int32(row), sample)
         return table._replace(carry=placed).with_slots(ids, occupied)
 
     def snapshot(self, table: SlotTable, id: Any) -> Carry:  # noqa: A002 - one of the ids of the table
@@ -184,7 +181,7 @@ class Slots:
         with self._as_given():
             table, number = check_table(self.batched, table), one_id(id)
             (row,) = rows_of(table, np.array([number]))
-        return self._run(carries.at, (Carry.sample_axes(), None), None)(table.carry, np.int32(row))
+        return self._programs.of(carries.at, (Carry.sample_axes(), None), None)(table.carry, np.int32(row))
 
     def step(self, params: Tree, table: SlotTable, ids: Any, *inputs: Tree) -> tuple[SlotTable, Tree]:
         """Run one step of some sessions. The others do not move, bit for bit.
@@ -206,7 +203,7 @@ class Slots:
         check_untraced("slots.step", params, table, ids, inputs)
         with self._as_given():
             call = to_step(self.batched, params, table, ids, inputs)
-        run = self._run(carries.stepped, (None, *_OF_A_STEP), (Carry.sample_axes(), 0))
+        run = self._programs.of(carries.stepped, (None, *_OF_A_STEP), (Carry.sample_axes(), 0))
         carry, outputs = run(*call.arguments)
         return call.table._replace(carry=carry), taken(outputs, call.rows)
 
@@ -239,7 +236,7 @@ class Slots:
         with self._as_given():
             call = to_learn(self.batched, params, table, ids, inputs, targets)
         rest, arrays = SplitLoss.of(loss)
-        run = self._run(carries.with_gradient, (None, None, *_OF_A_STEP), (None, _DONE_AXES), rest)
+        run = self._programs.of(carries.with_gradient, (None, None, *_OF_A_STEP), (None, _DONE_AXES), rest)
         gradients, done = run(arrays, *call.arguments)
         return gradients, _aux(call, done)
 
@@ -287,7 +284,7 @@ class Slots:
             call = to_learn(self.batched, params, table, ids, inputs, targets)
         rest, arrays = SplitLoss.of(loss)
         axes, made = (None, None, None, *_OF_A_STEP), (None, None, _DONE_AXES)
-        run = self._run(carries.with_update, axes, made, rest, Same(optimizer))
+        run = self._programs.of(carries.with_update, axes, made, rest, Same(optimizer))
         trained, opt_state, done = run(arrays, opt_state, *call.arguments)
         return trained, opt_state, _aux(call, done)
 
@@ -309,7 +306,7 @@ class Slots:
             given = some_key(self.learner, key, is_needed=self.learner.source.draws_at_start)
         axes = (Carry.sample_axes(), 0, 0, None)
         flags = flags_of(rows, self.capacity)
-        carry = self._run(carries.restarted, axes, Carry.sample_axes())(table.carry, flags, table.ids, given)
+        carry = self._programs.of(carries.restarted, axes, Carry.sample_axes())(table.carry, flags, table.ids, given)
         return table._replace(carry=carry)
 
     def evict(self, table: SlotTable, ids: Any) -> SlotTable:
@@ -326,7 +323,7 @@ class Slots:
         with self._as_given():
             table, rows = found(self.batched, table, ids)
         flags = flags_of(rows, self.capacity)
-        carry = self._run(carries.vacated, (Carry.sample_axes(), 0), Carry.sample_axes())(table.carry, flags)
+        carry = self._programs.of(carries.vacated, (Carry.sample_axes(), 0), Carry.sample_axes())(table.carry, flags)
         left = table._replace(carry=carry)
         return left.with_slots(np.where(flags, 0, table.ids), np.asarray(table.occupied) & ~flags)
 
@@ -362,25 +359,12 @@ class Slots:
         return larger, new._replace(carry=carry).with_slots(*added)
 
     @functools.cached_property
-    def _programs(self) -> dict[Hashable, Callable[..., Any]]:
-        """What was compiled; to look it up by the learner takes a quarter of the time of a small step."""
-        return {}
+    def _programs(self) -> SlotPrograms:
+        return SlotPrograms(self.batched)
 
     @property
     def _numerics(self) -> Any:
         return self.learner.source.numerics
-
-    def _run(self, function: Callable[..., Any], given: Any, made: Any, *statics: Hashable) -> Callable[..., Any]:
-        """A compiled function of all slots, under the settings of the capture."""
-        name = (function, *statics)
-        if name not in self._programs:
-            self._programs[name] = compiled(self.batched, function, *statics, axes=SampleAxes(given, made))
-        return functools.partial(self._at_home, self._programs[name], given)
-
-    def _at_home(self, run: Callable[..., Any], axes: Any, *args: Any) -> Any:
-        """The function on arguments that always lie alike: a fresh table, one of a file, and one after a step."""
-        with self._numerics.in_force():
-            return run(*self.batched.strategy.at_home(args, axes))
 
     def _as_given(self) -> Any:
         """The settings under which arguments are checked."""

@@ -51,6 +51,13 @@ def test_sessions_of_any_model(name: str) -> None:
     assert machine.done["alive"] > 0
 
 
+def test_an_optimizer_that_takes_the_loss() -> None:
+    machine = machine_of(SessionMachine, "trees", optimizer=optax.polyak_sgd())
+    run(machine)
+    assert machine.done["learn"] > 0, machine.done
+    assert machine.done["alive"] > 0
+
+
 def test_batches_whose_samples_share_a_state() -> None:
     machine = machine_of(BatchMachine, "delayed")
     run(machine, 4)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
@@ -210,3 +211,24 @@ def test_a_capture_reads_no_mesh(kind: AxisType) -> None:
     without = pb.manual(other, SAMPLES)
     got, want = (pb.sequence_grad(one, model.loss)(params, None, *samples) for one in (within, without))
     assert_identical(jax.device_get(got), jax.device_get(want))
+
+
+@every_kind
+def test_a_function_that_is_captured_inside_a_mesh(kind: AxisType) -> None:
+    """Its initial state is an array of that mesh; under explicit axes, its type says so."""
+    inputs, targets = placed((np.ones((STEPS, SAMPLES, 3)), np.ones((STEPS, SAMPLES, 4))), kind, None, "samples")
+
+    def step(weight: jax.Array, state: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        new = jnp.tanh(0.7 * state + x @ weight)
+        return new, new
+
+    def gradient() -> Any:
+        given = jnp.full((3, 4), 0.1), jnp.full(4, 0.5), jnp.zeros(3)
+        learner, params = pb.capture_function(step, *given, algorithm=pb.D_RTRL())
+        grad_fn = pb.sequence_grad(pb.vmap(learner, SAMPLES), MODELS[NAME].loss)
+        return jax.jit(lambda params, *data: grad_fn(params, None, *data)[0])(params, inputs, targets)
+
+    with jax.set_mesh(mesh_of(kind)):
+        got = gradient()
+    assert np.abs(got).max() > 0
+    assert_close(jax.device_get(got), jax.device_get(gradient()))

@@ -51,7 +51,7 @@ def updated(
       StructureError: the state is not the optimizer's for these params.
       OptionError: the optimizer needs arguments that there are none of.
     """
-    zeros = {path: jax.tree.map(jnp.zeros_like, value) for path, value in params.items()}
+    zeros = jax.tree.map(jnp.zeros_like, params)
     as_given = learner.source.as_given
     whole, before = as_given(cast_like({**zeros, **gradients}, params)), as_given(params)
     try:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from .._algorithms.base import Trace
 from .._options import is_count
 from .._program import Jacobians, Params, States
 from .._reader.early import cut_step
@@ -63,12 +64,16 @@ class Windows(NamedTuple):
         """The length of the windows of a gradient.
 
         Without a length asked for: what the steps of a window keep has `_CACHED` bytes, or `_AMORTISED` times as many
-        as the trace where that is more, and at most the budget. Windows are made equally long where they can be, since
-        a last one of another length is a program of its own.
+        as the trace where that is more, and at most the budget. Where the trace is made of all steps at the end of
+        their window, that takes as long as the gradient does, and one window needs no trace: then as many as the budget
+        allows. Windows are made equally long where they can be, since a last one of another length is a program of its
+        own.
         """
         largest = self.fitting(learner, time)
         if self.length is not None or learner.algorithm.depends_on_window:
             return largest
+        if _makes_trace_at_end(learner):
+            return equal_length(time, largest)
         stacked, once = _kept_bytes(learner)
         wanted = max(_CACHED, _AMORTISED * once) // max(stacked, 1)
         return equal_length(time, max(1, min(largest, wanted)))
@@ -77,6 +82,24 @@ class Windows(NamedTuple):
 def has_large_traces(learner: Learner) -> bool:
     """Whether the traces of all samples are larger than a cache."""
     return _kept_bytes(learner)[1] > _CACHED
+
+
+def _makes_trace_at_end(learner: Learner) -> bool:
+    """Whether the steps of a window leave the trace as it is, so that the window's end makes it."""
+
+    def look() -> bool:
+        program, algorithm = learner.program, learner.algorithm
+        is_same: list[bool] = []
+
+        def of_step(params: Params, *step: Any) -> None:
+            before = algorithm.init(program)
+            after = _first_step(learner, params, before, *step)[1][0]
+            is_same.extend(a is b for a, b in zip(*map(jax.tree.leaves, (before, after)), strict=True))
+
+        jax.eval_shape(of_step, *_step_specs(learner))
+        return all(is_same)
+
+    return kept(learner, look, _makes_trace_at_end)
 
 
 def _check_count(name: str, value: Any, expected: str, repair: str) -> None:
@@ -145,13 +168,18 @@ def _step_specs(learner: Learner) -> tuple[Any, ...]:
     return program.params, program.states, program.inputs, program.derivatives
 
 
-def _first_record(
-    learner: Learner, params: Params, states: States, inputs: tuple[Tree, ...], jacobians: Jacobians
-) -> tuple[Jacobians, Any]:
+def _first_record(learner: Learner, params: Params, *step: Any) -> tuple[Jacobians, Any]:
     """The derivatives and the record of a step from a fresh start, without a learning signal."""
+    jacobians, (_, record) = _first_step(learner, params, learner.algorithm.init(learner.program), *step)
+    return jacobians, record
+
+
+def _first_step(
+    learner: Learner, params: Params, trace: Trace, states: States, inputs: tuple[Tree, ...], jacobians: Jacobians
+) -> tuple[Jacobians, tuple[Trace, Any]]:
+    """The derivatives of such a step, and the trace and the record after it."""
     program, algorithm = learner.program, learner.algorithm
     if algorithm.derivatives is not None:
         jacobians = algorithm.derivatives(program, params, states, inputs, jacobians)
     signal = program.signal(program.zero_perturbation(is_complete=algorithm.is_complete))
-    start = algorithm.init(program), jacobians, signal, jnp.zeros((), jnp.int32)
-    return jacobians, algorithm.step(program, params, *start)[1]
+    return jacobians, algorithm.step(program, params, trace, jacobians, signal, jnp.zeros((), jnp.int32))

@@ -99,5 +99,5 @@ def _rows(new: jax.Array) -> jax.Array:
 def _diagonal(group: Group, piece: Slice, temporaries: Arrays) -> jax.Array:
     """`dnew[i]/dold[j]`, `[..., *varshape, i, j]`: products with ones, exact where elements do not mix."""
     fun, before = piece.at(temporaries)
-    after, pullback = jax.vjp(lambda joined: group.join(fun(*group.part(joined))), group.join(before))
-    return jax.vmap(lambda row: pullback(row)[0], in_axes=-2, out_axes=-2)(_rows(after))
+    after, pullback = jax.vjp(lambda *old: group.join(fun(*old)), *before)
+    return jax.vmap(lambda row: group.join(pullback(row)), in_axes=-2, out_axes=-2)(_rows(after))

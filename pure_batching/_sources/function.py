@@ -64,7 +64,8 @@ class FunctionSource(Source):
         self._is_traced, self._is_hidden = is_traced, is_hidden
         self._partition = partition._replace(trained=())
         self._weights, self._weights_structure = _by_path(partition.given(), "params")
-        self._initial, self._state_structure = _by_path(state, "state")
+        initial, self._state_structure = _by_path(state, "state")
+        self._initial = jax.tree.map(_portable, initial)
         self._specs = {path: spec_of(value) for path, value in self._weights.items()}
         self._state_specs = {path: spec_of(value) for path, value in self._initial.items()}
         self._marks = FunctionMarks([path for path in self._weights if not is_traced(path)])
@@ -231,6 +232,7 @@ def _captured_under(numerics: Numerics, step: Step, params: Tree, *arguments: An
 
 
 def _portable(leaf: jax.Array) -> Any:
+    """An array of numpy, which names neither a device nor a mesh; a random key as it is."""
     return leaf if is_key(leaf.dtype) else np.asarray(leaf)
 
 

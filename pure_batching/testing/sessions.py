@@ -18,13 +18,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, precondition, rule
 
 from .._learning.carry import Carry, apart
-from .._learning.optimizer import Optimizer
+from .._learning.optimizer import Optimizer, updated
 from .._learning.sequence import sequence_grad
 from .._slots import Slots
 from .._tree import Tree
@@ -106,7 +105,7 @@ class SessionMachine(ModelMachine):
         ids = self._some(data, self._sound())
         moment = self._moment(seed, ids)
         found, aux = self._any_slots(data).gradient(self.params, self.table, ids, *moment, loss=self.subject.loss)
-        self.agree(found, self._mean_gradient(ids, moment), "the gradient")
+        self.agree(found, self._mean_gradient(ids, moment)[0], "the gradient")
         self.table = aux.table
         self._happened("gradient", ids)
 
@@ -114,12 +113,15 @@ class SessionMachine(ModelMachine):
     @rule(data=st.data(), seed=seeds)
     def learn(self, data: st.DataObject, seed: int) -> None:
         """Some sessions make a step, and the weights that all sessions share are updated."""
-        ids, optimizer = self._some(data, self._sound()), self.optimizer
-        moment, state = self._moment(seed, ids), optimizer.init(self.params)  # type: ignore[union-attr]
+        optimizer: Any = self.optimizer
+        ids = self._some(data, self._sound())
+        moment, state = self._moment(seed, ids), optimizer.init(self.params)
         options: Any = {"loss": self.subject.loss, "optimizer": optimizer}
         trained, _, aux = self._any_slots(data).learn(self.params, state, self.table, ids, *moment, **options)
-        updates, _ = optimizer.update(self._mean_gradient(ids, moment), state, self.params)  # type: ignore[union-attr]
-        self.agree(trained, jax.tree.map(jnp.add, self.params, updates), "the weights")
+        gradient, loss = self._mean_gradient(ids, moment)
+        weights, slopes = self.learner.check_params(self.params), self.learner.check_params(gradient)
+        wanted, _ = updated(self.learner, optimizer, weights, state, slopes, loss)
+        self.agree(trained, self.learner.source.as_given(wanted), "the weights")
         self.params, self.table = trained, aux.table
         self._happened("learn", ids)
 
@@ -222,15 +224,15 @@ class SessionMachine(ModelMachine):
         """The data of one step, `[N, ...]`."""
         return row(self.data(seed, 1, len(ids)), 0)
 
-    def _mean_gradient(self, ids: list[int], moment: Data) -> Tree:
-        """The mean over sessions that each make the step alone."""
+    def _mean_gradient(self, ids: list[int], moment: Data) -> tuple[Tree, jax.Array]:
+        """The gradient and the loss, the means over sessions that each make the step alone."""
         found = []
         for k, one in enumerate(ids):
             own = jax.tree.map(lambda leaf, k=k: leaf[k : k + 1], moment)
             gradients, aux = gradient_of_a_step(self.subject)(self.params, self.alone[one], *own)
             self.alone[one] = aux.carry
             self.count_alive("gradient of one", gradients)
-            found.append(gradients)
+            found.append((gradients, aux.losses.sum()))
         return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *found)
 
 
