@@ -751,6 +751,20 @@ FAULTS = (
         "tests/test_slots.py::TestComingAndGoing::test_the_number_of_a_session_says_nothing",
     ),
     Fault(
+        "a sequence is cut more often than its budget asks for, though a window's end makes its trace anew",
+        "_learning/windows.py",
+        "if _makes_trace_at_end(learner):",
+        "if not learner:",
+        "tests/test_boundary.py::test_a_trace_that_the_end_of_a_window_makes_is_made_as_seldom_as_the_budget_allows",
+    ),
+    Fault(
+        "the initial state of a plain function names the devices of its capture",
+        "_sources/function.py",
+        "self._initial = jax.tree.map(_portable, initial)",
+        "self._initial = initial",
+        "tests/test_sharding.py::test_a_function_that_is_captured_inside_a_mesh[explicit]",
+    ),
+    Fault(
         "slots on devices are compiled for each place where a table may lie",
         "_slot_carries.py",
         "return run(*self._learner.strategy.at_home(args, axes))",

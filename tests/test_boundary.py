@@ -80,14 +80,22 @@ def test_the_trace_is_replaced_in_place(rule: str) -> None:
     assert memory.temp_size_in_bytes < (0.25 if "published" in rule else 1.25) * trace
 
 
+def chosen(rule: str, samples: int, budget: int = 2**40) -> int:
+    """The length of a window, of a long sequence."""
+    return windows.Windows(None, budget).chosen(pb.vmap(learner_of(RULES[rule]), samples), 2**17)
+
+
 def test_traces_as_large_as_weights_are_paid_for() -> None:
     """By windows that keep more than a cache holds, and are equally long for any number of samples."""
+    default = "D_RTRL"
+    assert chosen("ES_D_RTRL", 2048) < chosen("ES_D_RTRL", 1024) < chosen(default, 1024) / 4
+    assert chosen(default, 2048) == chosen(default, 1024)
 
-    def chosen(rule: str, samples: int) -> int:
-        return windows.Windows(None, 2**40).chosen(pb.vmap(learner_of(RULES[rule]), samples), 2**17)
 
-    assert chosen("ES_D_RTRL", 2048) < chosen("ES_D_RTRL", 1024) < chosen("D_RTRL published", 1024) / 4
-    assert chosen("D_RTRL published", 2048) == chosen("D_RTRL published", 1024)
+@pytest.mark.parametrize("rule", ["D_RTRL published", "EProp"])
+def test_a_trace_that_the_end_of_a_window_makes_is_made_as_seldom_as_the_budget_allows(rule: str) -> None:
+    assert chosen(rule, 64) == 2**17
+    assert chosen(rule, 64, 2**28) == chosen(rule, 32, 2**27) < 2**17
 
 
 @pytest.mark.parametrize("rule", ["D_RTRL published", "EProp"])

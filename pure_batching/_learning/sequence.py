@@ -97,7 +97,8 @@ def sequence_grad(
       window: how many steps are stacked and contracted at once; 1 is online and needs no memory that grows with `T`.
         None takes as many as measured fastest: their records take 8 MiB, or 8 times the traces where that is more, so
         that they stay in a cache and the end of a window, which rewrites the traces, is paid for; and at most `budget`.
-        Where the gradient depends on the window, it takes the whole sequence.
+        It takes as many as `budget` allows where the end of a window makes a trace of all its steps, as with published
+        D_RTRL, and the whole sequence where the gradient depends on the window.
       budget: with `window=None`, the bytes that a window may keep.
       outputs: whether `Aux.outputs` holds the module's outputs.
 
