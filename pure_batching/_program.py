@@ -72,7 +72,7 @@ class Jacobians(NamedTuple):
 
     Attributes:
       xs: what enters each weight operation, `[..., *x.shape]`, by the name of the first relation that reads it.
-      dfs: `dh/dy` of each relation and group, `[..., *varshape, ns]`.
+      dfs: `dh/dy` by the `df` of a link, `[..., *varshape, ns]`, or `[..., *y.shape, ns]` where a link has places.
       diagonals: `dh[t]/dh[t-1]` of each group, element by element, `[..., *varshape, ns, ns]`.
       within: `dh/dperturbation` of each group whose states feed each other within a step, shaped as `diagonals`.
     """

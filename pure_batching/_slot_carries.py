@@ -90,10 +90,11 @@ def with_gradient(
     """A step of the active sessions, and the gradient of their mean loss: the step of a sequence of one."""
     whole = SplitLoss(loss, arrays_of_loss).whole()
     inputs, targets, mask = jax.tree.map(lambda x: x[None], moment)
-    grad_fn = sequence_grad(learner, whole, reduction="sum", window=1, outputs=True)
+    grad_fn = sequence_grad(learner, whole, reduction="mean", window=1, outputs=True)
     gradients, aux = grad_fn(params, carry, inputs, targets, mask=mask)
-    number = moment.active.sum()
-    mean = jax.tree.map(lambda x: x / number.astype(x.dtype), gradients)
+    # The sum of half-precision gradients may be no number where their mean is one.
+    more = learner.lead[0] / moment.active.sum()
+    mean = jax.tree.map(lambda x: (x * more).astype(x.dtype), gradients)
     losses, outputs = jax.tree.map(lambda x: x[0], (aux.losses, aux.outputs))
     return mean, Done(aux.carry, losses, outputs)
 

@@ -603,3 +603,38 @@ def test_other_arguments() -> None:
     )
     with pytest.raises(StrategyError, match="whose own code carries a batch axis"):
         pb.manual(cell, 2)
+
+
+def kept(p: Any, h: Any, x: Any) -> Any:
+    new = 0.9 * h + p @ jnp.tanh(x)
+    return new, new
+
+
+@pytest.mark.parametrize("state", [np.full(2, 0.5), jnp.full(2, 0.5)], ids=["numpy", "jax"])
+def test_a_function_is_captured_inside_jit(state: Any) -> None:
+    inputs, targets = normal(5, 3), normal(5, 2)
+
+    def gradient(decay: Any, state: Any) -> Any:
+        learner, params = pb.capture_function(kept, np.ones((2, 3)), state, np.zeros(3), algorithm=pb.ES_D_RTRL(decay))
+        return pb.sequence_grad(learner, squared)(params, None, inputs, targets)[0]
+
+    decays = jnp.array([0.5, 0.9])
+    want = jnp.stack([gradient(float(decay), state) for decay in decays])
+    assert_close(jax.jit(jax.vmap(lambda decay: gradient(decay, state)))(decays), want)
+    assert_close(jax.jit(jax.vmap(gradient, (0, None)))(decays, state), want)
+
+
+def test_a_state_of_several_keys_is_several_keys() -> None:
+    def step(p: Any, state: Any, x: Any) -> Any:
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(state["keys"])
+        h = 0.9 * state["h"] + p @ x + jax.vmap(jax.random.normal)(keys)
+        return {"keys": keys, "h": h}, h
+
+    state = {"keys": jax.random.split(jax.random.key(0), 2), "h": jnp.zeros(2)}
+    learner, params = pb.capture_function(step, np.ones((2, 3)), state, np.zeros(3), algorithm=RULES["D_RTRL"])
+    batched = pb.vmap(learner, 3)
+    carry = batched.init(jax.random.key(1))
+    (keys,) = carry.keys.values()
+    assert keys.shape == (3, 2)
+    _, drawn = batched.step(params, carry, jnp.zeros((3, 3)))
+    assert len(np.unique(drawn)) == drawn.size

@@ -200,3 +200,19 @@ def test_a_module_of_brainscale_keeps_brainscale_s_rule_by_default() -> None:
             found += [(row.way, row.reason) for row in pb.explain(learner).rows]
     assert complete == [("trace", "")] * 3
     assert by_default == [("gradient of the step", "its output of shape (8,) does not fit h of shape (4,)")] * 3
+
+
+def test_a_copy_of_what_is_no_part_of_the_product_costs_no_trace() -> None:
+    def step(p: Any, h: Any, x: Any) -> Any:
+        new = 0.9 * h + jnp.concatenate([p @ x, jnp.ones(2)])[np.array([0, 1, 2, 2])]
+        return new, new
+
+    inputs, targets = normal(6, 3), normal(6, 4)
+
+    def of(rule: pb.Algorithm, window: int | None) -> tuple[pb.Learner, Any]:
+        learner, params = pb.capture_function(step, normal(2, 3), np.zeros(4), np.zeros(3), algorithm=rule)
+        return learner, pb.sequence_grad(learner, squared, window=window)(params, None, inputs, targets)[0]
+
+    learner, got = of(D, 2)
+    assert len(learner.program.relations) == 1
+    assert_close(got, of(EXACT, None)[1])

@@ -1,5 +1,6 @@
 """Norms and clipped gradients are those of the per-sample gradients, which they do without."""
 
+import dataclasses
 from typing import Any
 
 import brainscale
@@ -251,3 +252,82 @@ def test_of_a_product_that_is_added_to_itself(form: str) -> None:
     assert_close(norms, jnp.sqrt((each["w"]["weight"] ** 2).sum((1, 2))))
     total, _ = pb.sequence_grad(batched, squared, window=1, reduction="sum")(params, None, x, t)
     assert_close(total["w"]["weight"], each["w"]["weight"].sum(0))
+
+
+@pytest.mark.parametrize(
+    ("product", "shapes"),
+    [
+        (lambda x, w: x @ w, ((5,), (5,), ())),
+        (lambda x, w: jnp.tensordot(x, w, (0, 0)), ((6, 4), (6, 9), (4, 9))),
+    ],
+    ids=["of vectors", "of matrices"],
+)
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_of_other_products(product: Any, shapes: Any, steps: int) -> None:
+    """Whose gradient is no sum of outer products of a vector and a vector."""
+    of_x, of_w, of_h = shapes
+    rng = np.random.default_rng(2)
+    weight, x, t = (rng.standard_normal(shape) for shape in (of_w, (steps, 2, *of_x), (steps, 2, *of_h)))
+
+    def step(p: Any, h: Any, x: Any) -> Any:
+        new = 0.9 * h + product(x, p)
+        return new, new
+
+    learner, params = pb.capture_function(step, weight, np.zeros(of_h), x[0, 0], algorithm=RULES["D_RTRL published"])
+    batched = pb.vmap(learner, 2)
+    each, _ = pb.sequence_grad(batched, squared, reduction="none")(params, None, x, t)
+    norms, _ = pb.sample_norms(batched, squared)(params, None, x, t)
+    assert_close(norms, jnp.sqrt((each.reshape(2, -1) ** 2).sum(1)))
+
+
+def test_of_complex_weights_and_of_weights_without_entries() -> None:
+    def step(p: Any, h: Any, x: Any) -> Any:
+        new = 0.9 * h + (p["turn"] * x).real
+        return new, new + p["turn"].imag + p["none"].sum()
+
+    rng = np.random.default_rng(2)
+    x, t = rng.standard_normal((2, 3, 2, 2))
+    weights = {"turn": np.array([1 + 2j, 0.5 - 1j]), "none": np.zeros((0, 3))}
+    learner, params = pb.capture_function(step, weights, np.zeros(2), x[0, 0], algorithm=RULES["D_RTRL published"])
+    batched = pb.vmap(learner, 2)
+    each, _ = pb.sequence_grad(batched, squared, reduction="none")(params, None, x, t)
+    norms, _ = pb.sample_norms(batched, squared)(params, None, x, t)
+    want = jnp.sqrt((jnp.abs(each["turn"]) ** 2).sum(1))
+    assert_close(norms, want)
+    clipped, _ = pb.clipped_grad(batched, squared, 0.5, reduction="sum")(params, None, x, t)
+    assert_close(clipped["turn"], (each["turn"] * (0.5 / want)[:, None]).sum(0))
+
+
+class TestLossesWithoutAHash:
+    def made(self) -> Any:
+        def step(p: Any, h: Any, x: Any) -> Any:
+            new = 0.9 * h + p @ x
+            return new, new
+
+        learner, params = pb.capture_function(
+            step, np.ones((2, 3)), np.zeros(2), np.zeros(3), algorithm=RULES["D_RTRL"]
+        )
+        return pb.vmap(learner, 2), params, np.ones((4, 2, 3)), np.zeros((4, 2, 2))
+
+    def test_are_compiled_once(self) -> None:
+        @dataclasses.dataclass
+        class Scaled:
+            scale: float
+            traced: int = 0
+
+            def __call__(self, output: Any, target: Any) -> Any:
+                self.traced += 1
+                return self.scale * ((output - target) ** 2).sum()
+
+        batched, params, *data = self.made()
+        loss = Scaled(2.0)
+        grad_fn = pb.clipped_grad(batched, loss, 1.0)
+        grad_fn(params, None, *data)
+        count = loss.traced
+        grad_fn(params, None, *data)
+        assert loss.traced == count > 0
+
+    def test_may_give_a_number_of_python(self) -> None:
+        batched, params, *data = self.made()
+        gradients, _ = pb.clipped_grad(batched, lambda output, target: 0.0, 1.0)(params, None, *data)
+        assert not gradients.any()

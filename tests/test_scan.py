@@ -153,3 +153,23 @@ class TestProducts:
         scan(lambda h, x: (h + told_of(x).sum(), None), jnp.ones(()), self.ROWS)
         jax.effects_barrier()
         assert len(told) == len(self.ROWS)
+
+    def test_what_a_weight_is_taken_apart_into_is_known_in_the_loop(self) -> None:
+        """One equation makes what a product reads, which is early, and what a sum reads, which is not."""
+
+        def step(h: jax.Array, x: jax.Array) -> Any:
+            left, right = jnp.split(self.W, [2])
+            new = h @ self.V + x @ left + right[0]
+            return new, new.sum()
+
+        got, want = scan(step, jnp.ones(3), self.ROWS), jax.lax.scan(step, jnp.ones(3), self.ROWS)
+        assert_close(got, want)
+
+    def test_a_callback_is_not_mapped(self) -> None:
+        def step(h: jax.Array, x: jax.Array) -> Any:
+            told = jax.pure_callback(lambda x: 2 * x, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+            new = h @ self.V + told @ self.W[:2]
+            return new, new.sum()
+
+        got, want = scan(step, jnp.ones(3), self.ROWS), jax.lax.scan(step, jnp.ones(3), self.ROWS)
+        assert_close(got, want)

@@ -178,6 +178,26 @@ class TestLearning:
             assert_not_identical(trained, params)
             params, state, table = trained, new, aux.table
 
+    def test_half_precision_does_not_overflow(self) -> None:
+        """Where the mean of the sessions' gradients is a number, and their sum is none."""
+
+        def step(p: Any, h: Any, x: Any) -> Any:
+            new = (0.5 * h + p @ x).astype(jnp.float16)
+            return new, new
+
+        def steep(output: Any, target: Any) -> Any:
+            return 1e4 * (output - target).sum().astype(jnp.float32)
+
+        given = jnp.ones((2, 3), jnp.float16), jnp.zeros(2, jnp.float16), jnp.zeros(3, jnp.float16)
+        learner, params = pb.capture_function(step, *given, algorithm=RULES["D_RTRL published"])
+        slots, count = pb.Slots(learner, 12), 10
+        table = slots.empty()
+        for one in range(count):
+            table = slots.admit(table, one)
+        x, t = jnp.ones((count, 3), jnp.float16), jnp.zeros((count, 2), jnp.float16)
+        gradients, _ = slots.gradient(params, table, range(count), x, t, loss=steep)
+        np.testing.assert_allclose(gradients, 1e4, rtol=2e-3)
+
     def test_an_optimizer_that_takes_the_loss(self, seed: int) -> None:
         """It gets the mean over the sessions that make the step."""
         made, ids, optimizer = bench("LSTMCell", seed, RULES["D_RTRL published"]), [4, -7], optax.polyak_sgd()

@@ -74,9 +74,9 @@ def placed(relation: Relation, leaf: WeightLeaf, values: jax.Array) -> jax.Array
     return ordered.reshape(*(values.shape[place] for place in spread), *own, *values.shape[rank:])
 
 
-def is_outer_product(leaf: WeightLeaf, x: jax.Array) -> bool:
+def is_outer_product(leaf: WeightLeaf) -> bool:
     """Whether the trace of one step is `x (x) df`, entry by entry a product of two numbers."""
-    return leaf.is_factor and leaf.axes in ((0,), (1,)) and len(leaf.spec.shape) == 2 and x.ndim == 1  # noqa: PLR2004
+    return leaf.is_factor and leaf.axes in ((0,), (1,))
 
 
 def beside(leaf: WeightLeaf, x: jax.Array) -> jax.Array:

@@ -220,7 +220,7 @@ def _instantaneous(
     added = outer(relation, params, None if x is None else x[None], df[None])
     largest = {name: _largest(term) for name, term in added.items()}
     for leaf in relation.leaves:
-        if x is not None and is_outer_product(leaf, x):
+        if x is not None and is_outer_product(leaf):
             added[leaf.name] = beside(leaf, x) * placed(relation, leaf, df)
             largest[leaf.name] = jnp.maximum(jnp.abs(x).max() * jnp.abs(df).max(), 1)
     return added, largest

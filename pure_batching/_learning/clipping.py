@@ -69,7 +69,7 @@ class ClippedGradFn(SequenceFn[tuple[Params, ClippedAux]]):
         """The gradient for arguments that were checked; both passes draw the same random numbers."""
         norms, aux = NormFn(self.learner, self.loss, self.windows).run(params, carry, steps, key)
         bound = jnp.asarray(self.bound, norms.dtype)
-        loss, arrays = SplitLoss.of(_Weighted(self.loss))
+        loss, arrays = SplitLoss.of(self.loss)
         axes = SampleAxes((*arguments_axes(), 0, None), None)
         run = compiled(self.learner, _clipped, loss, self.reduction, self.windows, axes=axes)
         gradients, clipped = run(arrays, params, carry, steps, key, norms, bound)
@@ -82,7 +82,7 @@ class _Weighted(eqx.Module):
     loss: Loss
 
     def __call__(self, output: Tree, target: tuple[Tree, jax.Array]) -> Any:
-        loss = self.loss(output, target[0])
+        loss = jnp.asarray(self.loss(output, target[0]))
         return loss.astype(accumulating(loss.dtype)) * target[1]
 
 
@@ -123,8 +123,9 @@ def _clipped_share(
     """Those of the samples that run at once."""
     per_sample = outputs = False
     weights, lift = _weights(norms, bound)
-    given = (arrays_of_loss, params, carry, steps.with_weights(weights), keys)
-    gradients, _ = gradient_of_share(learner, loss, windows, per_sample, outputs, *given)
+    weighted, arrays = SplitLoss.of(_Weighted(SplitLoss(loss, arrays_of_loss).whole()))
+    given = (arrays, params, carry, steps.with_weights(weights), keys)
+    gradients, _ = gradient_of_share(learner, weighted, windows, per_sample, outputs, *given)
     return jax.tree.map(lambda x: x / lift.astype(x.dtype), gradients), (weights < lift).sum()
 
 

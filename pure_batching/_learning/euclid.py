@@ -31,7 +31,14 @@ def norms_by(measured: Callable[[Measure], jax.Array]) -> jax.Array:
 
 
 def _square_of(arrays: Sequence[jax.Array]) -> jax.Array:
-    return sum((jnp.vdot(array, array) for array in arrays[1:]), start=jnp.vdot(arrays[0], arrays[0]))
+    parts = _real(arrays)
+    return sum((jnp.vdot(part, part) for part in parts[1:]), start=jnp.vdot(parts[0], parts[0]))
+
+
+def _real(arrays: Sequence[jax.Array]) -> list[jax.Array]:
+    """Real and imaginary parts, of the arrays that have entries; a zero where none has."""
+    parts = [part for array in arrays for part in ((array.real, array.imag) if jnp.iscomplexobj(array) else (array,))]
+    return [part for part in parts if part.size] or [jnp.zeros(1, parts[0].dtype)]
 
 
 def _root_of_sum(squares: Sequence[jax.Array]) -> jax.Array:
@@ -40,9 +47,10 @@ def _root_of_sum(squares: Sequence[jax.Array]) -> jax.Array:
 
 def norm_of(arrays: Sequence[jax.Array]) -> jax.Array:
     """`sqrt(sum of squares)` of all entries, `[]`: a power of two near the largest magnitude is taken out first."""
-    exponent = exponent_of(jnp.stack([jnp.abs(array).max() for array in arrays]).max())
-    down = power_of_two(-exponent, arrays[0].dtype)
-    return _times_power(_root_of_sum([jnp.square(array * down).sum() for array in arrays]), exponent)
+    parts = _real(arrays)
+    exponent = exponent_of(jnp.stack([jnp.abs(part).max() for part in parts]).max())
+    down = power_of_two(-exponent, parts[0].dtype)
+    return _times_power(_root_of_sum([jnp.square(part * down).sum() for part in parts]), exponent)
 
 
 def _norm_of_products(x: jax.Array, dy: jax.Array) -> jax.Array:

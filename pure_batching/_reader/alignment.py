@@ -42,7 +42,8 @@ def stretched(axes: Axes, old: Sequence[int], new: Sequence[int]) -> Axes:
 def is_product(jaxpr: Jaxpr, x: Var, leaf: Var) -> bool:
     """Whether the output is `x @ leaf` or `leaf @ x`, of a vector and a matrix, plus terms without the leaf."""
     eqn = _only_reader(jaxpr, leaf)
-    if eqn is None or eqn.primitive.name != "dot_general":
+    ranks = [len(spec_of_var(var).shape) for var in (x, leaf)]
+    if eqn is None or eqn.primitive.name != "dot_general" or ranks != [1, 2]:
         return False
     products: Any = {(x, leaf): ((0,), (0,)), (leaf, x): ((1,), (0,))}
     contracted, batched = eqn.params["dimension_numbers"]

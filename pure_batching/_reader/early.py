@@ -45,7 +45,7 @@ def cut_step(made: Any, count: int) -> CutStep:
     results = dict(enumerate(jaxpr.outvars[count:]))
     constant = {i: var for i, var in results.items() if isinstance(var, Var) and var not in flow.changing}
     products = [eqn.outvars[0] for eqn in jaxpr.eqns if flow.is_early(eqn)]
-    named = [*constant.values(), *flow.weights(jaxpr)]
+    named = _with_beside(jaxpr, [*constant.values(), *flow.weights(jaxpr)])
     once = cut_piece(jaxpr.eqns, (), named, order)
     known = dict(zip(jaxpr.constvars, consts, strict=True))
     made_once = evaluate(ClosedJaxpr(once.jaxpr, ()), *(known[var] for var in once.free))
@@ -66,6 +66,12 @@ def cut_step(made: Any, count: int) -> CutStep:
         early=lambda *given: evaluate(ClosedJaxpr(early.jaxpr, ()), *(known[var] for var in early.free), *given),
         rest=lambda *args: evaluate(ClosedJaxpr(rest, [*known.values()]), *args),
     )
+
+
+def _with_beside(jaxpr: Jaxpr, named: list[Var]) -> list[Var]:
+    """Variables, and what the equations that make them make besides."""
+    made = [var for eqn in jaxpr.eqns if not set(named).isdisjoint(eqn.outvars) for var in eqn.outvars]
+    return [*dict.fromkeys([*named, *made])]
 
 
 class _Flow(NamedTuple):
@@ -108,6 +114,9 @@ class _Flow(NamedTuple):
 
 
 def _is_done_in_turn(eqn: JaxprEqn) -> bool:
-    """Whether an equation stays where it is: one with an effect, of random keys, or with loops or branches in it."""
+    """Whether an equation stays where it is.
+
+    That is one with an effect, of random keys, with loops or branches in it, or one that JAX may be unable to map.
+    """
     has_keys = any(is_key(spec_of_var(var).dtype) for var in (*eqn.invars, *eqn.outvars))
-    return bool(eqn.effects) or has_keys or eqn.primitive.name in LOOPS
+    return bool(eqn.effects) or has_keys or eqn.primitive.name in (*LOOPS, "pure_callback", "ffi_call")

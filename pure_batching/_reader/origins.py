@@ -14,10 +14,8 @@ import numpy as np
 from .constants import Numbers, numbers_inside
 from .jaxprs import ClosedJaxpr, JaxprEqn, Literal, Var, inner, scan_parts
 from .pieces import reads, spec_of_var, tainted_by
-from .places import followed_through, is_element_wise, moved_numbers
+from .places import NOWHERE, followed_through, is_element_wise, moved_numbers, united
 from .primitives import called, moved_operands
-
-_NOWHERE = -1
 
 # For each element of a variable the index of the product's element that it is made of, -1 for none; None for a variable
 # with an element that is made of several, or in a way that is not followed.
@@ -49,7 +47,7 @@ def is_stretched(
         return False
     columns = found.reshape(*varshape, -1)
     return any(
-        bool(((columns == wanted[..., None]) | (columns == _NOWHERE)).all())
+        bool(((columns == wanted[..., None]) | (columns == NOWHERE)).all())
         for wanted in (_broadcast(_counted(y), varshape, own) for own in {0, lead})
         if wanted is not None
     )
@@ -102,7 +100,7 @@ def _origins(eqns: Iterable[JaxprEqn], start: dict[Any, Origins], numbers: Numbe
 
 
 def _absent(atom: Any) -> np.ndarray:
-    return np.full(spec_of_var(atom).shape, _NOWHERE)
+    return np.full(spec_of_var(atom).shape, NOWHERE)
 
 
 def _through(eqn: JaxprEqn, given: Sequence[Any], numbers: Numbers) -> Sequence[Origins]:
@@ -118,10 +116,10 @@ def _through(eqn: JaxprEqn, given: Sequence[Any], numbers: Numbers) -> Sequence[
         branches = [
             _inside(branch, given[1:], numbers_inside(branch, operands, numbers)) for branch in eqn.params["branches"]
         ]
-        return [_united(column) for column in zip(*branches, strict=True)]
+        return [united(column) for column in zip(*branches, strict=True)]
     if not is_element_wise(eqn):
         return [None] * len(eqn.outvars)
-    return [_united([np.broadcast_to(one, spec_of_var(var).shape) for one in given]) for var in eqn.outvars]
+    return [united([np.broadcast_to(one, spec_of_var(var).shape) for one in given]) for var in eqn.outvars]
 
 
 def _moved(eqn: JaxprEqn, given: Sequence[Any], numbers: Numbers) -> Sequence[Origins]:
@@ -129,7 +127,7 @@ def _moved(eqn: JaxprEqn, given: Sequence[Any], numbers: Numbers) -> Sequence[Or
     known = [way for way in ways if way is not None]
     if len(known) < len(ways):
         return [None] * len(eqn.outvars)
-    return [_united(column) for column in zip(*known, strict=True)] or [_absent(var) for var in eqn.outvars]
+    return [united(column) for column in zip(*known, strict=True)] or [_absent(var) for var in eqn.outvars]
 
 
 def _inside(body: ClosedJaxpr, given: Sequence[Any], numbers: Numbers) -> list[Origins]:
@@ -149,7 +147,7 @@ def _rounds(eqn: JaxprEqn, given: Sequence[Any], numbers: Numbers) -> list[Origi
     same = numbers_inside(body, eqn.invars[:consts], numbers)
     while True:
         made = _inside(body, [*first, *carry, *one_row], same)
-        new = [one for pair in zip(carry, made[:count], strict=True) if (one := _united(pair)) is not None]
+        new = [one for pair in zip(carry, made[:count], strict=True) if (one := united(pair)) is not None]
         if len(new) < count:
             return [None] * len(eqn.outvars)
         if all(np.array_equal(*pair) for pair in zip(new, carry, strict=True)):
@@ -157,12 +155,3 @@ def _rounds(eqn: JaxprEqn, given: Sequence[Any], numbers: Numbers) -> list[Origi
         carry = new
     stacked = zip(made[count:], eqn.outvars[count:], strict=True)
     return [*new, *(None if one is None else np.broadcast_to(one, spec_of_var(var).shape) for one, var in stacked)]
-
-
-def _united(found: Sequence[Origins]) -> Origins:
-    """The origins of what is made of several operands; None where they differ."""
-    known = [one for one in found if one is not None]
-    if len(known) < len(found):
-        return None
-    whole = np.max(np.stack(known), 0)
-    return whole if all(((one == whole) | (one == _NOWHERE)).all() for one in known) else None

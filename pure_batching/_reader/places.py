@@ -16,7 +16,8 @@ from .jaxprs import ClosedJaxpr, JaxprEqn, Literal, Var, inner
 from .pieces import reads, spec_of_var
 from .primitives import ELEMENT_WISE, called, moved_operands
 
-_NOWHERE = -1
+# Of an element that arrives nowhere, and of one that comes from nowhere.
+NOWHERE = -1
 
 
 def places_of(
@@ -54,11 +55,11 @@ def followed_through(
 
 
 def united(places: Sequence[np.ndarray | None]) -> np.ndarray | None:
-    """Places of the same elements by several ways; None where one is not known, or two differ."""
+    """Numbers of the same elements by several ways; None where one is not known, or two differ."""
     if not places or any(one is None for one in places):
         return None
     whole = np.max(np.stack([one for one in places if one is not None]), 0)
-    agrees = all(((one == whole) | (one == _NOWHERE)).all() for one in places if one is not None)
+    agrees = all(((one == whole) | (one == NOWHERE)).all() for one in places if one is not None)
     return whole if agrees else None
 
 
@@ -71,7 +72,7 @@ def is_element_wise(eqn: JaxprEqn) -> bool:
 
 
 def _absent(size: int) -> np.ndarray:
-    return np.full(size, _NOWHERE)
+    return np.full(size, NOWHERE)
 
 
 def _are_unknown(eqn: JaxprEqn, given: Sequence[np.ndarray | None]) -> bool:
@@ -105,7 +106,7 @@ def _summed(eqn: JaxprEqn, places: np.ndarray | None) -> np.ndarray | None:
     arrival = np.broadcast_to(np.expand_dims(totals, axes), shape).reshape(-1)
     if places is None:
         return None
-    return np.where(places >= 0, arrival.take(places, mode="clip") if arrival.size else _NOWHERE, _NOWHERE)
+    return np.where(places >= 0, arrival.take(places, mode="clip") if arrival.size else NOWHERE, NOWHERE)
 
 
 def _inside(body: ClosedJaxpr, given: Sequence[np.ndarray | None], numbers: Numbers) -> list[np.ndarray | None]:
@@ -143,7 +144,7 @@ def moved_numbers(eqn: JaxprEqn, k: int, elements: np.ndarray, numbers: Numbers)
       it is not known at capture what goes where.
     """
     specs, moved = [spec_of_var(atom) for atom in eqn.invars], moved_operands(eqn)
-    operands: list[Any] = [np.full(spec.shape, _NOWHERE, np.int32) for spec in specs]
+    operands: list[Any] = [np.full(spec.shape, NOWHERE, np.int32) for spec in specs]
     operands[k] = elements.astype(np.int32).reshape(specs[k].shape)
     for i in set(range(len(operands))) - set(moved):
         operands[i] = numbers(eqn.invars[i])
@@ -153,7 +154,7 @@ def moved_numbers(eqn: JaxprEqn, k: int, elements: np.ndarray, numbers: Numbers)
 
 
 def _results(eqn: JaxprEqn, operands: Sequence[Any]) -> list[np.ndarray]:
-    params = {name: _NOWHERE if name == "fill_value" else value for name, value in eqn.params.items()}
+    params = {name: NOWHERE if name == "fill_value" else value for name, value in eqn.params.items()}
     with jax.ensure_compile_time_eval():
         results = eqn.primitive.bind(*operands, **params)
     return [np.asarray(one) for one in (results if eqn.primitive.multiple_results else [results])]
@@ -165,15 +166,16 @@ def _writes_twice(eqn: JaxprEqn, operands: Sequence[Any]) -> bool:
         return False
     operand, indices, updates = operands
     each = np.arange(updates.size, dtype=np.int32).reshape(updates.shape)
-    (written,) = _results(eqn, [np.full_like(operand, _NOWHERE), indices, each])
+    (written,) = _results(eqn, [np.full_like(operand, NOWHERE), indices, each])
     return int((written >= 0).sum()) < updates.size
 
 
 def _followed(places: np.ndarray, numbers: np.ndarray) -> np.ndarray | None:
     """Where elements at `places` arrive when element `numbers[i]` becomes element `i`; None if one is copied."""
     kept = numbers >= 0
-    if len(np.unique(numbers[kept])) < kept.sum() and np.isin(np.unique(numbers[kept]), places).any():
+    arriving, times = np.unique(numbers[kept], return_counts=True)
+    if np.isin(arriving[times > 1], places).any():
         return None
-    after = np.full(max(int(places.max(initial=0)), int(numbers.max(initial=0))) + 1, _NOWHERE)
+    after = np.full(max(int(places.max(initial=0)), int(numbers.max(initial=0))) + 1, NOWHERE)
     after[numbers[kept]] = np.flatnonzero(kept)
-    return np.where(places >= 0, after[np.maximum(places, 0)], _NOWHERE)
+    return np.where(places >= 0, after[np.maximum(places, 0)], NOWHERE)

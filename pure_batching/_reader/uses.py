@@ -195,7 +195,7 @@ def _followed(step: FlatStep, y: Var, near: Sequence[FoundGroup], reached: set[A
         if twice is not None:
             return [], f"its output reaches {group.paths[0]} by itself and through {twice.paths[0]}"
         ends.append(end)
-    return ([], "") if _is_mixed(y, ends) else (ends, "")
+    return ([], _two_ways(ends)) if _is_mixed(y, ends) else (ends, "")
 
 
 def _reaches(step: FlatStep, sources: Sequence[Var], group: FoundGroup, others: Sequence[FoundGroup]) -> bool:
@@ -246,6 +246,15 @@ def _is_mixed(y: Var, ends: Sequence[End]) -> bool:
     """Whether some ends are arranged in another way, and `y` is broadcast to others."""
     is_arranged = any(end.places is not None for end in ends)
     return is_arranged and any(end.places is None and end.group.varshape != spec_of_var(y).shape for end in ends)
+
+
+def _two_ways(ends: Sequence[End]) -> str:
+    """The reason of ends that `_is_mixed` finds."""
+    arranged, broadcast = (
+        next(end.group.paths[0] for end in ends if (end.places is None) == is_broadcast)
+        for is_broadcast in (False, True)
+    )
+    return f"its output reaches {arranged} in another order, and is broadcast to {broadcast}"
 
 
 def _lost(step: FlatStep, y: Var, group: FoundGroup) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from .._conform import conform
 from .._keys import mappable
@@ -23,7 +24,7 @@ from .._tree import Tree, is_key, is_quantity, mantissa, spec_of, with_lead
 from ..errors import CaptureError, PureBatchingError, StrategyError
 from .base import Source, assembled, reading, remembered
 from .function_marks import FunctionMarks
-from .keys import folded_key
+from .keys import folded_key, keys_like
 from .partition import Partition, restored
 
 Step = Callable[..., tuple[Tree, Tree]]
@@ -65,7 +66,7 @@ class FunctionSource(Source):
         self._partition = partition._replace(trained=())
         self._weights, self._weights_structure = _by_path(partition.given(), "params")
         initial, self._state_structure = _by_path(state, "state")
-        self._initial = jax.tree.map(_portable, initial)
+        self._initial = jax.tree.map(_as_numpy, initial)
         self._specs = {path: spec_of(value) for path, value in self._weights.items()}
         self._state_specs = {path: spec_of(value) for path, value in self._initial.items()}
         self._marks = FunctionMarks([path for path in self._weights if not is_traced(path)])
@@ -104,14 +105,15 @@ class FunctionSource(Source):
 
     def recipe(self) -> tuple[Callable[..., Source], tuple[Any, ...]]:
         """See `Source.recipe`; arrays become numpy's, which keep 64 bits where JAX has none."""
-        weights, states = (jax.tree.map(_portable, [*tree.values()]) for tree in (self._weights, self._initial))
+        weights, states = (jax.tree.map(_as_numpy, [*tree.values()]) for tree in (self._weights, self._initial))
         params, state = self._partition.portable(weights), jax.tree.unflatten(self._state_structure, states)
         tests = self._is_traced, self._is_hidden
         return _captured_under, (self.numerics, self._step, params, state, self._inputs, *tests)
 
     def fresh(self, key: jax.Array) -> States:
         """See `Source.fresh`; a random key of the state is drawn from `key`, whatever it was at capture."""
-        keys = {path: folded_key(key, path) for path, kind in self._kinds.items() if kind == "key"}
+        shapes = {path: self._state_specs[path].shape for path, kind in self._kinds.items() if kind == "key"}
+        keys = {path: keys_like(folded_key(key, path), shape) for path, shape in shapes.items()}
         known = {**self._initial, **keys}
         return assembled(self._program.states, known)
 
@@ -231,9 +233,9 @@ def _captured_under(numerics: Numerics, step: Step, params: Tree, *arguments: An
         return FunctionSource(step, Partition.of(restored(params)), *arguments)
 
 
-def _portable(leaf: jax.Array) -> Any:
-    """An array of numpy, which names neither a device nor a mesh; a random key as it is."""
-    return leaf if is_key(leaf.dtype) else np.asarray(leaf)
+def _as_numpy(leaf: jax.Array) -> Any:
+    """An array of numpy, which names neither a device nor a mesh; a random key and a traced array as they are."""
+    return leaf if is_key(leaf.dtype) or isinstance(leaf, Tracer) else np.asarray(leaf)
 
 
 def _first_line(error: Exception) -> str:
