@@ -821,6 +821,13 @@ FAULTS = (
         "tests/test_slots.py::TestLearning::test_half_precision_does_not_overflow",
     ),
     Fault(
+        "imaginary parts count for nothing in a norm",
+        "_learning/euclid.py",
+        "((array.real, array.imag) if",
+        "((array.real,) if",
+        "tests/test_norms.py::test_of_complex_weights_and_of_weights_without_entries",
+    ),
+    Fault(
         "slots on devices are compiled for each place where a table may lie",
         "_slot_carries.py",
         "return run(*self._learner.strategy.at_home(args, axes))",

@@ -24,7 +24,8 @@ class Perturbation(NamedTuple):
       hidden: to each new hidden state, `[..., *shape]` by path.
       old: to the old hidden states that the output reads past all new ones, by path; what depends on a new hidden state
         does not see it. Empty where a rule leaves this out.
-      products: to the products of weights that the output reads past all hidden states, by relation; likewise.
+      products: to the products of weights that the output reads past all hidden states, by the end of relations;
+        likewise.
     """
 
     hidden: Mapping[str, Any]
@@ -38,7 +39,8 @@ class Signal(NamedTuple):
     Attributes:
       new: `dloss/dh[t]` of each group, `[..., *varshape, ns]`.
       old: `dloss/dh[t-1]` at fixed `h[t]`, of the groups whose old states the output reads.
-      products: `dloss/dy` at fixed `h[t]`, `[..., *y.shape]`, by relation, of the products that the output reads.
+      products: `dloss/dy` at fixed `h[t]`, `[..., *y.shape]`, of the products that the output reads, by the end of
+        relations.
       other: the loss's derivative by the states that are not hidden, by path, None for integers; of the states before a
         window, for a rule with credit "window"; None otherwise.
     """

@@ -20,6 +20,7 @@ from ._learning.optimizer import updated
 from ._learning.sequence import sequence_grad
 from ._learning.steps import select
 from ._learning.task import frozen
+from ._precision import accumulating
 from ._strategies.base import SampleAxes
 from ._tree import Tree
 
@@ -48,7 +49,8 @@ class Done(NamedTuple):
 class SlotPrograms:
     """The functions of this module, each compiled once for all slots.
 
-    They are looked up here: to look them up by the learner takes a quarter of the time of a small step.
+    They are looked up here: to look them up by the learner takes a quarter of the time of a small step. A function has
+    the same axes in every call.
 
     Args:
       learner: whose samples are the slots.
@@ -94,7 +96,7 @@ def with_gradient(
     gradients, aux = grad_fn(params, carry, inputs, targets, mask=mask)
     # The sum of half-precision gradients may be no number where their mean is one.
     more = learner.lead[0] / moment.active.sum()
-    mean = jax.tree.map(lambda x: (x * more).astype(x.dtype), gradients)
+    mean = jax.tree.map(lambda x: _times(x, more), gradients)
     losses, outputs = jax.tree.map(lambda x: x[0], (aux.losses, aux.outputs))
     return mean, Done(aux.carry, losses, outputs)
 
@@ -116,6 +118,11 @@ def with_update(
     state = jax.tree.map(jnp.asarray, opt_state)
     trained, state = updated(learner, optimizer.value, weights, state, slopes, value)
     return learner.source.as_given(trained), state, done
+
+
+def _times(gradient: jax.Array, factor: jax.Array) -> jax.Array:
+    wide = accumulating(gradient.dtype)
+    return (gradient.astype(wide) * factor.astype(wide)).astype(gradient.dtype)
 
 
 def vacant(learner: Learner) -> Carry:

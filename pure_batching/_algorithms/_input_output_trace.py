@@ -17,7 +17,7 @@ class InputOutputTrace(NamedTuple):
 
     Attributes:
       xs: a decaying sum of each weight's input, `[..., *x.shape]`, by the relation that reads it first.
-      dfs: `dh/dy`, `[..., *varshape, ns]`, smoothed with ES_D_RTRL, by relation and group.
+      dfs: `dh/dy`, smoothed with ES_D_RTRL, as in `Jacobians`.
     """
 
     xs: dict[str, jax.Array]

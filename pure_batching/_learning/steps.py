@@ -57,7 +57,7 @@ class Steps(eqx.Module):
 
     Attributes:
       positions: where the steps of a window stand in the inputs and targets, which are those of the whole sequence:
-        a copy of them would cost as much memory as the records of a window. None where the window is the sequence.
+        a copy of them would cost as much memory as the records of a window. None where they are the window's own.
       stand_in: the inputs and targets of one step, `[B, ...]`, on which masked steps are run; None without a mask.
     """
 

@@ -60,7 +60,7 @@ def _spec_of_diagonal(group: Group) -> Any:
 
 
 def _df(link: Link, piece: Slice, temporaries: Arrays) -> jax.Array:
-    """`dh/dy` times a vector of ones: exact where `y -> h` is element-wise."""
+    """`dh/dy`: times a vector of ones, which is exact where `y -> h` is element-wise, or element by element of `y`."""
     fun, (y,) = piece.at(temporaries)
 
     def states(value: jax.Array) -> jax.Array:

@@ -1,7 +1,6 @@
 """What this package knows about JAX's primitives, by their names in jax 0.9.2 to 0.12.
 
-This is the only table of its kind. The alignment of weights, the walk of the samples' axis and the margins of
-comparisons read it.
+This is the only table of its kind: the reader, the audit of independence and the margins of comparisons read it.
 """
 
 from collections.abc import Mapping
