@@ -1,4 +1,4 @@
-"""Runs the Python blocks of the pages: `python docs/_blocks.py [PAGE ...] [--jobs 2]`.
+"""Runs the Python blocks of the pages: `python docs/_blocks.py [PAGE ...] [--share 0/1] [--jobs 2]`.
 
 The blocks of a page are one program, which runs in a process of its own. What a statement prints is compared with the
 comment behind its `print(...)`, or with the comment lines right below it; `...` stands for anything. A block that is
@@ -131,6 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run pages, each in a process; print how long each took, and what went wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pages", nargs="*", type=Path, default=PAGES, help="all by default")
+    parser.add_argument("--share", default="0/1", help="of the pages: 1/3 is the second of three shares")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at a time")
     parser.add_argument("--here", action="store_true", help="run the pages in this process")
     given = parser.parse_args(arguments)
@@ -138,10 +139,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for page in given.pages:
             run_page(page)
         return 0
-    failed = 0
+    failed, (number, shares) = 0, map(int, given.share.split("/"))
     with ThreadPoolExecutor(given.jobs) as pool:
         pages = [page.resolve() for page in given.pages if program(page) or commands(page)]
-        for page, seconds, done in pool.map(_in_a_process, pages):
+        for page, seconds, done in pool.map(_in_a_process, pages[number::shares]):
             failed += done.returncode != 0
             sys.stdout.write(f"{'FAILED' if done.returncode else 'ran'} {page.relative_to(ROOT)} in {seconds:.0f} s\n")
             sys.stdout.write(done.stderr if done.returncode else "")

@@ -36,7 +36,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--turn", type=int, default=0, help="which models of the registry run by day when shared out")
+    parser.addoption("--turn", type=int, help="of what costs most, run the part whose turn it is: 0, 1, 2, ...")
 
 
 def pytest_configure() -> None:

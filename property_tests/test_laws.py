@@ -29,9 +29,16 @@ def excuse(law: str, entry: Entry) -> str | None:
         return laws.ALL[law].excuse(Case(made, made.params, entry.net.data(0, STEPS, SAMPLES)))
 
 
-@pytest.mark.parametrize("entry", [grouped(entry) for entry in ENTRIES])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every law of every entry; of every second entry where turns are taken."""
+    if metafunc.function is TestLaws.test_holds:
+        turn = metafunc.config.getoption("--turn")
+        entries = ENTRIES if turn is None else ENTRIES[turn % 2 :: 2]
+        metafunc.parametrize("law", [name for name in laws.ALL if name != "parity"])
+        metafunc.parametrize("entry", [grouped(entry) for entry in entries])
+
+
 class TestLaws:
-    @pytest.mark.parametrize("law", [name for name in laws.ALL if name != "parity"])
     def test_holds(self, law: str, entry: Entry) -> None:
         made = subject(entry)
         if reason := excuse(law, entry):

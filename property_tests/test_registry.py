@@ -73,7 +73,7 @@ class ByHost:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if metafunc.function is test_is_interchangeable_when_it_is_shared_out:
-        start = len(SHARED_FIRST) * metafunc.config.getoption("--turn") % len(SHARED_CASES)
+        start = len(SHARED_FIRST) * (metafunc.config.getoption("--turn") or 0) % len(SHARED_CASES)
         cases = SHARED_CASES if IS_NIGHT else SHARED_CASES[start : start + len(SHARED_FIRST)]
         marked = [pytest.param(*case, marks=pytest.mark.xdist_group(f"{case[0]} shared out")) for case in cases]
         metafunc.parametrize(("name", "rule"), marked)
