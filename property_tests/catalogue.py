@@ -760,7 +760,7 @@ FAULTS = (
     Fault(
         "the initial state of a plain function names the devices of its capture",
         "_sources/function.py",
-        "self._initial = jax.tree.map(_as_numpy, initial)",
+        "self._initial = {path: jax.tree.map(_as_numpy, value) for path, value in initial.items()}",
         "self._initial = initial",
         "tests/test_sharding.py::test_a_function_that_is_captured_inside_a_mesh[explicit]",
     ),
@@ -777,6 +777,13 @@ FAULTS = (
         'in (*LOOPS, "pure_callback", "ffi_call")',
         "in LOOPS",
         "tests/test_scan.py::TestProducts::test_a_callback_is_not_mapped",
+    ),
+    Fault(
+        "the leaves of a function's state are sorted by their paths",
+        "_sources/function.py",
+        "self._initial = {path: jax.tree.map(_as_numpy, value) for path, value in initial.items()}",
+        "self._initial = jax.tree.map(_as_numpy, initial)",
+        "tests/test_function.py::test_a_state_keeps_the_order_of_its_tree[a named tuple-BPTT]",
     ),
     Fault(
         "a function is not captured inside jit",

@@ -481,6 +481,54 @@ def test_the_step_is_a_function_of_the_given_structure() -> None:
     assert_close(jax.grad(total)(params), want)
 
 
+class Unsorted(NamedTuple):
+    """Fields that are not in the order of their names."""
+
+    v: Any
+    a: Any
+
+
+class UnsortedModule(eqx.Module):
+    """The same as a module."""
+
+    v: Any
+    a: Any
+
+
+@pytest.mark.parametrize("rule", [EXACT, RULES["RTRL"]], ids=["BPTT", "RTRL"])
+@pytest.mark.parametrize(
+    "state",
+    [
+        Unsorted(normal(2), normal(2, seed=1)),
+        UnsortedModule(normal(2), normal(2, seed=1)),
+        [normal(2, seed=k) for k in range(12)],
+        {10: normal(2), 2: normal(2, seed=1)},
+    ],
+    ids=["a named tuple", "a module", "a long list", "a dict of numbers"],
+)
+def test_a_state_keeps_the_order_of_its_tree(state: Any, rule: pb.Algorithm) -> None:
+    """The paths of these leaves, sorted, are in another order."""
+    leaves, structure = jax.tree.flatten(state)
+
+    def step(p: Any, state: Any, x: Any) -> Any:
+        olds = jax.tree.leaves(state)
+        news = [jnp.tanh((0.9 - 0.1 * k) * old + x * p) for k, old in enumerate(olds)]
+        return jax.tree.unflatten(structure, news), jnp.concatenate(olds)
+
+    def total(p: Any) -> Any:
+        state, loss = jax.tree.unflatten(structure, leaves), 0.0
+        for x, target in zip(inputs, targets, strict=True):
+            state, output = step(p, state, x)
+            loss += squared(output, target)
+        return loss
+
+    weight, inputs, targets = normal(2), normal(STEPS, 2, seed=2), np.zeros((STEPS, 2 * len(leaves)))
+    learner, params = pb.capture_function(step, weight, state, jnp.zeros(2), algorithm=rule)
+    gradient, aux = pb.sequence_grad(learner, squared, reduction="sum", outputs=True)(params, None, inputs, targets)
+    assert_identical(aux.outputs[0], jnp.concatenate(leaves))
+    assert_close(gradient, jax.grad(total)(weight))
+
+
 def test_params_in_the_form_of_haiku() -> None:
     """Two levels of dictionaries, whose names hold slashes."""
 

@@ -66,7 +66,8 @@ class FunctionSource(Source):
         self._partition = partition._replace(trained=())
         self._weights, self._weights_structure = _by_path(partition.given(), "params")
         initial, self._state_structure = _by_path(state, "state")
-        self._initial = jax.tree.map(_as_numpy, initial)
+        # Not a map over the dict, which would sort the paths.
+        self._initial = {path: jax.tree.map(_as_numpy, value) for path, value in initial.items()}
         self._specs = {path: spec_of(value) for path, value in self._weights.items()}
         self._state_specs = {path: spec_of(value) for path, value in self._initial.items()}
         self._marks = FunctionMarks([path for path in self._weights if not is_traced(path)])
