@@ -10,6 +10,7 @@ from ._independence.leaves import leaf_verdicts
 from ._independence.verdicts import Verdict
 from ._learning.learner import Learner, check_learner
 from ._options import check_flag, is_count
+from ._reader.checks import check_numbers
 from ._strategies.chunked import Chunked
 from ._strategies.loop import Loop
 from ._strategies.manual import Manual
@@ -91,7 +92,7 @@ def manual(learner: Learner, batch_size: int, *, allow_coupling: bool = False) -
 
     Raises:
       StrategyError: the learner has a batch already, or the module's own code does not carry a batch axis; the text
-        names the state or output that came out wrong.
+        names the state or output that came out wrong, or the line of a number that is made of the number of samples.
       SampleCouplingError: the module's own code couples the samples; the text names the leaf, the operation and its
         source line. `pb.audit` shows all of them. With an `axis_name`, samples may be coupled, but as in `pb.vmap`: the
         module's own code has to reduce its batch axis wherever it reduces the named one, as batch normalisation does.
@@ -279,8 +280,10 @@ def _refuse_axis(learner: Learner, name: str, expected: str) -> None:
 def _refuse_coupling(batched: Learner) -> None:
     # One sample has no neighbour; a coupling that holds at every batch size is seen with two.
     checked = batched if batched.lead[0] > 1 else batched.run_by(Manual(2))
-    if batched.source.axis_name is None:
+    source, size = checked.source, checked.lead[0]
+    if source.axis_name is None:
         _refuse_coupled_leaves(leaf_verdicts(checked))
+        check_numbers(source.own_step(size), source.own_step(size + 1), size, source.name)
     else:
         _refuse_other_numbers(checked)
 

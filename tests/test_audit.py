@@ -595,12 +595,12 @@ class TestManual:
     def test_does_not_refuse_what_is_undecided(self) -> None:
         assert pb.manual(captured(_Cell(looked_up))[0], SAMPLES).batch_size == SAMPLES
 
-    def test_traces_a_module_once(self, seed: int) -> None:
+    def test_traces_a_module_once_with_a_batch_and_once_with_a_larger_one(self, seed: int) -> None:
         seen = Calls()
         learner, _ = captured(modules.Watched(modules.Counting(N_IN, N_REC), seen))
         before = seen.number
         pb.manual(learner, SAMPLES)
-        assert seen.number == before + 1
+        assert seen.number == before + 2
 
     def test_is_built_in_the_precision_of_the_capture(self, seed: int) -> None:
         learner = bench("LSTMCell", seed).learner

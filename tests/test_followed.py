@@ -91,6 +91,28 @@ def beside(p: Any, state: Any, x: Any) -> Any:
     return (h, total), h * total
 
 
+def kept_by(change: Callable[[Any, Any, Any], Any]) -> Callable[..., Any]:
+    """The old state goes through the use of a weight, and the product is added behind it."""
+
+    def step(p: Any, h: Any, x: Any) -> Any:
+        new = change(p, h, x) + jnp.tanh(x @ p["w"])
+        return new, new * (1 - h)
+
+    return step
+
+
+def dots_of_one(p: Any, h: Any, x: Any) -> Any:
+    return jax.vmap(lambda a, b: jnp.dot(a[None], b[None]))(p["a"], h)
+
+
+def euler(p: Any, h: Any, x: Any) -> Any:
+    return jax.lax.fori_loop(0, 3, lambda _, v: v - 0.2 * p["a"] * v, h)
+
+
+def in_two_loops(p: Any, h: Any, x: Any) -> Any:
+    return jax.lax.fori_loop(0, 2, lambda _, v: jax.lax.cond(x[0] > 0, lambda: p["a"] * v, lambda: v - p["a"]), h)
+
+
 LSTM = {
     "w": normal(INPUTS, 4 * NEURONS),
     "u": normal(NEURONS, 4 * NEURONS),
@@ -98,6 +120,8 @@ LSTM = {
     "b": normal(4 * NEURONS, seed=3),
 }
 W = {"w": normal(INPUTS, NEURONS)}
+KEPT = {**W, "a": 0.8 + 0.1 * normal(NEURONS)}
+CHANGED = {**W, "a": 0.8 + 0.1 * normal(2)}
 
 # D_RTRL is exact for these.
 FOLLOWED = {
@@ -109,6 +133,19 @@ FOLLOWED = {
     "one number for all, in a loop": Case(leaky(substeps), {"w": W["w"][:, :1]}),
     "a state without memory": Case(without_memory, W, (STATE, STATE)),
     "its sum beside it": Case(beside, W, (STATE, jnp.zeros(()))),
+    "pairs": Case(kept_by(lambda p, h, x: jnp.einsum("i,i->i", p["a"], h)), KEPT, 1 + STATE),
+    "products of one": Case(kept_by(dots_of_one), KEPT, 1 + STATE),
+    "a bias of some": Case(kept_by(lambda p, h, x: (0.8 * h).at[:2].add(p["a"])), CHANGED, 1 + STATE),
+    "a gain of some": Case(kept_by(lambda p, h, x: (0.8 * h).at[:2].multiply(p["a"])), CHANGED, 1 + STATE),
+    "some are set": Case(kept_by(lambda p, h, x: (0.8 * h).at[:2].set(p["a"])), CHANGED, 1 + STATE),
+}
+
+# The weight inside gets the gradient of the step, and the other one keeps its trace.
+AROUND_STATES = {
+    "a branch": lambda p, h, x: jax.lax.cond(x[0] > 0, lambda: p["a"] * h, lambda: 0.5 * h),
+    "a bias in a branch": lambda p, h, x: jax.lax.cond(x[0] > 0, lambda: 0.8 * h + p["a"], lambda: 0.8 * h),
+    "rounds": euler,
+    "a branch in a loop": in_two_loops,
 }
 
 # No diagonal rule has a trace for these: one element of the product reaches every neuron.
@@ -134,6 +171,28 @@ def test_what_is_followed_equals_backpropagation(name: str) -> None:
     assert set(ways.values()) == {"trace"}
     assert_gradients_alive(got)
     assert_close(got, gradients(FOLLOWED[name], EXACT)[1])
+
+
+@pytest.mark.parametrize("name", AROUND_STATES)
+def test_a_weight_in_a_loop_leaves_the_others_their_traces(name: str) -> None:
+    case = Case(kept_by(AROUND_STATES[name]), KEPT, 1 + STATE)
+    learner, got = gradients(case, D)
+    assert {row.weight: row.way for row in pb.explain(learner).rows} == {
+        "params.a": "gradient of the step",
+        "params.w": "trace",
+    }
+    assert_gradients_alive(got)
+    assert_close(got["w"], gradients(case, EXACT)[1]["w"])
+
+
+def test_a_recurrent_product_in_a_branch_is_no_path_of_its_own() -> None:
+    """As it is none outside: a diagonal trace has no place for what other neurons were."""
+    matrix = {**W, "a": normal(NEURONS, NEURONS)}
+    outside = Case(kept_by(lambda p, h, x: h @ p["a"]), matrix, 1 + STATE)
+    inside = Case(kept_by(lambda p, h, x: jax.lax.cond(x[0] < 9, lambda: h @ p["a"], lambda: h)), matrix, 1 + STATE)
+    got, want = (gradients(case, D)[1]["w"] for case in (inside, outside))
+    assert_gradients_alive(got)
+    assert_close(got, want)
 
 
 @pytest.mark.parametrize("name", MIXED)

@@ -208,6 +208,60 @@ def test_an_empty_part_of_the_state_reaches_nothing() -> None:
     assert_close(got, want)
 
 
+@pytest.mark.parametrize("rule", ["D_RTRL", "D_RTRL published", "ES_D_RTRL", "RTRL", "BPTT"])
+def test_a_weight_that_is_compared_with_data_learns_nothing(rule: str) -> None:
+    """A hard reset at a threshold: what reaches the state is a bool, which has no derivative."""
+
+    def step(p: Any, v: Any, x: Any) -> Any:
+        v = 0.9 * v + x @ p["w"]
+        v = jnp.where(v > p["theta"], 0.0, v)
+        return v, v
+
+    written = Written(step, {"w": normal(3, 4), "theta": normal(4)}, STATE)
+    learner, params = written.learner(RULES[rule])
+    rows = {row.weight: row for row in pb.explain(learner).rows}
+    if rule not in ("RTRL", "BPTT"):
+        assert rows["params.theta"].reason == "its output is bool, no float"
+    got, _ = pb.sequence_grad(pb.vmap(learner, SAMPLES), squared)(params, None, *written.data())
+    assert not np.asarray(got["theta"]).any()
+    assert_gradients_alive({"w": got["w"]})
+
+
+@pytest.mark.parametrize("window", [1, 2, None])
+@pytest.mark.parametrize("rule", ["D_RTRL", "D_RTRL published", "ES_D_RTRL", "RTRL", "BPTT"])
+def test_a_function_without_a_state(rule: str, window: int | None) -> None:
+    written = Written(lambda p, state, x: (state, x @ p["w"]), {"w": normal(3, 4)}, ())
+    learner, params = written.learner(RULES[rule])
+    inputs, targets = written.data()
+    got, _ = pb.sequence_grad(pb.vmap(learner, SAMPLES), squared, reduction="sum", window=window)(
+        params, None, inputs, targets
+    )
+    assert_close(got, jax.grad(lambda p: ((inputs @ p["w"]) ** 2).sum())(params))
+
+
+@pytest.mark.parametrize(
+    "rule", ["D_RTRL", "D_RTRL published", "ES_D_RTRL", "Hybrid multi-step", "EProp", "OTTT", "RTRL", "BPTT"]
+)
+def test_a_weight_without_entries_changes_nothing(rule: str) -> None:
+    def step(p: Any, h: Any, x: Any) -> Any:
+        h = 0.5 * h + x @ p["w"]
+        h = h + x[..., :0] @ p["none"] if "none" in p else h
+        return h, h
+
+    def results(params: Any) -> Any:
+        written = Written(step, params, STATE)
+        learner, params = written.learner(RULES[rule])
+        batched = pb.chunked(learner, SAMPLES, chunk=2)
+        gradients = pb.sequence_grad(batched, squared, window=2)(params, None, *written.data())[0]
+        norms = pb.sample_norms(pb.vmap(learner, SAMPLES), squared)(params, None, *written.data())[0]
+        return gradients, norms
+
+    got, want = results({"w": normal(3, 4), "none": jnp.zeros((0, 4))}), results({"w": normal(3, 4)})
+    assert got[0].pop("none").shape == (0, 4)
+    assert_gradients_alive(got[0])
+    assert_close(got, want)
+
+
 def first_rows(learner: pb.Learner) -> list[Any]:
     """The first use of each weight."""
     rows = pb.explain(learner).rows

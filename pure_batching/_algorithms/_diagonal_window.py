@@ -120,7 +120,7 @@ def linear_trace(
 ) -> ParameterTrace:
     """The trace after a window: of a few steps one after the other, of many in one contraction."""
     steps = {diagonals.shape[0] for diagonals in records.diagonals.values()}
-    if max(steps, default=0) <= IN_TURN:
+    if steps and max(steps) <= IN_TURN:
         return _in_turn(program, params, trace_before, records)
     return _at_once(program, params, trace_before, records)
 

@@ -222,7 +222,7 @@ def _instantaneous(
     for leaf in relation.leaves:
         if x is not None and is_outer_product(leaf):
             added[leaf.name] = beside(leaf, x) * placed(relation, leaf, df)
-            largest[leaf.name] = jnp.maximum(jnp.abs(x).max() * jnp.abs(df).max(), 1)
+            largest[leaf.name] = jnp.maximum(jnp.abs(x).max(initial=0) * jnp.abs(df).max(initial=0), 1)
     return added, largest
 
 
@@ -236,7 +236,7 @@ def _largest(array: jax.Array) -> jax.Array:
     size = len(flat) // _MAXIMA
     parts, left = [flat[i * size : (i + 1) * size] for i in range(_MAXIMA)], flat[_MAXIMA * size :]
     found = jax.lax.reduce(parts, [jnp.zeros((), array.dtype)] * _MAXIMA, _larger, (0,))
-    return jnp.maximum(jnp.abs(jnp.concatenate([jnp.stack(found), left])).max(), 1)  # XLA reduces one entry to itself
+    return jnp.abs(jnp.concatenate([jnp.stack(found), left])).max(initial=1)
 
 
 def _larger(one: Sequence[jax.Array], other: Sequence[jax.Array]) -> list[jax.Array]:

@@ -88,7 +88,7 @@ def _updated(
         new, record = step_trace(learner, params, start, step[0], signal, carry.update_count)
         return frozen(new, before, step[1]), record
 
-    carried, records = jax.lax.scan(one, carry.trace, (jacobians, steps.mask, steps.reset))
+    carried, records = jax.lax.scan(one, carry.trace, (jacobians, steps.mask, steps.reset), steps.length)
     old, records = continued(carry.trace, records, steps, fresh.trace)
     trace = window_trace(learner, params, old, carried, records, states)
     return Carry(*states, trace=trace, update_count=counted(carry.update_count, steps))

@@ -225,7 +225,7 @@ def _windows(
         emitted.append(first)
     if whole:
         done, stacked = jax.lax.scan(lambda done, _: after(done, length, done.carry.trace), done, None, length=whole)
-        emitted.append(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), stacked))
+        emitted.append(jax.tree.map(lambda x: jax.lax.collapse(x, 0, 2), stacked))
     if left:
         done, last = after(done, left, done.carry.trace)
         emitted.append(last)

@@ -33,7 +33,7 @@ def _in_tiles(size: int, tile: int) -> MapSamples:
 
             whole, left = divmod(size, tile)
             results = jax.lax.map(lambda k: run(k * tile, tile), jnp.arange(whole))
-            results = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)
+            results = jax.tree.map(lambda x: jax.lax.collapse(x, 0, 2), results)
             if left:
                 results = jax.tree.map(lambda *x: jnp.concatenate(x), results, run(whole * tile, left))
             return samples_moved(results, out_axes, to_front=False)

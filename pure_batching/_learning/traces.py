@@ -116,7 +116,7 @@ def _merged(array: jax.Array) -> jax.Array:
     before it merges; with one device the copy that this takes is saved.
     """
     ordered = array.swapaxes(0, 1) if jax.device_count() > 1 else array
-    return ordered.reshape(-1, *array.shape[2:])
+    return jax.lax.collapse(ordered, 0, 2)
 
 
 def trace_gradient(learner: "Learner", params: Params, trace: Any, of_states: States, count: jax.Array) -> Params:

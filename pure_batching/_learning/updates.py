@@ -151,7 +151,7 @@ def _train(
         state, losses = window(begun, length)
         return state[0], state[1], Aux(state[2], losses, None)
     state, losses = jax.lax.scan(lambda state, _: window(state, length), begun, None, length=whole)
-    losses = losses.reshape(-1, *losses.shape[2:])
+    losses = jax.lax.collapse(losses, 0, 2)
     if left:
         state, last = window(state, left)
         losses = jnp.concatenate([losses, last])

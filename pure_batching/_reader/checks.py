@@ -1,17 +1,19 @@
 """What a traced step must be like before it becomes a program, and a batched program beside that of one sample."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .._keys import MAPPABLE, is_mappable
 from .._program import Program
 from .._tree import Tree, is_key, named_leaves
 from ..errors import CaptureError, StrategyError
-from .jaxprs import Jaxpr, inner
+from .jaxprs import Jaxpr, JaxprEqn, Literal, inner
 from .lines import place
-from .loops import way_to
+from .loops import bodies, way_to
 from .pieces import spec_of_var
 from .step import TracedStep
 
@@ -115,3 +117,55 @@ def check_batched(traced: TracedStep, single: Program, batch_size: int, name: st
                 expected=f"{want}",
                 repair="The module's own code does not carry a batch axis here; use pb.vmap.",
             )
+
+
+def check_numbers(one: TracedStep, other: TracedStep, batch_size: int, name: str) -> None:
+    """Raise StrategyError where the step of a batch holds a number that is made of its number of samples.
+
+    `x / x.shape[0]` divides by the number of features in the step of one sample, and by that of samples here.
+
+    Args:
+      one: the step of a batch.
+      other: that of a batch with one sample more.
+      batch_size: of the first.
+      name: of what was captured.
+    """
+    (jaxpr, consts), (larger_jaxpr, larger_consts) = inner(one.jaxpr), inner(other.jaxpr)
+    known = dict(zip(jaxpr.constvars, consts, strict=True))
+    known |= zip(larger_jaxpr.constvars, larger_consts, strict=True)
+    found = _differing(jaxpr, larger_jaxpr, known)
+    if found is None:
+        return
+    eqn, number, larger = found
+    line = place(eqn)
+    raise StrategyError(
+        name,
+        got=f"a number made of the number of samples{f' at {line}' if line else ''}: {number:g} for {batch_size}, "
+        f"{larger:g} for {batch_size + 1}",
+        expected="the numbers that the step of one sample has",
+        repair="Take a size from an axis that one sample has too, such as x.shape[-1], or use pb.vmap.",
+    )
+
+
+def _differing(one: Jaxpr, other: Jaxpr, consts: Mapping[Any, Any]) -> tuple[JaxprEqn, float, float] | None:
+    """The first equation with another number in one program than in the other, as far as they have the same ones."""
+    for eqn, twin in zip(one.eqns, other.eqns, strict=False):
+        if eqn.primitive is not twin.primitive:
+            return None
+        for atoms in zip(eqn.invars, twin.invars, strict=False):
+            number, larger = (_number(atom, consts) for atom in atoms)
+            if number is not None and larger is not None and not np.array_equal(number, larger, equal_nan=True):
+                return eqn, number, larger
+        inside = (_differing(*both, consts) for both in zip(bodies(eqn), bodies(twin), strict=False))
+        found = next((pair for pair in inside if pair is not None), None)
+        if found is not None:
+            return found
+    return None
+
+
+def _number(atom: Any, consts: Mapping[Any, Any]) -> float | None:
+    """A number with a fraction that an equation reads; None for anything else, such as a size that an index has."""
+    value = atom.val if isinstance(atom, Literal) else consts.get(atom)
+    if value is None or jnp.shape(value) or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+        return None
+    return float(value)

@@ -15,11 +15,13 @@ import jax.numpy as jnp
 
 from .flat import Test
 from .jaxprs import ClosedJaxpr, Jaxpr, JaxprEqn, Var, inner, program
-from .pieces import cut_piece, order_of, reads, spec_of_var
+from .loops import bodies
+from .pieces import cut_piece, order_of, spec_of_var
 from .places import is_element_wise
-from .primitives import moved_operands, name_of
+from .primitives import CHANGING, moved_operands, name_of
 
-# The names of the calls that hold a use: one that mixes its data, one that is element-wise in them, and a sum.
+# The names of the calls that hold a use: one that mixes its data, one that leaves their elements in their places, and
+# a sum.
 MIXING, ELEMENT_WISE_USE, ADDITIVE = "use_of_weights", "element_wise_use_of_weights", "sum_with_weights"
 NAMES = (MIXING, ELEMENT_WISE_USE, ADDITIVE)
 
@@ -78,33 +80,57 @@ class _Marking:
         """The equation, in a call if it is a use; none if a call makes its result already."""
         weights = [atom for atom in eqn.invars if isinstance(atom, Var) and atom in self.of]
         leaves = tuple(dict.fromkeys(leaf for atom in weights for leaf in self.of[atom]))
-        is_use = self._is_use(eqn, leaves)
-        if is_use or reads(eqn, self.data):
-            self.data.update(eqn.outvars)
-            self.copied.update(eqn.outvars if self._copies(eqn) else ())
-            return [self._use(eqn, leaves) if is_use else eqn]
-        if leaves:
-            self.of.update(dict.fromkeys(eqn.outvars, leaves))
-        return [eqn]
-
-    def _is_use(self, eqn: JaxprEqn, leaves: Sequence[Var]) -> bool:
-        if self.is_operation is None:
-            return bool(leaves) and reads(eqn, self.data)
-        return self.is_operation(eqn)
-
-    def _use(self, eqn: JaxprEqn, leaves: Sequence[Var]) -> JaxprEqn:
         data = list(dict.fromkeys(atom for atom in eqn.invars if isinstance(atom, Var) and atom in self.data))
+        kind = self._kind(eqn, leaves, data)
+        if kind or data:
+            self.copied.update(eqn.outvars if self._copies(eqn) else ())
+            self.data.update(eqn.outvars)
+        elif leaves:
+            self.of.update(dict.fromkeys(eqn.outvars, leaves))
+        return [self._use(eqn, leaves, data, kind) if kind else eqn]
+
+    def _use(self, eqn: JaxprEqn, leaves: Sequence[Var], data: Sequence[Var], kind: str) -> JaxprEqn:
         given = [*leaves, *data]
         piece = cut_piece(self.jaxpr.eqns, given, eqn.outvars, self.order)
         body = program(piece.free, given, eqn.outvars, piece.jaxpr.eqns)
-        return _call(ClosedJaxpr(body, [self.consts[v] for v in piece.free]), self._kind(eqn, data), eqn)
+        return _call(ClosedJaxpr(body, [self.consts[v] for v in piece.free]), kind, eqn)
 
-    def _kind(self, eqn: JaxprEqn, data: Sequence[Var]) -> str:
+    def _kind(self, eqn: JaxprEqn, leaves: Sequence[Var], data: Sequence[Var]) -> str:
+        """The name of the call that holds a use; "" for an equation that is none."""
         if self.is_operation is not None:
-            return name_of(eqn)
-        if not is_element_wise(eqn) or self._copies(eqn):
+            return name_of(eqn) if self.is_operation(eqn) else ""
+        if not (leaves and data):
+            return ""
+        if not (self._is_in_place(eqn, data) or self._is_in_place_inside(eqn)):
             return MIXING
         return ADDITIVE if eqn.primitive.name in _SUMS and len(data) == 1 else ELEMENT_WISE_USE
+
+    def _is_in_place(self, eqn: JaxprEqn, data: Sequence[Var]) -> bool:
+        """Whether each element of the result is made of those elements of the data that are in its place."""
+        if is_element_wise(eqn) or _is_of_pairs(eqn):
+            return not self._copies(eqn)
+        return eqn.primitive.name in CHANGING and data == eqn.invars[:1] and data[0] not in self.copied
+
+    def _is_in_place_inside(self, eqn: JaxprEqn) -> bool:
+        """Whether each use of weights in a loop or a branch is in place; what mixes data alone is no use of weights."""
+        name = eqn.primitive.name
+        if name not in ("cond", "scan"):
+            return False
+        operands = eqn.invars[1:] if name == "cond" else eqn.invars
+        return all(self._inside(body, operands, eqn).uses_in_place() for body in bodies(eqn))
+
+    def _inside(self, body: Jaxpr, operands: Sequence[Any], eqn: JaxprEqn) -> "_Marking":
+        """The marking of a body, in which whatever is handed on from one round to the next counts as data."""
+        first = eqn.params.get("num_consts", 0)
+        handed_on = body.invars[first : first + eqn.params.get("num_carry", 0)]
+        given = [(var, atom) for var, atom in zip(body.invars, operands, strict=True) if isinstance(atom, Var)]
+        data = [*handed_on, *(var for var, atom in given if atom in self.data)]
+        weights = [var for var, atom in given if atom in self.of and var not in data]
+        return _Marking(body, [None] * len(body.constvars), weights, data, None)
+
+    def uses_in_place(self) -> bool:
+        """Whether every use is in place."""
+        return all(name_of(marked) != MIXING for eqn in self.jaxpr.eqns for marked in self.marked(eqn))
 
     def _copies(self, eqn: JaxprEqn) -> bool:
         """Whether the result holds elements of the data several times, as `x[:, None] * w` does before a sum."""
@@ -113,6 +139,18 @@ class _Marking:
         data = [atom for atom in operands if isinstance(atom, Var) and atom in self.data and _size(atom) > 1]
         results = 0 if len(moved) > 1 else sum(map(_size, eqn.outvars))  # several are put beside each other
         return bool(data) and all(var in self.copied or _size(var) < results for var in data)
+
+
+def _is_of_pairs(eqn: JaxprEqn) -> bool:
+    """Whether a product multiplies pairs of elements and sums none, as `einsum("i,i->i", a, h)` does."""
+    if eqn.primitive.name != "dot_general":
+        return False
+    contracted, batch = eqn.params["dimension_numbers"]
+    shapes = [spec_of_var(atom).shape for atom in eqn.invars]
+    return all(
+        len(axes) + len(summed) == len(shape) and all(shape[axis] == 1 for axis in summed)
+        for shape, axes, summed in zip(shapes, batch, contracted, strict=True)
+    )
 
 
 def _size(var: Any) -> int:

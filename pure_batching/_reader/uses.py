@@ -158,6 +158,8 @@ def _is_float(var: Var) -> bool:
 def _related(step: FlatStep, groups: Sequence[FoundGroup], path: str, eqn: JaxprEqn) -> FoundUse:
     """A use of the form `y = op(x, w)`, with its trace where `y` reaches a hidden state that it fits."""
     x, (y,) = next(iter(_inputs_of(step, path, eqn)), None), eqn.outvars
+    if not jnp.issubdtype(spec_of_var(y).dtype, jnp.inexact):
+        return FoundUse(path, eqn, None, f"its output is {spec_of_var(y).dtype}, no float", is_operation=True)
     reached = tainted_by(step.eqns, [y], step.is_blocked)
     near = [group for group in groups if reached.intersection(group.after)]
     if step.traced.is_strict:

@@ -3,14 +3,17 @@
 import abc
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.core
 
 from .._numerics import Numerics, without_mesh
 from .._program import Params, Program, States
+from .._reader.step import TracedStep
 from .._tree import Tree, strong
+
+Traced = TypeVar("Traced", Program, TracedStep)
 
 
 def assembled(specs: States, known: Mapping[str, Tree]) -> States:
@@ -29,12 +32,12 @@ def reading() -> Iterator[None]:
         yield
 
 
-def remembered(programs: dict[int, Program], size: int, trace: Callable[[int], Program]) -> Program:
-    """The program of a size, traced once."""
-    if size not in programs:
+def remembered(traced: dict[int, Traced], size: int, trace: Callable[[int], Traced]) -> Traced:
+    """The program, or the step, of a size, traced once."""
+    if size not in traced:
         with reading():
-            programs[size] = trace(size)
-    return programs[size]
+            traced[size] = trace(size)
+    return traced[size]
 
 
 class Source(abc.ABC):
@@ -73,6 +76,14 @@ class Source(abc.ABC):
     @abc.abstractmethod
     def batched(self, size: int) -> Program:
         """The source's own arithmetic on arrays with a batch axis of `size` samples.
+
+        Raises:
+          StrategyError: the source's own code does not carry a batch axis.
+        """
+
+    @abc.abstractmethod
+    def own_step(self, size: int) -> TracedStep:
+        """The same as it was traced, in which no weight was looked for yet.
 
         Raises:
           StrategyError: the source's own code does not carry a batch axis.

@@ -63,6 +63,7 @@ class ModuleSource(Source):
         self._programs: dict[int, Program] = {}
         self._steps: dict[int, TracedStep] = {}
         self._batched_programs: dict[int, Program] = {}
+        self._batched_steps: dict[int, TracedStep] = {}
         self.one_of(1)
 
     def params(self) -> Params:
@@ -148,13 +149,20 @@ class ModuleSource(Source):
                 along()  # init_state left an array outside of the states, which the step reads as a constant
         return found[-1]
 
-    def _trace_batched(self, size: int) -> Program:
-        single = self.one_of(1)
-        once = {path for path in single.states.other if self._is_kept_once(path)}
+    def own_step(self, size: int) -> TracedStep:
+        """See `Source.own_step`."""
+        return remembered(self._batched_steps, size, self._trace_own)
+
+    def _trace_own(self, size: int) -> TracedStep:
+        once = {path for path in self.one_of(1).states.other if self._is_kept_once(path)}
         axes = {path: axis for path, axis in self.batch_axes().items() if path not in once}
         inputs = with_lead(self._inputs, (size,))
         with self._blueprint.environment():
-            step = self._mapped(lambda: self._traced(lambda: self._blueprint.build_batched(axes, size), inputs, 1))
+            return self._mapped(lambda: self._traced(lambda: self._blueprint.build_batched(axes, size), inputs, 1))
+
+    def _trace_batched(self, size: int) -> Program:
+        single, step = self.one_of(1), self.own_step(size)
+        with self._blueprint.environment():
             self.one_of(size)  # whose step is remembered
             step = with_noise_of_each(step, self._steps[self._along(size)], size)
             check_batched(step, single, size, self.name)

@@ -74,6 +74,7 @@ class FunctionSource(Source):
         self._kinds: dict[str, Kind] = dict.fromkeys(self._weights, "param")
         self._kinds |= {path: _kind(value, path, is_hidden) for path, value in self._initial.items()}
         self._batched_programs: dict[int, Program] = {}
+        self._batched_steps: dict[int, TracedStep] = {}
         self._program = self._single()
 
     def params(self) -> Tree:
@@ -128,13 +129,20 @@ class FunctionSource(Source):
             check_step(step, self.name)
             return self._explained(lambda: read(step, self._specs))
 
-    def _trace_batched(self, size: int) -> Program:
-        single = self._program
-        inputs, shared = with_lead(self._inputs, (size,)), single.states.shared
-        once = {*shared, *single.states.keys}
-        states = {path: spec if path in once else with_lead(spec, (size,)) for path, spec in self._state_specs.items()}
+    def own_step(self, size: int) -> TracedStep:
+        """See `Source.own_step`."""
+        return remembered(self._batched_steps, size, self._trace_own)
+
+    def _trace_own(self, size: int) -> TracedStep:
+        inputs, states = with_lead(self._inputs, (size,)), self._program.states
+        once = {*states.shared, *states.keys}
+        specs = {path: spec if path in once else with_lead(spec, (size,)) for path, spec in self._state_specs.items()}
         with self.numerics.in_force():
-            plain = self._mapped(lambda: self._traced(inputs, states))
+            return self._mapped(lambda: self._traced(inputs, specs))
+
+    def _trace_batched(self, size: int) -> Program:
+        single, plain = self._program, self.own_step(size)
+        with self.numerics.in_force():
             noisy = with_noise_of_each(plain, self._step_of_one, size)
             step = self._mapped(lambda: self._marked(noisy))
             check_batched(step, single, size, self.name)

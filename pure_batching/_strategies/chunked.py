@@ -129,8 +129,7 @@ def _merged(stacked: jax.Array, axis: int | None) -> jax.Array:
     """The leaf of all samples from the leaves of the chunks, which are stacked in front."""
     if axis is None:
         return stacked[0]  # every chunk computes the same
-    moved = jnp.moveaxis(stacked, 0, axis)
-    return moved.reshape(*moved.shape[:axis], -1, *moved.shape[axis + 2 :])
+    return jax.lax.collapse(jnp.moveaxis(stacked, 0, axis), axis, axis + 2)
 
 
 def _put_together(parts: list[Tree], axes: Any) -> Tree:

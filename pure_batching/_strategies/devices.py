@@ -51,9 +51,9 @@ def _merged(tree: Tree, axes: Any) -> Tree:
 
 def split(leaf: jax.Array, axis: int, shares: int) -> jax.Array:
     """The samples' axis as two: the shares, and the samples of each."""
-    return leaf.reshape(*leaf.shape[:axis], shares, -1, *leaf.shape[axis + 1 :])
+    return leaf.reshape(*leaf.shape[:axis], shares, leaf.shape[axis] // shares, *leaf.shape[axis + 1 :])
 
 
 def merged(leaf: jax.Array, axis: int) -> jax.Array:
     """The inverse of `split`."""
-    return leaf.reshape(*leaf.shape[:axis], -1, *leaf.shape[axis + 2 :])
+    return jax.lax.collapse(leaf, axis, axis + 2)

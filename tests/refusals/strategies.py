@@ -43,6 +43,11 @@ def leaky(params: jax.Array, h: jax.Array, x: jax.Array) -> tuple[jax.Array, jax
     return h, h
 
 
+def scaled(params: jax.Array, h: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Divides by the root of its features, or of its samples where a batch leads."""
+    return leaky(params, h, x / jnp.sqrt(x.shape[0]))
+
+
 def telling(params: jax.Array, h: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     jax.debug.print("{}", x[0], ordered=True)
     return leaky(params, h, x)
@@ -300,6 +305,13 @@ STRATEGY = (
         SampleCouplingError,
         "pb.manual: other['memory']: got samples coupled by reduce_sum at provoke.py: ~ (Remembering.update), "
         "expected samples that do not reach each other. Use pb.vmap, ~ or pass allow_coupling=True",
+    ),
+    Refusal(
+        "manual with a number that is made of the number of samples",
+        lambda _: pb.manual(plain(scaled), SAMPLES),
+        StrategyError,
+        "scaled: got a number made of the number of samples at strategies.py: ~ (scaled): 3 for 3, 4 for 4, expected "
+        "the numbers that the step of one sample has. Take a size from ~ x.shape[-1], or use pb.vmap.",
     ),
     Refusal(
         "manual with code that knows no batch axis",
