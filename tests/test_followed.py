@@ -109,6 +109,16 @@ def euler(p: Any, h: Any, x: Any) -> Any:
     return jax.lax.fori_loop(0, 3, lambda _, v: v - 0.2 * p["a"] * v, h)
 
 
+def at_given_rates(p: Any, h: Any, x: Any) -> Any:
+    """A scan over numbers that belong neither to the weights nor to the data, and a function of it that is jitted."""
+
+    @jax.jit
+    def moved(v: Any, rate: Any) -> Any:
+        return jnp.where(x[0] > rate, v - rate * p["a"] * v, v + rate * p["a"])
+
+    return jax.lax.scan(lambda v, rate: (moved(v, rate), None), h, np.array([0.1, 0.2]))[0]
+
+
 def in_two_loops(p: Any, h: Any, x: Any) -> Any:
     return jax.lax.fori_loop(0, 2, lambda _, v: jax.lax.cond(x[0] > 0, lambda: p["a"] * v, lambda: v - p["a"]), h)
 
@@ -145,6 +155,7 @@ AROUND_STATES = {
     "a branch": lambda p, h, x: jax.lax.cond(x[0] > 0, lambda: p["a"] * h, lambda: 0.5 * h),
     "a bias in a branch": lambda p, h, x: jax.lax.cond(x[0] > 0, lambda: 0.8 * h + p["a"], lambda: 0.8 * h),
     "rounds": euler,
+    "a scan over numbers": at_given_rates,
     "a branch in a loop": in_two_loops,
 }
 

@@ -8,7 +8,7 @@ themselves.
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from .jaxprs import ClosedJaxpr, Jaxpr, JaxprEqn, Var, inner, program
 from .loops import bodies
 from .pieces import cut_piece, order_of, spec_of_var
 from .places import is_element_wise
-from .primitives import CHANGING, moved_operands, name_of
+from .primitives import CHANGING, called, moved_operands, name_of
 
 # The names of the calls that hold a use: one that mixes its data, one that leaves their elements in their places, and
 # a sum.
@@ -58,6 +58,14 @@ def _needed(eqns: Sequence[JaxprEqn], results: Sequence[Any]) -> list[JaxprEqn]:
     return kept[::-1]
 
 
+class _Met(NamedTuple):
+    """The weights and the data that an equation reads, and the name of its call; "" where it is no use."""
+
+    leaves: tuple[Var, ...]
+    data: list[Var]
+    kind: str
+
+
 class _Marking:
     """The weights that each variable is made of, and the variables that depend on the data."""
 
@@ -78,6 +86,11 @@ class _Marking:
 
     def marked(self, eqn: JaxprEqn) -> list[JaxprEqn]:
         """The equation, in a call if it is a use; none if a call makes its result already."""
+        found = self._passed(eqn)
+        return [self._use(eqn, found) if found.kind else eqn]
+
+    def _passed(self, eqn: JaxprEqn) -> "_Met":
+        """What the equation reads; what it makes is of weights alone, or of data, from here on."""
         weights = [atom for atom in eqn.invars if isinstance(atom, Var) and atom in self.of]
         leaves = tuple(dict.fromkeys(leaf for atom in weights for leaf in self.of[atom]))
         data = list(dict.fromkeys(atom for atom in eqn.invars if isinstance(atom, Var) and atom in self.data))
@@ -87,13 +100,13 @@ class _Marking:
             self.data.update(eqn.outvars)
         elif leaves:
             self.of.update(dict.fromkeys(eqn.outvars, leaves))
-        return [self._use(eqn, leaves, data, kind) if kind else eqn]
+        return _Met(leaves, data, kind)
 
-    def _use(self, eqn: JaxprEqn, leaves: Sequence[Var], data: Sequence[Var], kind: str) -> JaxprEqn:
-        given = [*leaves, *data]
+    def _use(self, eqn: JaxprEqn, found: "_Met") -> JaxprEqn:
+        given = [*found.leaves, *found.data]
         piece = cut_piece(self.jaxpr.eqns, given, eqn.outvars, self.order)
         body = program(piece.free, given, eqn.outvars, piece.jaxpr.eqns)
-        return _call(ClosedJaxpr(body, [self.consts[v] for v in piece.free]), kind, eqn)
+        return _call(ClosedJaxpr(body, [self.consts[v] for v in piece.free]), found.kind, eqn)
 
     def _kind(self, eqn: JaxprEqn, leaves: Sequence[Var], data: Sequence[Var]) -> str:
         """The name of the call that holds a use; "" for an equation that is none."""
@@ -112,9 +125,9 @@ class _Marking:
         return eqn.primitive.name in CHANGING and data == eqn.invars[:1] and data[0] not in self.copied
 
     def _is_in_place_inside(self, eqn: JaxprEqn) -> bool:
-        """Whether each use of weights in a loop or a branch is in place; what mixes data alone is no use of weights."""
+        """Whether each use of weights in a call, a loop or a branch is in place; what mixes data alone is no use."""
         name = eqn.primitive.name
-        if name not in ("cond", "scan"):
+        if name not in ("cond", "scan") and called(eqn) is None:
             return False
         operands = eqn.invars[1:] if name == "cond" else eqn.invars
         return all(self._inside(body, operands, eqn).uses_in_place() for body in bodies(eqn))
@@ -130,7 +143,7 @@ class _Marking:
 
     def uses_in_place(self) -> bool:
         """Whether every use is in place."""
-        return all(name_of(marked) != MIXING for eqn in self.jaxpr.eqns for marked in self.marked(eqn))
+        return all(self._passed(eqn).kind != MIXING for eqn in self.jaxpr.eqns)
 
     def _copies(self, eqn: JaxprEqn) -> bool:
         """Whether the result holds elements of the data several times, as `x[:, None] * w` does before a sum."""
