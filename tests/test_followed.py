@@ -143,6 +143,12 @@ FOLLOWED = {
     "one number for all, in a loop": Case(leaky(substeps), {"w": W["w"][:, :1]}),
     "a state without memory": Case(without_memory, W, (STATE, STATE)),
     "its sum beside it": Case(beside, W, (STATE, jnp.zeros(()))),
+    "some are changed": Case(
+        leaky(lambda y: jnp.tanh(y).at[:2].add(0.1).at[1:].multiply(1.5).at[np.array([0, 0])].add(0.1)), W
+    ),
+    "one number for all, of which some are changed": Case(
+        leaky(lambda y: jnp.broadcast_to(y, (NEURONS,)).at[:2].add(0.1)), {"w": W["w"][:, :1]}
+    ),
     "pairs": Case(kept_by(lambda p, h, x: jnp.einsum("i,i->i", p["a"], h)), KEPT, 1 + STATE),
     "products of one": Case(kept_by(dots_of_one), KEPT, 1 + STATE),
     "a bias of some": Case(kept_by(lambda p, h, x: (0.8 * h).at[:2].add(p["a"])), CHANGED, 1 + STATE),
@@ -164,6 +170,7 @@ MIXED = {
     "a norm": Case(leaky(lambda y: jnp.tanh(normed(y))), W, mixing="(normed)"),
     "softmax": Case(leaky(jax.nn.softmax), W, mixing="(leaky.<locals>.step)"),
     "a running sum": Case(leaky(jnp.cumsum), W, mixing="(leaky.<locals>.step)"),
+    "some added to others": Case(leaky(lambda y: y.at[:2].add(y[2:])), W, mixing="(<lambda>)"),
     "a fixed matrix": Case(leaky(lambda y: y @ FIXED), W, mixing="(<lambda>)"),
 }
 

@@ -14,7 +14,7 @@ import numpy as np
 from .constants import Numbers, numbers_inside
 from .jaxprs import ClosedJaxpr, JaxprEqn, Literal, Var, inner, scan_parts
 from .pieces import reads, spec_of_var, tainted_by
-from .places import NOWHERE, followed_through, is_element_wise, moved_numbers, united
+from .places import NOWHERE, followed_through, moved_numbers, stays_in_place, united
 from .primitives import called, moved_operands
 
 # For each element of a variable the index of the product's element that it is made of, -1 for none; None for a variable
@@ -117,9 +117,11 @@ def _through(eqn: JaxprEqn, given: Sequence[Any], numbers: Numbers) -> Sequence[
             _inside(branch, given[1:], numbers_inside(branch, operands, numbers)) for branch in eqn.params["branches"]
         ]
         return [united(column) for column in zip(*branches, strict=True)]
-    if not is_element_wise(eqn):
+    are_reached = [bool((one >= 0).any()) for one in given]
+    if not stays_in_place(eqn, are_reached):
         return [None] * len(eqn.outvars)
-    return [united([np.broadcast_to(one, spec_of_var(var).shape) for one in given]) for var in eqn.outvars]
+    met = [one for one, is_reached in zip(given, are_reached, strict=True) if is_reached] or [given[0]]
+    return [united([np.broadcast_to(one, spec_of_var(var).shape) for one in met]) for var in eqn.outvars]
 
 
 def _moved(eqn: JaxprEqn, given: Sequence[Any], numbers: Numbers) -> Sequence[Origins]:

@@ -14,7 +14,7 @@ import numpy as np
 from .constants import Numbers, numbers_inside
 from .jaxprs import ClosedJaxpr, JaxprEqn, Literal, Var, inner
 from .pieces import reads, spec_of_var
-from .primitives import ELEMENT_WISE, called, moved_operands
+from .primitives import CHANGING, ELEMENT_WISE, called, moved_operands
 
 # Of an element that arrives nowhere, and of one that comes from nowhere.
 NOWHERE = -1
@@ -71,6 +71,11 @@ def is_element_wise(eqn: JaxprEqn) -> bool:
     return eqn.primitive.name in ELEMENT_WISE
 
 
+def stays_in_place(eqn: JaxprEqn, are_reached: Sequence[bool]) -> bool:
+    """Whether what arrives at some of an equation's operands is in the same places of its results."""
+    return is_element_wise(eqn) or (eqn.primitive.name in CHANGING and not any(are_reached[1:]))
+
+
 def _absent(size: int) -> np.ndarray:
     return np.full(size, NOWHERE)
 
@@ -93,7 +98,8 @@ def _through(eqn: JaxprEqn, given: Sequence[np.ndarray | None], numbers: Numbers
     if body is not None:
         return _inside(body, given, numbers_inside(body, eqn.invars, numbers))
     shapes = {tuple(spec_of_var(atom).shape) for atom, _ in reaching}
-    if not is_element_wise(eqn) or any(tuple(spec_of_var(var).shape) not in shapes for var in eqn.outvars):
+    is_whole = stays_in_place(eqn, [places is not None and bool((places >= 0).any()) for places in given])
+    if not is_whole or any(tuple(spec_of_var(var).shape) not in shapes for var in eqn.outvars):
         return [None] * len(eqn.outvars)
     whole = united([places for _, places in reaching]) if len(shapes) == 1 else None
     return [whole] * len(eqn.outvars)
