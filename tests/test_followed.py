@@ -153,6 +153,10 @@ FOLLOWED = {
     "products of one": Case(kept_by(dots_of_one), KEPT, 1 + STATE),
     "a bias of some": Case(kept_by(lambda p, h, x: (0.8 * h).at[:2].add(p["a"])), CHANGED, 1 + STATE),
     "a gain of some": Case(kept_by(lambda p, h, x: (0.8 * h).at[:2].multiply(p["a"])), CHANGED, 1 + STATE),
+    "beside a weight": Case(kept_by(lambda p, h, x: jnp.concatenate([p["a"], 0.8 * h[2:]])), CHANGED, 1 + STATE),
+    "written over a weight": Case(
+        kept_by(lambda p, h, x: jax.lax.dynamic_update_slice(p["a"], 0.8 * h[1:3], (1,))), KEPT, 1 + STATE
+    ),
     "some are set": Case(kept_by(lambda p, h, x: (0.8 * h).at[:2].set(p["a"])), CHANGED, 1 + STATE),
 }
 
@@ -203,12 +207,25 @@ def test_a_weight_in_a_loop_leaves_the_others_their_traces(name: str) -> None:
     assert_close(got["w"], gradients(case, EXACT)[1]["w"])
 
 
-def test_a_recurrent_product_in_a_branch_is_no_path_of_its_own() -> None:
+# All of these are `h @ a`.
+RECURRENT = {
+    "in a branch": lambda p, h, x: jax.lax.cond(x[0] < 9, lambda: h @ p["a"], lambda: h),
+    "copied in a branch": lambda p, h, x: jax.lax.cond(
+        x[0] < 9, lambda: h[:, None] * p["a"], lambda: 2 * h[:, None] * p["a"]
+    ).sum(0),
+    "over neurons": lambda p, h, x: jax.lax.scan(
+        lambda total, row: (total + row[0] * row[1], None), jnp.zeros(NEURONS), (h, p["a"])
+    )[0],
+    "over columns": lambda p, h, x: jax.lax.map(lambda column: (h * column).sum(), p["a"].T),
+}
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_a_recurrent_product_in_a_loop_is_no_path_of_its_own(name: str) -> None:
     """As it is none outside: a diagonal trace has no place for what other neurons were."""
     matrix = {**W, "a": normal(NEURONS, NEURONS)}
-    outside = Case(kept_by(lambda p, h, x: h @ p["a"]), matrix, 1 + STATE)
-    inside = Case(kept_by(lambda p, h, x: jax.lax.cond(x[0] < 9, lambda: h @ p["a"], lambda: h)), matrix, 1 + STATE)
-    got, want = (gradients(case, D)[1]["w"] for case in (inside, outside))
+    steps = RECURRENT[name], lambda p, h, x: h @ p["a"]
+    got, want = (gradients(Case(kept_by(step), matrix, 1 + STATE), D)[1]["w"] for step in steps)
     assert_gradients_alive(got)
     assert_close(got, want)
 

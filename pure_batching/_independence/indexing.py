@@ -73,8 +73,8 @@ def _dynamic_slice(at: At) -> Along:
 
 def _dynamic_update(at: At) -> Along:
     along = agreed(at)
-    if at.places[1] is not None and at.shape(1)[along.axis] != at.shape(0)[along.axis]:
-        raise Unclear
+    if at.shape(1)[along.axis] != at.shape(0)[along.axis]:
+        raise Unclear if at.places[1] is not None else Mixing  # what is no sample's own is written to some of them
     return along
 
 
@@ -131,9 +131,22 @@ def _scatter(at: At) -> Along:
         found.add(put(indices, _scattered(at, indices.axis)))
     if updates is not None:
         found.add(_updated(at, updates))
-    if len(found) != 1:
+    if len(found) != 1 or (operand is not None and updates is None and _tells_apart(at, operand.axis)):
         raise Mixing
     return found.pop()
+
+
+def _tells_apart(at: At, axis: int) -> bool:
+    """Whether what is no sample's own is written to some samples, and not to the others: `h.at[0].set(0.0)`."""
+    numbers = at.params["dimension_numbers"]
+    if axis not in numbers.scatter_dims_to_operand_dims:
+        return False
+    gone = (*numbers.inserted_window_dims, *numbers.operand_batching_dims)
+    kept = [i for i in range(len(at.shape())) if i not in gone]
+    if axis in kept:
+        return at.shape(2)[numbers.update_window_dims[kept.index(axis)]] != at.shape()[axis]
+    written = at.column(1, tuple(numbers.scatter_dims_to_operand_dims).index(axis))
+    return written is not None and len(np.unique(written)) < at.shape()[axis]
 
 
 def _updated(at: At, updates: Along) -> Along:

@@ -8,17 +8,18 @@ themselves.
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from .constants import numbers_of
 from .flat import Test
 from .jaxprs import ClosedJaxpr, Jaxpr, JaxprEqn, Var, inner, program
-from .loops import bodies
+from .origins import arrives_once
 from .pieces import cut_piece, order_of, spec_of_var
 from .places import is_element_wise
-from .primitives import CHANGING, called, moved_operands, name_of
+from .primitives import moved_operands, name_of
 
 # The names of the calls that hold a use: one that mixes its data, one that leaves their elements in their places, and
 # a sum.
@@ -29,7 +30,11 @@ _SUMS = ("add", "add_any", "sub")
 
 
 def with_marks(
-    jaxpr: Any, weights: Sequence[Var], data: Sequence[Var], is_operation: Test | None = None
+    jaxpr: Any,
+    weights: Sequence[Var],
+    data: Sequence[Var],
+    is_operation: Test | None = None,
+    states: Sequence[Var] = (),
 ) -> ClosedJaxpr:
     """The same step, flat, with each use of weights in a call of its own.
 
@@ -39,9 +44,10 @@ def with_marks(
       data: the variables of inputs and states.
       is_operation: which equations, calls named by one of `NAMES`, are the uses; by default each equation that mixes
         weights with data.
+      states: those of the data that are followed from step to step.
     """
     equations, consts = inner(jaxpr)
-    work = _Marking(equations, consts, weights, data, is_operation)
+    work = _Marking(equations, consts, weights, data, is_operation, states)
     eqns = _needed([marked for eqn in equations.eqns for marked in work.marked(eqn)], equations.outvars)
     whole = program(equations.constvars, equations.invars, equations.outvars, eqns, equations)
     return ClosedJaxpr(whole, consts)
@@ -58,14 +64,6 @@ def _needed(eqns: Sequence[JaxprEqn], results: Sequence[Any]) -> list[JaxprEqn]:
     return kept[::-1]
 
 
-class _Met(NamedTuple):
-    """The weights and the data that an equation reads, and the name of its call; "" where it is no use."""
-
-    leaves: tuple[Var, ...]
-    data: list[Var]
-    kind: str
-
-
 class _Marking:
     """The weights that each variable is made of, and the variables that depend on the data."""
 
@@ -76,6 +74,7 @@ class _Marking:
         weights: Sequence[Var],
         data: Sequence[Var],
         is_operation: Test | None,
+        states: Sequence[Var],
     ) -> None:
         self.jaxpr, self.consts = jaxpr, dict(zip(jaxpr.constvars, consts, strict=True))
         self.of: dict[Any, tuple[Var, ...]] = {var: (var,) for var in weights}
@@ -83,14 +82,11 @@ class _Marking:
         self.order = order_of(jaxpr)
         self.copied: set[Any] = set()
         self.is_operation = is_operation
+        self.remembered: set[Any] = set(states)
+        self.numbers = numbers_of(ClosedJaxpr(jaxpr, consts))
 
     def marked(self, eqn: JaxprEqn) -> list[JaxprEqn]:
         """The equation, in a call if it is a use; none if a call makes its result already."""
-        found = self._passed(eqn)
-        return [self._use(eqn, found) if found.kind else eqn]
-
-    def _passed(self, eqn: JaxprEqn) -> "_Met":
-        """What the equation reads; what it makes is of weights alone, or of data, from here on."""
         weights = [atom for atom in eqn.invars if isinstance(atom, Var) and atom in self.of]
         leaves = tuple(dict.fromkeys(leaf for atom in weights for leaf in self.of[atom]))
         data = list(dict.fromkeys(atom for atom in eqn.invars if isinstance(atom, Var) and atom in self.data))
@@ -98,15 +94,16 @@ class _Marking:
         if kind or data:
             self.copied.update(eqn.outvars if self._copies(eqn) else ())
             self.data.update(eqn.outvars)
+            self.remembered.update(eqn.outvars if self.remembered.intersection(data) else ())
         elif leaves:
             self.of.update(dict.fromkeys(eqn.outvars, leaves))
-        return _Met(leaves, data, kind)
+        return [self._use(eqn, leaves, data, kind) if kind else eqn]
 
-    def _use(self, eqn: JaxprEqn, found: "_Met") -> JaxprEqn:
-        given = [*found.leaves, *found.data]
+    def _use(self, eqn: JaxprEqn, leaves: Sequence[Var], data: Sequence[Var], kind: str) -> JaxprEqn:
+        given = [*leaves, *data]
         piece = cut_piece(self.jaxpr.eqns, given, eqn.outvars, self.order)
         body = program(piece.free, given, eqn.outvars, piece.jaxpr.eqns)
-        return _call(ClosedJaxpr(body, [self.consts[v] for v in piece.free]), found.kind, eqn)
+        return _call(ClosedJaxpr(body, [self.consts[v] for v in piece.free]), kind, eqn)
 
     def _kind(self, eqn: JaxprEqn, leaves: Sequence[Var], data: Sequence[Var]) -> str:
         """The name of the call that holds a use; "" for an equation that is none."""
@@ -114,41 +111,21 @@ class _Marking:
             return name_of(eqn) if self.is_operation(eqn) else ""
         if not (leaves and data):
             return ""
-        if not (self._is_in_place(eqn, data) or self._is_in_place_inside(eqn)):
+        if not self._is_in_place(eqn, data):
             return MIXING
         return ADDITIVE if eqn.primitive.name in _SUMS and len(data) == 1 else ELEMENT_WISE_USE
 
     def _is_in_place(self, eqn: JaxprEqn, data: Sequence[Var]) -> bool:
-        """Whether each element of the result is made of those elements of the data that are in its place."""
+        """Whether an old state is followed through a use: each of its elements arrives once, and with no other."""
         if is_element_wise(eqn) or _is_of_pairs(eqn):
             return not self._copies(eqn)
-        return eqn.primitive.name in CHANGING and data == eqn.invars[:1] and data[0] not in self.copied
-
-    def _is_in_place_inside(self, eqn: JaxprEqn) -> bool:
-        """Whether each use of weights in a call, a loop or a branch is in place; what mixes data alone is no use."""
-        name = eqn.primitive.name
-        if name not in ("cond", "scan") and called(eqn) is None:
-            return False
-        operands = eqn.invars[1:] if name == "cond" else eqn.invars
-        return all(self._inside(body, operands, eqn).uses_in_place() for body in bodies(eqn))
-
-    def _inside(self, body: Jaxpr, operands: Sequence[Any], eqn: JaxprEqn) -> "_Marking":
-        """The marking of a body, in which whatever is handed on from one round to the next counts as data."""
-        first = eqn.params.get("num_consts", 0)
-        handed_on = body.invars[first : first + eqn.params.get("num_carry", 0)]
-        given = [(var, atom) for var, atom in zip(body.invars, operands, strict=True) if isinstance(atom, Var)]
-        data = [*handed_on, *(var for var, atom in given if atom in self.data)]
-        weights = [var for var, atom in given if atom in self.of and var not in data]
-        return _Marking(body, [None] * len(body.constvars), weights, data, None)
-
-    def uses_in_place(self) -> bool:
-        """Whether every use is in place."""
-        return all(self._passed(eqn).kind != MIXING for eqn in self.jaxpr.eqns)
+        old = [var for var in data if var in self.remembered]
+        return bool(old) and self.copied.isdisjoint(old) and all(arrives_once(eqn, var, self.numbers) for var in old)
 
     def _copies(self, eqn: JaxprEqn) -> bool:
         """Whether the result holds elements of the data several times, as `x[:, None] * w` does before a sum."""
         moved = [eqn.invars[i] for i in moved_operands(eqn)]
-        operands = eqn.invars if is_element_wise(eqn) else moved
+        operands = eqn.invars if is_element_wise(eqn) or _is_of_pairs(eqn) else moved
         data = [atom for atom in operands if isinstance(atom, Var) and atom in self.data and _size(atom) > 1]
         results = 0 if len(moved) > 1 else sum(map(_size, eqn.outvars))  # several are put beside each other
         return bool(data) and all(var in self.copied or _size(var) < results for var in data)

@@ -53,6 +53,25 @@ def is_stretched(
     )
 
 
+def arrives_once(eqn: JaxprEqn, var: Var, numbers: Numbers) -> bool:
+    """Whether each element of an operand reaches one element of each result at most, which is made of no other.
+
+    Args:
+      eqn: an equation, which may be a call, a loop or a branch.
+      var: the operand.
+      numbers: what is known of the step's variables before it runs.
+    """
+    found = _origins([eqn], {var: _counted(var)}, numbers)
+    return all(_is_of_different(found[result]) for result in eqn.outvars)
+
+
+def _is_of_different(origins: Origins) -> bool:
+    if origins is None:
+        return False
+    met = origins[origins >= 0]
+    return len(np.unique(met)) == len(met)
+
+
 def lost_at(
     eqns: Sequence[JaxprEqn],
     y: Var,

@@ -41,7 +41,7 @@ _MOVING: Mapping[str, slice] = {
 MOVING = frozenset(_MOVING)
 
 # The elements of operand 0 stay in their places, and some are changed by other operands.
-CHANGING = frozenset(["dynamic_update_slice", "scatter", "scatter-add", "scatter-mul", "scatter-sub", "scatter_add"])
+CHANGING = frozenset(["scatter-add", "scatter-max", "scatter-min", "scatter-mul", "scatter-sub"])
 
 # A call holds one jaxpr, which takes the call's operands and gives the call's results.
 CALLS = frozenset(

@@ -172,7 +172,8 @@ class FunctionSource(Source):
         invars = inner(step.jaxpr)[0].invars
         first = len(jax.tree.leaves(step.inputs))
         last = first + len(jax.tree.leaves(list(self._specs.values())))
-        marked = with_marks(step.jaxpr, invars[first:last], [*invars[:first], *invars[last:]])
+        weights, inputs, states = invars[first:last], invars[:first], invars[last:]
+        marked = with_marks(step.jaxpr, weights, [*inputs, *states], states=states)
         return with_products(step._replace(jaxpr=marked))
 
     def _run(self, inputs: tuple[Tree, ...], weights: list[Tree], states: list[Tree]) -> tuple[Tree, Tree, Tree]:

@@ -48,6 +48,12 @@ def scaled(params: jax.Array, h: jax.Array, x: jax.Array) -> tuple[jax.Array, ja
     return leaky(params, h, x / jnp.sqrt(x.shape[0]))
 
 
+def clamped(params: jax.Array, h: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Sets the first neuron, or the first sample where a batch leads."""
+    h, _ = leaky(params, h, x)
+    return h.at[0].set(0.0), h
+
+
 def telling(params: jax.Array, h: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     jax.debug.print("{}", x[0], ordered=True)
     return leaky(params, h, x)
@@ -312,6 +318,13 @@ STRATEGY = (
         StrategyError,
         "scaled: got a number made of the number of samples at strategies.py: ~ (scaled): 3 for 3, 4 for 4, expected "
         "the numbers that the step of one sample has. Take a size from ~ x.shape[-1], or use pb.vmap.",
+    ),
+    Refusal(
+        "manual with what is written to one sample",
+        lambda _: pb.manual(plain(clamped), SAMPLES),
+        SampleCouplingError,
+        "pb.manual: hidden['state']: got samples coupled by scatter at strategies.py: ~ (clamped) ~ expected samples "
+        "that do not reach each other. Use pb.vmap, ~",
     ),
     Refusal(
         "manual with code that knows no batch axis",
