@@ -207,7 +207,7 @@ def test_a_weight_in_a_loop_leaves_the_others_their_traces(name: str) -> None:
     assert_close(got["w"], gradients(case, EXACT)[1]["w"])
 
 
-# All of these are `h @ a`.
+# Each of these is `h @ a` for the inputs of the test.
 RECURRENT = {
     "in a branch": lambda p, h, x: jax.lax.cond(x[0] < 9, lambda: h @ p["a"], lambda: h),
     "copied in a branch": lambda p, h, x: jax.lax.cond(
