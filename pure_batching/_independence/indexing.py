@@ -146,7 +146,7 @@ def _tells_apart(at: At, axis: int) -> bool:
     if axis in kept:
         return at.shape(2)[numbers.update_window_dims[kept.index(axis)]] != at.shape()[axis]
     written = at.column(1, tuple(numbers.scatter_dims_to_operand_dims).index(axis))
-    return written is not None and len(np.unique(written)) < at.shape()[axis]
+    return written is None or len(np.unique(written)) < at.shape()[axis]
 
 
 def _updated(at: At, updates: Along) -> Along:
