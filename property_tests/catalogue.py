@@ -174,15 +174,22 @@ FAULTS = (
     Fault(
         "a setting of BrainState that came after the capture is read",
         "_sources/blueprint.py",
-        "state.settings, state.contexts = dict(settings), defaultdict(list)",
-        "state.contexts = defaultdict(list, state.contexts | {name: [value] for name, value in settings.items()})",
+        "holder.contexts = _CapturedSettings(settings, state.settings)",
+        "holder.contexts = defaultdict(list, kept | {name: [value] for name, value in settings.items()})",
         "tests/test_globals.py::TestSettingsOfBrainState::test_a_setting_that_came_later",
+    ),
+    Fault(
+        "a setting of BrainState that was set for all threads after the capture is read",
+        "_sources/blueprint.py",
+        "if name in self._later:",
+        "if False:",
+        "tests/test_globals.py::TestSettingsOfBrainState::test_a_setting_for_all_threads_that_came_later",
     ),
     Fault(
         "a precision of BrainState changes JAX's flag for other threads",
         "_sources/blueprint.py",
-        "    return state if isinstance(state, threading.local) else None",
-        "    return None",
+        "    kept = state.contexts",
+        "    kept = state.contexts\n    jax.config.update('jax_enable_x64', settings['precision'] == 64)",
         "tests/test_globals.py::TestSettingsOfBrainState::test_a_precision_of_a_context",
     ),
     Fault(

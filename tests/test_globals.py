@@ -17,7 +17,7 @@ from brainstate import HiddenState
 from brainstate.nn import Module
 
 import pure_batching as pb
-from pure_batching.errors import CaptureError
+from pure_batching.errors import CaptureError, StrategyError
 
 from .bench import PLAIN, RULES, SAMPLES, STEPS
 from .models import MODELS, N_IN, Model
@@ -246,6 +246,19 @@ class TestSettingsOfBrainState:
         for one in others:
             assert_close(one, loop)
         assert not np.allclose(pb.vmap(tripled, SAMPLES).step(params, *started(tripled))[1], loop[1])
+
+    def test_a_setting_for_all_threads_that_came_later(self) -> None:
+        """BrainState cannot hide it from one thread: a module that reads it is refused."""
+        learner, params = pb.capture(Settled(), np.ones(N_IN), algorithm=pb.D_RTRL())
+        brainstate.environ.set(gain=3.0, loss=1.0)
+        try:
+            with pytest.raises(StrategyError, match=r"environ\['gain'\]: got 3.0, which was set after the capture"):
+                by_manual(learner, params)
+            tripled, _ = pb.capture(Settled(), np.ones(N_IN), algorithm=pb.D_RTRL(), environ={"gain": 1.0})
+            assert_close(by_manual(tripled, params), stepped(pb.vmap(learner, SAMPLES), params))
+        finally:
+            brainstate.environ.pop("gain")
+            brainstate.environ.pop("loss")
 
     def test_are_those_of_the_caller_again(self) -> None:
         """Also where a capture fails."""

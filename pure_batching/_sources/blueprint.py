@@ -18,7 +18,7 @@ from .._program import Params
 from .._reader.jaxprs import Literal, evaluate, inner
 from .._reader.pieces import tainted_by
 from .._tree import Tree, like, spec_of
-from ..errors import CaptureError, OptionError, PureBatchingError
+from ..errors import CaptureError, OptionError, PureBatchingError, StrategyError
 from .copying import copy_module
 from .keys import folded_key
 from .paths import path_of
@@ -304,41 +304,36 @@ def _generator_kept() -> Iterator[None]:
 
 @contextmanager
 def _in_force(settings: Mapping[str, Any]) -> Iterator[None]:
-    """Let these settings of BrainState, and no others, hold inside the block, in this thread alone."""
-    state = _settings_of_thread()
-    if state is None:
-        with _in_force_over_others(settings):
-            yield
-        return
-    kept = state.settings, state.contexts
-    state.settings, state.contexts = dict(settings), defaultdict(list)
+    """Let these settings of BrainState hold inside the block, in this thread alone.
+
+    They are put where BrainState's own context puts its settings, which would set JAX's flag of the process along with
+    a precision.
+    """
+    state: Any = vars(brainstate.environ)["_ENV_STATE"]
+    kept = state.contexts
+    holder = getattr(state, "_local", state)  # what has the contexts of this thread, since BrainState 0.6
+    holder.contexts = _CapturedSettings(settings, state.settings)
     try:
         yield
     finally:
-        state.settings, state.contexts = kept
+        holder.contexts = kept
 
 
-def _settings_of_thread() -> Any:
-    """Where BrainState keeps the settings of this thread; None in a version in which threads share some of them.
+class _CapturedSettings(defaultdict[str, list[Any]]):
+    """The settings of a capture, as a stack each; one that was set later is an error where a module reads it."""
 
-    BrainState's own context sets JAX's flag of the process along with a precision, and hides no setting that was made
-    after the capture.
-    """
-    state = getattr(brainstate.environ, "_ENV_STATE", None)
-    return state if isinstance(state, threading.local) else None
+    def __init__(self, settings: Mapping[str, Any], later: Mapping[str, Any]) -> None:
+        super().__init__(list, {name: [value] for name, value in settings.items()})
+        self._later = later
 
-
-@contextmanager
-def _in_force_over_others(settings: Mapping[str, Any]) -> Iterator[None]:
-    """The same by BrainState's context: a setting that was made later remains, and JAX's flag is taken back at once."""
-    if settings.get(_PRECISION) == brainstate.environ.get(_PRECISION, default=None):
-        with brainstate.environ.context(**{name: value for name, value in settings.items() if name != _PRECISION}):
-            yield
-        return
-    is_x64 = jax.enable_x64.get_global()
-    try:
-        with brainstate.environ.context(**settings):
-            jax.config.update("jax_enable_x64", is_x64)
-            yield
-    finally:
-        jax.config.update("jax_enable_x64", is_x64)
+    def __contains__(self, name: Any) -> bool:
+        if super().__contains__(name):
+            return True
+        if name in self._later:
+            raise StrategyError(
+                f"environ[{name!r}]",
+                got=f"{self._later[name]!r}, which was set after the capture, in a module that reads it",
+                expected="no such setting, as when the module was captured",
+                repair=f"Capture the module again, or pass environ={{{name!r}: ...}} to pb.capture.",
+            )
+        return False

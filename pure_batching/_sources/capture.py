@@ -195,6 +195,8 @@ class ModuleSource(Source):
     def _mapped(self, trace: Callable[[], Result]) -> Result:
         try:
             return trace()
+        except StrategyError:
+            raise
         except Exception as error:
             reason = cause_of(error)
             raise StrategyError(
