@@ -193,6 +193,13 @@ FAULTS = (
         "tests/test_globals.py::TestSettingsOfBrainState::test_a_precision_of_a_context",
     ),
     Fault(
+        "a loss with a callback that keeps its order is mapped over samples",
+        "_learning/losses.py",
+        '"" if learner.batch_size is None else unmapped_callback(loss)',
+        '""',
+        _says("vmap of a loss whose io_callback keeps its order"),
+    ),
+    Fault(
         "what is compiled keeps its learner",
         "_learning/step.py",
         "learner.detached().parted()",
@@ -1439,8 +1446,8 @@ FAULTS = (
     Fault(
         "a loss on several devices may have a callback that keeps its order",
         "_learning/losses.py",
-        "if learner.strategy.own_mesh is not None and",
-        "if learner.strategy.own_mesh is None and",
+        "if learner.strategy.own_mesh is not None:",
+        "if learner.strategy.own_mesh is None:",
         _says("devices for a loss whose callback keeps its order"),
     ),
     Fault(

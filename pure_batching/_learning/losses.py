@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._program import Loss
-from .._reader.callbacks import ordered_callback
+from .._reader.callbacks import ordered_callback, unmapped_callback
+from .._reader.jaxprs import Jaxpr
 from .._tree import Tree, spec_text, unit_of
 from ..errors import LossError
 from .learner import Learner
@@ -60,11 +61,20 @@ def check_loss(learner: Learner, loss: Loss, targets: Timed) -> None:
             expected="one real number without a unit for the output and target of one sample at one step",
             repair="Reduce over features inside the loss; samples and time are added up outside.",
         )
-    if learner.strategy.own_mesh is not None and (found := ordered_callback(jaxpr.jaxpr)):
+    _check_callbacks(learner, jaxpr.jaxpr)
+
+
+def _check_callbacks(learner: Learner, loss: Jaxpr) -> None:
+    """Raise LossError for a callback in the loss of one sample that JAX does not call for many."""
+    if learner.strategy.own_mesh is not None:
+        found, way = ordered_callback(loss), "runs on several devices"
+    else:
+        found, way = "" if learner.batch_size is None else unmapped_callback(loss), "maps over samples"
+    if found:
         raise LossError(
             "loss",
             got=f"a callback that keeps its order, {found}",
-            expected=f"a loss that JAX runs on several devices, under {learner.strategy.name}",
+            expected=f"a loss that JAX {way}, under {learner.strategy.name}",
             repair="Take the callback out, or leave out ordered=True.",
         )
 

@@ -92,8 +92,14 @@ def told(output: jax.Array, target: jax.Array) -> jax.Array:
     return squared(output, target)
 
 
-def on_two_devices(loss: Any) -> Any:
-    return pb.sequence_grad(sharded(plain(), 2), loss)(jnp.ones(3), None, jnp.ones((2, 2, 3)), jnp.ones((2, 2, 3)))
+def noted(output: jax.Array, target: jax.Array) -> jax.Array:
+    io_callback(lambda: None, None, ordered=True)
+    return squared(output, target)
+
+
+def with_loss(make: Any, loss: Any) -> Any:
+    data = jnp.ones((2, 2, 3))
+    return pb.sequence_grad(make(plain(), 2), loss)(jnp.ones(3), None, data, data)
 
 
 def on_devices(params: Any, inputs: Any) -> Any:
@@ -255,10 +261,21 @@ STRATEGY = (
     ),
     Refusal(
         "devices for a loss whose callback keeps its order",
-        lambda _: on_two_devices(told),
+        lambda _: with_loss(sharded, told),
         LossError,
         "loss: got a callback that keeps its order, debug_print(ordered=True) at strategies.py: ~ (told), expected a "
         "loss that JAX runs on several devices, under pb.sharded. Take the callback out, or leave out ordered=True.",
+    ),
+    *(
+        Refusal(
+            f"{name} of a loss whose io_callback keeps its order",
+            lambda _, make=make: with_loss(make, noted),
+            LossError,
+            "loss: got a callback that keeps its order, io_callback(ordered=True) at strategies.py: ~ (noted), "
+            f"expected a loss that JAX maps over samples, under pb.{name}. Take the callback out, or leave out ordered",
+        )
+        for name, make in MAKERS.items()
+        if name != "sharded"
     ),
     Refusal(
         "params on another device than the inputs",
