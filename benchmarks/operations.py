@@ -1,6 +1,6 @@
-"""The operations of a gradient, as XLA runs them on this processor, and the time that each takes.
+"""The operations of a case of the tutorial's tables, as XLA runs them on this processor, and the time that each takes.
 
-    python benchmarks/operations.py --algorithm "D_RTRL default" --by manual
+    python benchmarks/operations.py --section traces --case "D_RTRL default, manual"
 
 shows why a program is as fast as it is. The times are those of the profiler, which slows small operations down.
 """
@@ -11,35 +11,30 @@ import tempfile
 from pathlib import Path
 
 import jax
-from _cases import ours
 from _measuring import Run
-from _problem import Sizes, make_problem
 from _tables import CONSOLE
 from rich.table import Table
-from tutorial import D_PUBLISHED, ES, STRATEGIES, D
+from tutorial import SECTIONS
 
-ALGORITHMS = {"ES_D_RTRL": ES, "D_RTRL published": D_PUBLISHED, "D_RTRL default": D}
 CALLS = 10
 
 
 def main() -> None:
     """Print the longest operations of one case."""
     options = _options()
-    problem = make_problem(Sizes(steps=options.steps, samples=options.samples))
-    run = ours(STRATEGIES[options.by], ALGORITHMS[options.algorithm], problem, options.window)
-    table = Table("operation", "times in a call", "ms in a call", title=f"{options.algorithm}, {options.by}")
-    for name, (count, seconds) in _operations(run)[: options.rows]:
+    cases = SECTIONS[options.section]().cases
+    if options.case not in cases:
+        raise SystemExit(f"--case: got {options.case!r}, expected one of {', '.join(map(repr, cases))}")
+    table = Table("operation", "times in a call", "ms in a call", title=options.case)
+    for name, (count, seconds) in _operations(cases[options.case])[: options.rows]:
         table.add_row(name, f"{count / CALLS:,.0f}", f"{1e3 * seconds / CALLS:.2f}")
     CONSOLE.print(table)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--algorithm", choices=ALGORITHMS, default="D_RTRL default")
-    parser.add_argument("--by", choices=STRATEGIES, default="manual")
-    parser.add_argument("--window", type=int)
-    parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--section", choices=SECTIONS, default="traces")
+    parser.add_argument("--case", default="D_RTRL default, manual")
     parser.add_argument("--rows", type=int, default=15)
     return parser.parse_args()
 
