@@ -42,6 +42,7 @@ def loop(learner: Learner, batch_size: int) -> Learner:
       a learner whose inputs, outputs and carry lead with the axis `B`.
 
     Raises:
+      StructureError: no learner.
       StrategyError: the learner has a batch already, its samples reach each other along an axis, or the step has an
         `io_callback` that keeps its order, which JAX leaves out of a loop that has a derivative.
       BatchSizeError: not a positive integer.
@@ -63,6 +64,7 @@ def vmap(learner: Learner, batch_size: int) -> Learner:
       a learner whose inputs, outputs and carry lead with the axis `B`.
 
     Raises:
+      StructureError: no learner.
       StrategyError: the learner has a batch already, or the step has an `io_callback` that keeps its order.
       BatchSizeError: not a positive integer.
     """
@@ -91,8 +93,10 @@ def manual(learner: Learner, batch_size: int, *, allow_coupling: bool = False) -
       a learner whose inputs, outputs and carry lead with the axis `B`.
 
     Raises:
+      StructureError: no learner.
       StrategyError: the learner has a batch already, or the module's own code does not carry a batch axis; the text
-        names the state or output that came out wrong, or the line of a number that is made of the number of samples.
+        names the state or output that came out wrong, the line of a number that is made of the number of samples, the
+        weights that are used in another way, or the setting of BrainState that was set after the capture.
       SampleCouplingError: the module's own code couples the samples; the text names the leaf, the operation and its
         source line. `pb.audit` shows all of them. With an `axis_name`, samples may be coupled, but as in `pb.vmap`: the
         module's own code has to reduce its batch axis wherever it reduces the named one, as batch normalisation does.
@@ -132,10 +136,11 @@ def chunked(learner: Learner, batch_size: int, *, chunk: int, by: BatchedBy = vm
       a learner whose inputs, outputs and carry lead with the axis `B`.
 
     Raises:
-      StrategyError: the learner has a batch already, its samples reach each other along an axis, or `by` shards.
+      StructureError: no learner.
+      StrategyError: the learner has a batch already, its samples reach each other along an axis, `by` shards, or the
+        strategy of a chunk refuses the learner (SampleCouplingError and RandomnessError are such errors).
       BatchSizeError: a batch size that is no positive integer.
       OptionError: a chunk that is no integer from 1 to `B`, or a `by` that is no strategy.
-      SampleCouplingError, RandomnessError: the strategy of a chunk refuses the learner.
     """
     size = _check(learner, batch_size, "chunked")
     _refuse_axis(learner, Chunked.name, "samples that can be run one chunk after the other")
@@ -191,11 +196,12 @@ def sharded(
       a learner whose inputs, outputs and carry lead with the axis `B`.
 
     Raises:
-      StrategyError: the learner has a batch already, its samples reach each other along an axis, `by` shards too, or
-        the step has a callback that keeps its order.
+      StructureError: no learner.
+      StrategyError: the learner has a batch already, its samples reach each other along an axis, `by` shards too, the
+        step has a callback that keeps its order, or the strategy of a share refuses the learner (SampleCouplingError
+        and RandomnessError are such errors).
       BatchSizeError: a batch size that is no positive integer, or that the devices do not divide.
       OptionError: no mesh, a mesh without the axis, or a `by` that is no strategy.
-      SampleCouplingError, RandomnessError: the strategy of a share refuses the learner.
     """
     size = _check(learner, batch_size, "sharded")
     _refuse_axis(learner, Sharded.name, "samples that the devices can run each for itself")

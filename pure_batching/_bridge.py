@@ -37,9 +37,9 @@ def from_native(learner: Learner, algorithm: "brainscale.ETraceVjpAlgorithm") ->
       the carry after the algorithm's last step.
 
     Raises:
-      NativeError: not compiled, of another kind, another module or another number of samples, with random keys of a
-        batch, which BrainScale does not keep for each sample, or D_RTRL with a weight whose elements reach several
-        outputs (convolutions, say), over which BrainScale adds up its trace.
+      NativeError: not compiled, of another kind, decay, module or number of samples, of a rule other than ES_D_RTRL and
+        D_RTRL, with random keys of a batch, which BrainScale does not keep for each sample, or D_RTRL with a weight
+        whose elements reach several outputs (convolutions, say), over which BrainScale adds up its trace.
     """
     native = _Native.of(learner, algorithm)
     values = {path: state.value for path, state in native.states.items()}

@@ -27,15 +27,22 @@ def stack(carries: Sequence[Carry]) -> Carry:
     """Make the carry of a batch, `[B, ...]`, of carries of one sample each; the inverse of `unstack`.
 
     Raises:
-      StructureError: carries of different learners, or at different values of what samples share.
+      StructureError: no list of carries, carries of different learners, or at different values of what samples share.
       BatchSizeError: a carry of a batch.
+      ShapeError: an array that does not lead with the samples.
     """
     first = _check_listed("stack", carries, is_batch=False)
     return _each_leaf(lambda *leaves: jnp.stack(leaves), *carries)._replace(shared=first.shared)
 
 
 def unstack(carry: Carry) -> list[Carry]:
-    """Take the carry of a batch apart into carries of one sample each."""
+    """Take the carry of a batch apart into carries of one sample each, `[...]`.
+
+    Raises:
+      StructureError: no carry.
+      BatchSizeError: the carry of one sample.
+      ShapeError: an array that does not lead with the samples.
+    """
     return [_each_leaf(lambda leaf, i=i: leaf[i], carry) for i in range(batch_size(carry))]
 
 
@@ -43,8 +50,9 @@ def concat(carries: Sequence[Carry]) -> Carry:
     """Join carries of batches into one of all their samples, in order; the inverse of `split`.
 
     Raises:
-      StructureError: carries of different learners, or at different values of what samples share.
+      StructureError: no list of carries, carries of different learners, or at different values of what samples share.
       BatchSizeError: carries of one sample.
+      ShapeError: an array that does not lead with the samples.
     """
     first = _check_listed("concat", carries, is_batch=True)
     return _each_leaf(lambda *leaves: jnp.concatenate(leaves), *carries)._replace(shared=first.shared)
@@ -54,7 +62,8 @@ def split(carry: Carry, sizes: Sequence[int]) -> list[Carry]:
     """Split a carry into carries of its first `sizes[0]` samples, of the next `sizes[1]`, and so on.
 
     Raises:
-      BatchSizeError: sizes that do not add up to the batch.
+      BatchSizeError: sizes that do not add up to the batch, or the carry of one sample.
+      StructureError, ShapeError: no carry, or an array that does not lead with the samples.
     """
     parts = _check_sizes(sizes, batch_size(carry))
     ends = np.cumsum(parts)
@@ -68,6 +77,8 @@ def gather(carry: Carry, indices: Indices) -> Carry:
 
     Raises:
       OptionError: an index that is no sample.
+      BatchSizeError: the carry of one sample.
+      StructureError, ShapeError: no carry, or an array that does not lead with the samples.
     """
     rows = _check_indices("gather", indices, batch_size(carry))
     return _each_leaf(lambda leaf: leaf[rows], carry)
@@ -78,8 +89,9 @@ def scatter(carry: Carry, indices: Indices, samples: Carry) -> Carry:
 
     Raises:
       OptionError: an index that is no sample, or stands twice.
-      BatchSizeError: another number of samples than indices.
-      StructureError: carries of different learners, or at different values of what samples share.
+      BatchSizeError: another number of samples than indices, or the carry of one sample.
+      StructureError: no carries, carries of different learners, or at different values of what samples share.
+      ShapeError: an array that does not lead with the samples.
     """
     _check_together({"carry": carry, "samples": samples}, is_batch=True)
     rows = _check_indices("scatter", indices, batch_size(carry), once=True)
@@ -95,6 +107,8 @@ def permute(carry: Carry, order: Indices) -> Carry:
 
     Raises:
       OptionError: an order that does not name every sample once.
+      BatchSizeError: the carry of one sample.
+      StructureError, ShapeError: no carry, or an array that does not lead with the samples.
     """
     size = batch_size(carry)
     rows = _check_indices("permute", order, size, once=True)

@@ -85,6 +85,7 @@ class Slots:
         axis, so that a session would see the others.
       BatchSizeError: a capacity that is not a positive integer, or that the devices of `pb.sharded` do not divide.
       OptionError: `by` is no strategy.
+      SlotError: a learner whose rule has a traced number.
     """
 
     learner: Learner
@@ -155,8 +156,9 @@ class Slots:
             slots of the same learner, or the carry of a learner of one sample.
 
         Raises:
-          SlotError: no slot is vacant, or the session is in the table already.
-          CarryError: a carry of another learner, or of a batch.
+          SlotError: no slot is vacant, or the session is in the table already; a traced argument.
+          StructureError: no table.
+          CarryError: a table of other slots, or a carry of another learner or of a batch.
           OptionError: no key where it is needed, or one where a carry holds it.
           DtypeError, ShapeError: no integer of 32 bits, or no random key.
         """
@@ -175,7 +177,9 @@ class Slots:
         """The carry of one session, for `admit`, or for a learner of one sample.
 
         Raises:
-          SlotError: the session is in no slot.
+          SlotError: the session is in no slot; a traced argument.
+          StructureError, CarryError: no table, or one of other slots.
+          DtypeError, ShapeError: no integer of 32 bits.
         """
         check_untraced("slots.snapshot", table, id)
         with self._as_given():
@@ -297,7 +301,9 @@ class Slots:
           key: a random key, needed where the initial state is random: a session draws it from `fold_in(key, id)`.
 
         Raises:
-          SlotError: a session that is in no slot, or that stands twice.
+          SlotError: a session that is in no slot, or that stands twice; a traced argument.
+          StructureError, CarryError: no table, or one of other slots.
+          DtypeError, ShapeError: no integers of 32 bits, or no random key.
           OptionError: no key where it is needed.
         """
         check_untraced("slots.reset", table, ids, key)
@@ -317,7 +323,9 @@ class Slots:
           ids: `[N]` integers, each once.
 
         Raises:
-          SlotError: a session that is in no slot, or that stands twice.
+          SlotError: a session that is in no slot, or that stands twice; a traced argument.
+          StructureError, CarryError: no table, or one of other slots.
+          DtypeError, ShapeError: no integers of 32 bits.
         """
         check_untraced("slots.evict", table, ids)
         with self._as_given():

@@ -1,7 +1,8 @@
 """The exceptions, and how their texts are built.
 
 Every text names the place (a leaf's path, an argument, a source line), what was got, what was expected, and the
-repair. All of them are raised before anything runs and leave every argument as it was.
+repair. All but `NonFiniteError`, which is about results, are raised before anything runs. They leave every argument as
+it was.
 """
 
 
@@ -14,11 +15,11 @@ class PureBatchingError(ValueError):
 
 
 class CaptureError(PureBatchingError):
-    """A module cannot be turned into a pure program."""
+    """A module or a function cannot be turned into a pure program."""
 
 
 class StructureError(PureBatchingError):
-    """A tree has other keys, or another number of leaves, than it must have."""
+    """A tree has other keys, or another number of leaves, than it must have, or an argument is of another kind."""
 
 
 class ShapeError(PureBatchingError):
@@ -26,11 +27,11 @@ class ShapeError(PureBatchingError):
 
 
 class BatchSizeError(ShapeError):
-    """A batch has another size than the strategy that runs it."""
+    """A batch has another size than the strategy that runs it, or a size that no strategy can have."""
 
 
 class DtypeError(PureBatchingError):
-    """An array has a dtype that cannot be converted without loss."""
+    """An array has a dtype that cannot be converted without loss, or a value is no array or no random key."""
 
 
 class UnitError(PureBatchingError):
@@ -46,15 +47,15 @@ class DeviceError(PureBatchingError):
 
 
 class LossError(PureBatchingError):
-    """A loss does not return one real number for one sample at one step."""
+    """A loss cannot be called, or does not return one real number for one sample at one step, or JAX cannot map it."""
 
 
 class AlgorithmError(PureBatchingError):
-    """An algorithm's hyperparameter is out of range."""
+    """A rule has a number out of range, does not fit a model, is written wrongly, or has no such derivative."""
 
 
 class OptionError(PureBatchingError):
-    """An option has a value that does not exist."""
+    """An option has a value that it cannot have, or is missing where it is needed."""
 
 
 class StrategyError(PureBatchingError):

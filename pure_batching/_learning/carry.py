@@ -25,7 +25,7 @@ class Carry(NamedTuple):
       shared: states that are the same for every sample (write pointers, counters) by path. A mask or a reset moves
         samples apart: from then on each sample has its own of these states, in `other`.
       trace: the algorithm's eligibility traces.
-      update_count: the number of updates so far, `[]` or `[B]` int32. An update is a step; with BPTT and with
+      update_count: the number of updates so far, `[]` or `[B]` int32. An update is a step; with BPTT, RTRL and
         `vjp="multi-step"` it is a window.
     """
 

@@ -150,11 +150,14 @@ class Learner(eqx.Module):
           inputs: the module's arguments, `[...]` or `[B, ...]`.
 
         Returns:
-          the next carry and the module's output.
+          the next carry and the module's output, `[...]` or `[B, ...]`.
 
         Raises:
           StructureError, ShapeError, BatchSizeError, DtypeError, UnitError: an argument does not fit.
           CarryError: the carry belongs to another learner.
+          DeviceError: arguments on different devices, but under `pb.sharded`, which copies them to its own.
+          StrategyError: inside `jax.jit`, an argument whose type names another mesh than that of `pb.sharded`.
+          AlgorithmError: a second derivative by an online rule, or one by a number of the rule, such as its decay.
         """
         arguments = checked(self, _check_step, params, carry, inputs)
         with self.source.numerics.in_force():

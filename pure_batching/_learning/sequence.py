@@ -103,11 +103,12 @@ def sequence_grad(
       outputs: whether `Aux.outputs` holds the module's outputs.
 
     Returns:
-      `(params, carry, inputs, targets, *, mask=None, reset=None, key=None) -> (gradients, Aux)`; see `GradFn`
-      and its `__call__`. It is compiled once for each learner, loss and shape: define the loss once, outside the
-      training loop. With an online rule its results have no derivative: `jax.grad` through them raises
-      AlgorithmError. With `vjp="multi-step"` and RTRL they have one inside one window; a derivative through the trace
-      of the carry, or of several windows, raises it likewise.
+      `(params, carry, inputs, targets, *, mask=None, reset=None, key=None) -> (gradients, Aux)`, whose `__call__` says
+      what each argument is. The gradients have the structure, units and shapes of the params, or `[B, *param.shape]`
+      with `reduction="none"`. It is compiled once for each learner, loss and shape: define the loss once, outside the
+      training loop. With an online rule its results have no derivative: `jax.grad` through them raises AlgorithmError.
+      With `vjp="multi-step"` and RTRL they have one inside one window; a derivative through the trace of the carry, or
+      of several windows, raises it likewise.
 
       Dtypes: an array is converted where JAX would promote it to the captured dtype (bool and integers to any float,
       float32 to float64); a conversion that would lose digits or the kind is a DtypeError. With x64 off, a float64

@@ -54,10 +54,16 @@ class SequenceFn(abc.ABC, Generic[Found]):
             Pass another key at each call, or the same noise comes again. A carry holds the keys of its samples, so
             that the noise after it comes from these: with a carry, `key` serves random resets alone.
 
+        Returns:
+          the gradients, or the norms `[B]`, and what comes besides, with the losses `[T, B]` (`[T]` for one sample).
+
         Raises:
           ShapeError, BatchSizeError, DtypeError, UnitError, StructureError, CarryError, LossError: an argument does
             not fit. Nothing has run then.
           OptionError: a mask where samples reach each other along an axis; no key where it is needed.
+          DeviceError: arguments on different devices, but under `pb.sharded`, which copies them to its own.
+          StrategyError: inside `jax.jit`, an argument whose type names another mesh than that of `pb.sharded`.
+          AlgorithmError: a derivative of the result that an online rule does not have.
         """
         given = (params, carry, inputs, targets)
         return run_checked(self.learner, self.run, *given, mask=mask, reset=reset, key=key)

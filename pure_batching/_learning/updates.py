@@ -69,6 +69,9 @@ class OnlineFn:
         Raises:
           ShapeError, BatchSizeError, DtypeError, UnitError, StructureError, CarryError, LossError, OptionError: an
             argument does not fit. Nothing has run then.
+          DeviceError: arguments on different devices, but under `pb.sharded`, which copies them to its own.
+          StrategyError: inside `jax.jit`, an argument whose type names another mesh than that of `pb.sharded`.
+          AlgorithmError: a derivative of the result that an online rule does not have.
         """
         loss, arrays = SplitLoss.of(self.loss)
         axes = SampleAxes((None, *arguments_axes()), (None, None, Aux.sample_axes()))

@@ -57,7 +57,7 @@ def modules() -> st.SearchStrategy[Net]:
 
 
 def algorithms() -> st.SearchStrategy[Algorithm]:
-    """Every algorithm, rule and learning signal."""
+    """`ES_D_RTRL`, `D_RTRL` and `Hybrid` with every `rule` and `vjp`, and `BPTT`."""
     return st.sampled_from(ALGORITHMS)
 
 
