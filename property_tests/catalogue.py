@@ -200,6 +200,13 @@ FAULTS = (
         _says("vmap of a loss whose io_callback keeps its order"),
     ),
     Fault(
+        "a derivative is taken at once where a trace has it place by place",
+        "_algorithms/_parameter_trace.py",
+        "for i, leaf in enumerate(relation.leaves) if not relation.spread(leaf)}",
+        "for i, leaf in enumerate(relation.leaves)}",
+        "tests/test_sharing.py::test_a_grouped_convolution",
+    ),
+    Fault(
         "what is compiled keeps its learner",
         "_learning/step.py",
         "learner.detached().parted()",

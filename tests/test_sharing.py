@@ -414,6 +414,28 @@ def test_two_processes_equal_one() -> None:
     np.testing.assert_allclose(shares[1], shares[0], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("rule", ["D_RTRL", "D_RTRL published", "ES_D_RTRL", "BPTT"])
+def test_a_grouped_convolution(rule: str) -> None:
+    """On a mesh, JAX does not map the derivative by its kernel over the states of a neuron, so that none is taken."""
+    images, kernel = jax.random.normal(jax.random.key(0), (3, 8, 5, 4)), np.ones((3, 2, 4))
+
+    def step(kernel: Any, h: Any, image: Any) -> Any:
+        options: dict[str, Any] = {"dimension_numbers": ("NWC", "WIO", "NWC"), "feature_group_count": 2}
+        h = 0.5 * h + jax.lax.conv_general_dilated(image[None], kernel, (1,), "SAME", **options)[0]
+        return h, h
+
+    def squared(output: Any, target: Any) -> Any:
+        return ((output - target) ** 2).sum()
+
+    learner, params = pb.capture_function(step, kernel, images[0, 0], images[0, 0], algorithm=RULES[rule])
+    got, want = (
+        pb.sequence_grad(strategy(learner, 8), squared)(params, None, images, images)[0]
+        for strategy in (on_devices(), pb.vmap)
+    )
+    assert_gradients_alive({"kernel": want})
+    assert_close(fetched(got), want)
+
+
 class TestElsewhere:
     """Arguments of `pb.sharded` that were put on other devices than its own are copied to them, whatever the driver."""
 

@@ -94,13 +94,17 @@ def outer(relation: Relation, params: Params, x: jax.Array | None, values: jax.A
       values: `[K, *y.shape, ns]`.
     """
     arrays, held = arrays_of(relation, params), held_arrays(relation, params)
+    at_once = {i: arrays[i] for i, leaf in enumerate(relation.leaves) if not relation.spread(leaf)}
 
     def one_state(column: jax.Array) -> list[jax.Array]:
-        _, pullback = jax.vjp(lambda *leaves: map_operation(relation, x, (*leaves, *held), column.shape[0]), *arrays)
-        pulled = pullback(column)
+        def run(own: dict[int, jax.Array]) -> jax.Array:
+            leaves = [own.get(i, array) for i, array in enumerate(arrays)]
+            return map_operation(relation, x, (*leaves, *held), column.shape[0])
+
+        (pulled,) = jax.vjp(run, at_once)[1](column)
         return [
-            _place_by_place(relation, leaf, (*arrays, *held), x, column) if relation.spread(leaf) else array
-            for leaf, array in zip(relation.leaves, pulled, strict=True)
+            pulled[i] if i in pulled else _place_by_place(relation, leaf, (*arrays, *held), x, column)
+            for i, leaf in enumerate(relation.leaves)
         ]
 
     columns = jax.vmap(one_state, in_axes=-1, out_axes=-1)(values)

@@ -18,9 +18,9 @@ class OTTT(Algorithm):
         grad[t]  = eps_x[t] (x) sum_s df[t, s] L[t, s]
 
     with `df = dh/dy` and `L = dloss/dh`. It is the online gradient of a neuron whose potential decays by `decay` in
-    each step, `D = dh[t]/dh[t-1] = decay`, if its reset is held constant; a weight that multiplies no input, such as a
-    bias or a time constant, gets the gradient of the step. The rule is complete: with `K = dloss/dy` and
-    `l = dloss/dh[t-1]` at fixed `h[t]` it adds
+    each step, `D = dh[t]/dh[t-1] = decay`, if its reset is held constant. A weight that multiplies no input, such as a
+    bias or a time constant, has 1 in place of `eps_x` and `x`, so that this is the gradient of the step. The rule is
+    complete: with `K = dloss/dy` and `l = dloss/dh[t-1]` at fixed `h[t]` it adds
 
         eps_x[t-1] (x) sum_s df[t-1, s] l[t, s] + x[t] (x) K[t]
 

@@ -134,14 +134,15 @@ def _check_same_relations(single: Program, batched: Program) -> None:
 
 
 def _check_samples_lead(single: Program, batched: Program, batch_size: int) -> None:
-    """The samples may lie behind the features of a product where `jax.vmap` is called inside the step."""
+    """The samples may lie behind the features of a product that `jax.vmap` or an einsum makes inside the step."""
     own, found = single.derivatives.dfs, batched.derivatives.dfs
     if turned := [name for name in own if not _leads(found[name].shape, own[name].shape, batch_size)]:
         raise StrategyError(
             "pb.manual",
             got=f"a product of {turned[0]!r} of shape {found[turned[0]].shape[:-1]} with a batch axis",
             expected=f"{(batch_size, *own[turned[0]].shape[:-1])}, in which the samples lead",
-            repair="Where the step maps a cell by jax.vmap, the samples lie elsewhere; use pb.vmap.",
+            repair="jax.vmap of a cell, or an einsum that puts the weight's axes first, leaves the samples behind. "
+            "Use pb.vmap.",
         )
 
 
