@@ -254,8 +254,8 @@ class TestSettingsOfBrainState:
         try:
             with pytest.raises(StrategyError, match=r"environ\['gain'\]: got 3.0, which was set after the capture"):
                 by_manual(learner, params)
-            tripled, _ = pb.capture(Settled(), np.ones(N_IN), algorithm=pb.D_RTRL(), environ={"gain": 1.0})
-            assert_close(by_manual(tripled, params), stepped(pb.vmap(learner, SAMPLES), params))
+            anew, _ = pb.capture(Settled(), np.ones(N_IN), algorithm=pb.D_RTRL(), environ={"gain": 1.0})
+            assert_close(by_manual(anew, params), stepped(pb.vmap(learner, SAMPLES), params))
         finally:
             brainstate.environ.pop("gain")
             brainstate.environ.pop("loss")
